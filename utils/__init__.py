@@ -1,0 +1,1 @@
+"""Everything around the network: data, loss, training, metrics, files and devices."""

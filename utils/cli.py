@@ -1,0 +1,102 @@
+"""What every script's command line shares: the parser, options from Python, logging, and how errors end."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence and exit code 1, as every user error here."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the command line and where its options are listed, then exit with 1."""
+        self.exit(1, f"error: {message} (see {self.prog} --help)\n")
+
+
+def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argparse.Namespace:
+    """The parser's defaults with keyword options laid over them: how `run(**options)` gets its namespace.
+
+    Values are taken as they are (Python callers pass typed values); `choices` are still held.
+
+    Raises:
+        UserError: an option the script does not have, or a value outside an option's choices.
+    """
+    actions = {a.dest: a for a in parser._actions if a.dest != "help"}
+    unknown = sorted(set(options) - set(actions))
+    if unknown:
+        raise UserError(f"run() got unknown options {unknown}; it takes {sorted(actions)}")
+    missing = sorted(d for d, a in actions.items() if a.required and d not in options)
+    if missing:
+        raise UserError(f"run() needs a value for {missing}")
+    values = {dest: options.get(dest, action.default) for dest, action in actions.items()}
+    for dest, action in actions.items():
+        given = values[dest]
+        for value in given if isinstance(given, list | tuple) else [given]:
+            if dest in options and action.choices is not None and value not in action.choices:
+                raise UserError(f"run() got {dest}={value!r}; it takes one of {list(action.choices)}")
+    return argparse.Namespace(**values)
+
+
+def setup_logging(verbose: bool = True) -> None:
+    """Send this project's messages, plain, to standard output; quiet processes (other ranks) say only errors."""
+    if not LOGGER.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(_LevelFormatter())
+        LOGGER.addHandler(handler)
+        LOGGER.propagate = False
+    LOGGER.setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+class _LevelFormatter(logging.Formatter):
+    """Information as it is; anything graver with its level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def guard(main: Callable[[], Any]) -> None:
+    """Run a script's `main` so that whatever a user can cause ends in one sentence and exit code 1.
+
+    A defect of ours still shows its traceback: hiding it would only hide the report.
+    """
+    setup_logging()
+    try:
+        main()
+    except UserError as error:
+        _stop(str(error))
+    except KeyboardInterrupt:
+        _stop("stopped from the keyboard", code=130)
+    except OSError as error:
+        if error.errno not in _USERS_OS_ERRORS:
+            raise
+        _stop(
+            f"{error.strerror or error}: {error.filename or 'while writing'}; {_USERS_OS_ERRORS[error.errno]}"
+        )
+
+
+_USERS_OS_ERRORS = {
+    errno.ENOSPC: "free some space on that disk and run again",
+    errno.EDQUOT: "free some of your quota and run again",
+    errno.EFBIG: "raise the file size limit and run again",
+    errno.EACCES: "check who may read and write there",
+    errno.EPERM: "check who may read and write there",
+    errno.EROFS: "that disk is read-only, choose another folder",
+    errno.ENOENT: "check the path",
+    errno.EISDIR: "a file is needed, not a folder",
+    errno.ENOTDIR: "a folder is needed, not a file",
+}
+
+
+def _stop(sentence: str, code: int = 1) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)  # noqa: T201 the last word belongs on stderr, logging or not
+    sys.exit(code)

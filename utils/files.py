@@ -1,0 +1,149 @@
+"""Files: where the project is, finding what the user named, and writing whole files or none."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm"}
+)
+VIDEO_SUFFIXES = frozenset(
+    {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+)
+
+
+def increment_dir(project: str | Path, name: str, exist_ok: bool = False) -> Path:
+    """Create and return `project/name`, or `project/name2`, `name3`, ... when it exists already.
+
+    Creating is what claims the name, so two runs started together never share a folder.
+    """
+    base = Path(project) / name
+    if exist_ok:
+        base.mkdir(parents=True, exist_ok=True)
+        return base
+    base.parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        candidate = base if number == 1 else base.with_name(f"{base.name}{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return candidate
+
+
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file whole or not at all: temporary name beside it, flush to disk, rename.
+
+    If `write` or the disk fails, the old file is untouched, the temporary one removed and the error raised.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it, so it is put back at once."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def atomic_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    atomic_write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping with the safe loader.
+
+    Raises:
+        UserError: missing, unreadable, a tab, a syntax error (with its line), or something other than a mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such YAML file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
+    try:
+        data = yaml.safe_load(io.StringIO(text))
+    except yaml.YAMLError as error:
+        raise UserError(_yaml_sentence(path, text, error)) from None
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise UserError(
+            f"{path}: holds {found} where 'key: value' lines are expected; see the files in data/"
+        )
+    return data
+
+
+def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
+    """One sentence for a YAML error: its line and, for the commonest slip, the remedy."""
+    mark = getattr(error, "problem_mark", None)
+    lines = text.splitlines()
+    if mark is None:
+        return f"{path}: is not valid YAML ({error}); mend or re-save it as plain UTF-8 text"
+    where = f"{path}, line {mark.line + 1}"
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    if "\t" in line[: mark.column + 1]:
+        return f"{where}: a tab is used for indentation, which YAML forbids; replace it with spaces"
+    problem = getattr(error, "problem", None) or "syntax error"
+    return f"{where}: is not valid YAML ({problem}, near {line.strip()[:60]!r}); mend that line"
+
+
+def save_yaml(path: str | Path, data: dict[str, Any]) -> None:
+    """Write a mapping as YAML, keys in their own order, whole or not at all."""
+    atomic_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+
+def find_file(name: str | Path, *folders: str) -> Path:
+    """The file the user means: the path as given, then below the project, then a bare name in `folders`.
+
+    Args:
+        name: a path, or a bare file name such as `coco128.yaml`.
+        folders: folders of the project searched recursively for a bare name.
+
+    Raises:
+        UserError: nothing found (it says where it looked), or several files of that name.
+    """
+    given = Path(name)
+    for candidate in (given, ROOT / given):
+        if candidate.is_file():
+            return candidate
+    looked = [str(given), str(ROOT / given)]
+    if given.parent == Path(".") and str(given) not in ("", "."):
+        found = sorted({p for folder in folders for p in (ROOT / folder).rglob(given.name) if p.is_file()})
+        if len(found) > 1:
+            raise UserError(
+                f"{given}: several files have that name ({', '.join(map(str, found))}); give the path"
+            )
+        if found:
+            return found[0]
+        looked += [f"{ROOT / folder}/**" for folder in folders]
+    raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); check the path")
