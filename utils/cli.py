@@ -47,7 +47,7 @@ def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argpars
 
 
 def setup_logging(verbose: bool = True) -> None:
-    """Send this project's messages, plain, to standard output; quiet processes (other ranks) say only errors."""
+    """Send this project's messages, plain, to standard output; quiet processes (other ranks) only errors."""
     if not LOGGER.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(_LevelFormatter())

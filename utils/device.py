@@ -54,7 +54,7 @@ def select_device(spec: str = "") -> torch.device:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX): elsewhere it is slower than float32."""
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it only costs time."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe)() for probe in probes if hasattr(torch.cpu, probe))
 
@@ -62,7 +62,8 @@ def cpu_has_bf16() -> bool:
 def amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
     """The reduced precision for `--amp`, or None for full float32.
 
-    'auto' is float16 on CUDA (bfloat16 where the GPU has it natively), bfloat16 on a CPU that has it, else off.
+    'auto' is bfloat16 where CUDA has it natively, float16 on older GPUs, bfloat16 on a CPU that has it,
+    else off.
 
     Raises:
         UserError: unknown mode, or float16 asked of a CPU.

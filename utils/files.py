@@ -82,7 +82,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping with the safe loader.
 
     Raises:
-        UserError: missing, unreadable, a tab, a syntax error (with its line), or something other than a mapping.
+        UserError: missing, unreadable, a tab, a syntax error (with its line), or not a mapping.
     """
     path = Path(path)
     try:

@@ -1,0 +1,81 @@
+"""The command line: errors in one sentence with exit code 1, options from Python, logging levels."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from utils import cli
+from utils.errors import UserError
+from utils.files import ROOT
+
+
+def _parser():
+    parser = cli.Parser(prog="train.py")
+    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--optimizer", choices=["SGD", "Adam"], default="SGD")
+    return parser
+
+
+def test_parser_error_is_one_line_and_exit_code_one(capsys):
+    with pytest.raises(SystemExit) as stop:
+        _parser().parse_args(["--epochs", "many"])
+    assert stop.value.code == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--epochs" in err
+    assert "many" in err
+
+
+def test_abbreviations_work_as_yolov5_users_type_them():
+    assert _parser().parse_args(["--batch", "8"]).batch_size == 8
+
+
+def test_overlay_lays_options_over_defaults():
+    opt = cli.overlay(_parser(), {"epochs": 3})
+    assert (opt.epochs, opt.batch_size, opt.optimizer) == (3, 16, "SGD")
+
+
+@pytest.mark.parametrize(("options", "match"), [({"epoch": 1}, "unknown"), ({"optimizer": "Lion"}, "Lion")])
+def test_overlay_refuses_what_the_script_lacks(options, match):
+    with pytest.raises(UserError, match=match):
+        cli.overlay(_parser(), options)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("a.yaml: no classes; add names"), 1, "a.yaml: no classes"),
+        (OSError(errno.ENOSPC, "No space left on device", "best.pt"), 1, "best.pt"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs"), 1, "runs"),
+        (KeyboardInterrupt(), 130, "keyboard"),
+    ],
+)
+def test_guard_turns_user_errors_into_a_sentence(capsys, error, code, words):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        cli.guard(main)
+    assert stop.value.code == code
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+
+
+def test_guard_lets_our_own_defects_through():
+    with pytest.raises(ZeroDivisionError):
+        cli.guard(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "export.py"])
+def test_every_script_refuses_a_wrong_option_in_one_line(script):
+    done = subprocess.run(
+        [sys.executable, ROOT / script, "--no-such-option"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "--no-such-option" in done.stderr

@@ -1,0 +1,70 @@
+"""Devices: absent ones are refused in a sentence, precision follows the device, randomness is contained."""
+
+import pytest
+import torch
+
+from utils import device
+from utils.errors import UserError
+
+
+def test_cpu_is_always_there():
+    assert device.select_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("spec", ["tpu", "0;1", "-1"])
+def test_a_name_that_is_no_device_is_refused(spec):
+    with pytest.raises(UserError, match="not a device"):
+        device.select_device(spec)
+
+
+def test_an_absent_gpu_is_refused():
+    with pytest.raises(UserError, match="this machine has"):
+        device.select_device("97")
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("off", None), ("bf16", torch.bfloat16)])
+def test_amp_modes_on_cpu(mode, dtype):
+    assert device.amp_dtype(mode, torch.device("cpu")) is dtype
+
+
+def test_amp_auto_follows_the_cpu(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(device, "cpu_has_bf16", lambda has=has: has)
+        assert device.amp_dtype("auto", torch.device("cpu")) is (torch.bfloat16 if has else None)
+
+
+@pytest.mark.parametrize("mode", ["fp16", "int4"])
+def test_amp_modes_that_cannot_be_are_refused(mode):
+    with pytest.raises(UserError, match=f"--amp {mode}"):
+        device.amp_dtype(mode, torch.device("cpu"))
+
+
+def test_autocast_reduces_a_product_and_none_leaves_it():
+    x = torch.ones(2, 2)
+    with device.autocast(torch.device("cpu"), torch.bfloat16):
+        assert (x @ x).dtype is torch.bfloat16
+    with device.autocast(torch.device("cpu"), None):
+        assert (x @ x).dtype is torch.float32
+
+
+def test_seeded_is_repeatable_and_leaves_the_global_state():
+    before = torch.get_rng_state()
+    with device.seeded(3):
+        first = torch.rand(4)
+    with device.seeded(3):
+        assert torch.equal(first, torch.rand(4))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_ranks_come_from_the_launcher(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (device.rank(), device.local_rank(), device.world_size(), device.is_main()) == (0, 0, 1, True)
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert (device.rank(), device.local_rank(), device.world_size(), device.is_main()) == (3, 1, 4, False)
+
+
+def test_hardware_line_and_versions_name_what_is_here():
+    assert "threads" in device.describe(torch.device("cpu"))
+    assert device.versions()["torch"] == torch.__version__

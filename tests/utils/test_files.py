@@ -1,0 +1,108 @@
+"""Files: names that are not taken twice, whole writes, YAML errors that teach, finding what was named."""
+
+import errno
+import os
+import resource
+
+import pytest
+
+from utils import files
+from utils.errors import UserError
+
+
+def test_increment_dir_takes_the_first_free_number(tmp_path):
+    names = [files.increment_dir(tmp_path, "exp").name for _ in range(3)]
+    assert names == ["exp", "exp2", "exp3"]
+    (tmp_path / "exp2").rmdir()
+    assert files.increment_dir(tmp_path, "exp").name == "exp2"
+    assert files.increment_dir(tmp_path, "exp", exist_ok=True).name == "exp"
+
+
+def test_atomic_write_leaves_the_old_file_when_writing_fails(tmp_path):
+    target = tmp_path / "best.pt"
+    target.write_bytes(b"old")
+
+    def half(file):
+        file.write(b"ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        files.atomic_write(target, half)
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_atomic_write_survives_a_real_file_size_limit(tmp_path):
+    """RLIMIT_FSIZE stands for the full disk: the kernel refuses the write, the old file stays whole."""
+    target = tmp_path / "last.pt"
+    target.write_bytes(b"old")
+    pid = os.fork()
+    if pid == 0:
+        import signal
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            files.atomic_write(target, lambda file: file.write(b"x" * 100_000))
+        except OSError as error:
+            os._exit(3 if error.errno == errno.EFBIG else 4)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_atomic_write_honours_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        files.atomic_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("train: a\n\tval: b\n", r"line 2: a tab"),
+        ("names: [a, b\n", r"line \d: is not valid YAML"),
+        ("- a\n- b\n", "holds a list"),
+        ("", "holds nothing"),
+        ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_load_yaml_teaches(tmp_path, text, expected):
+    path = tmp_path / "d.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=expected) as caught:
+        files.load_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_load_yaml_missing_and_binary(tmp_path):
+    with pytest.raises(UserError, match="no such YAML file"):
+        files.load_yaml(tmp_path / "none.yaml")
+    (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="UTF-8"):
+        files.load_yaml(tmp_path / "b.yaml")
+
+
+def test_yaml_round_trip_keeps_order(tmp_path):
+    data = {"z": 1, "a": {"name": "Größe"}, "m": [1.5, None]}
+    files.save_yaml(tmp_path / "x.yaml", data)
+    again = files.load_yaml(tmp_path / "x.yaml")
+    assert again == data
+    assert list(again) == ["z", "a", "m"]
+
+
+def test_find_file_searches_bare_names_and_refuses_doubles(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    (tmp_path / "data/sub").mkdir(parents=True)
+    (tmp_path / "data/sub/coco.yaml").write_text("a: 1")
+    assert files.find_file("coco.yaml", "data") == tmp_path / "data/sub/coco.yaml"
+    assert files.find_file("data/sub/coco.yaml") == tmp_path / "data/sub/coco.yaml"
+    (tmp_path / "data/coco.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match="several files"):
+        files.find_file("coco.yaml", "data")
+    with pytest.raises(UserError, match="looked for"):
+        files.find_file("none.yaml", "data")
