@@ -1,7 +1,7 @@
 """Box formats, IoU, non-maximum suppression, and the letterbox there and back.
 
-Boxes are `xyxy` (left, top, right, bottom) or `xywh` (centre, size), in pixels, or normalised to 0..1 with an
-`n` in the name. Functions that convert take torch tensors or numpy arrays of shape (..., 4) and return new ones.
+Boxes are `xyxy` (left, top, right, bottom) or `xywh` (centre, size), in pixels, or normalised to 0..1 with
+an `n` in the name. Functions that convert take torch tensors or numpy arrays (..., 4) and return new ones.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def xywhn2xyxy(x: Array, w: float, h: float, padw: float = 0, padh: float = 0) -
 
 
 def xyxy2xywhn(x: Array, w: float, h: float, clip: bool = False, eps: float = 0.0) -> Array:
-    """Pixel corners -> centre and size normalised by (w, h); `clip` first cuts corners to [0, w - eps], [0, h - eps].
+    """Pixel corners -> centre and size normalised by (w, h).
 
-    The input is left as it is.
+    `clip` first cuts the corners to [0, w - eps] and [0, h - eps]. The input is left as it is.
     """
     y = _float_copy(x)
     if clip:
@@ -93,7 +93,7 @@ def clip_boxes(boxes: Array, shape: tuple[float, float]) -> Array:
 def _letterbox_geometry(
     native: tuple[int, int], canvas: tuple[int, int], scaleup: bool = True
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size (h, w) an image of `native` (h, w) takes on a `canvas` (h, w), and the space (h, w) that is left over."""
+    """Size (h, w) that an image of `native` (h, w) takes on a `canvas` (h, w), and the space (h, w) left."""
     gain = min(canvas[0] / native[0], canvas[1] / native[1])
     if not scaleup:
         gain = min(gain, 1.0)
@@ -121,8 +121,8 @@ def letterbox(
         auto: pad only to the next multiple of `stride` (a rectangle) rather than to the whole of `new_shape`.
         scaleup: also enlarge small images.
     Returns:
-        the image, the ratios (height, width) it was really scaled by, and the pixels (left, top) put before it, so
-        that `scale_boxes(..., ratio_pad=(ratio, pad))` is the exact way back.
+        the image, the ratios (height, width) it was really scaled by, and the pixels (left, top) put before it,
+        so that `scale_boxes(..., ratio_pad=(ratio, pad))` is the exact way back.
     """
     if isinstance(new_shape, int):
         new_shape = (new_shape, new_shape)
@@ -145,11 +145,11 @@ def scale_boxes(
     to_shape: tuple[int, int],
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Array:
-    """Boxes (n, 4+) xyxy of a letterboxed image of `from_shape` (h, w) -> pixels of the native `to_shape` (h, w).
+    """Boxes (n, 4+) xyxy of a letterboxed image `from_shape` (h, w) -> pixels of the native `to_shape` (h, w).
 
-    Without `ratio_pad` ((ratio_h, ratio_w), (pad_w, pad_h)) the letterbox is worked out from the two shapes, which is
-    right if the image was allowed to scale up. The result is clipped to the native image; columns from the fifth on
-    stay as they are. The input is left as it is.
+    Without `ratio_pad` ((ratio_h, ratio_w), (pad_w, pad_h)) the letterbox is worked out from the two shapes,
+    which is right if the image was allowed to scale up. The result is clipped to the native image; columns from
+    the fifth on stay as they are. The input is left as it is.
     """
     if ratio_pad is None:
         resized, space = _letterbox_geometry(to_shape[:2], from_shape[:2])
@@ -176,9 +176,9 @@ def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
 def complete_iou(pred_xywh: Tensor, target_xywh: Tensor, eps: float = 1e-7) -> Tensor:
     """Complete IoU of boxes taken in pairs: (n, 4), (n, 4) xywh -> (n,).
 
-    CIoU = IoU - rho^2 / c^2 - alpha v (Zheng et al., "Enhancing Geometric Factors", 2020, eq. 10-12): rho is the
-    distance of the centres, c the diagonal of the enclosing box, v the difference of the aspects. alpha = v / (v - IoU
-    + 1) carries no gradient.
+    CIoU = IoU - rho^2 / c^2 - alpha v (Zheng et al., "Distance-IoU Loss", 2020, section on CIoU): rho is the
+    distance of the centres, c the diagonal of the enclosing box, v the difference of the aspects.
+    alpha = v / (v - IoU + 1) carries no gradient.
     """
     x1, y1, w1, h1 = pred_xywh.unbind(-1)
     x2, y2, w2, h2 = target_xywh.unbind(-1)
@@ -200,8 +200,8 @@ def complete_iou(pred_xywh: Tensor, target_xywh: Tensor, eps: float = 1e-7) -> T
 
 
 def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, keep_class: Tensor | None) -> Tensor:
-    """Rows (k, 5+nc) of one image -> (n, 6) xyxy, confidence, class above the threshold, best first, at most 30 000."""
-    rows = rows[(rows[:, 4] > conf_thres) & rows[:, :4].isfinite().all(1)]
+    """Rows (k, 5+nc) of one image -> (n <= 30 000, 6) xyxy, confidence above the threshold, class; best first."""
+    rows = rows[rows[:, :4].isfinite().all(1)]
     scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label:
         above = scores > conf_thres
@@ -227,10 +227,10 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, keep_class: 
 def _suppress(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
     """Greedy NMS of candidates (n, 6) sorted by confidence -> the first `max_det` that stay.
 
-    Whether a box stays depends on better-scored boxes only, so the first `max_det` survivors of a prefix are those of
-    the whole: prefixes grow until they hold enough. That is exact, and keeps early epochs, where tens of thousands of
-    candidates pass a threshold of 0.001, from costing seconds. Classes are kept apart by an offset, in float64 because
-    7680 x 79 leaves float32 only 1/16 pixel.
+    Whether a box stays depends on better-scored boxes only, so the first `max_det` survivors of a prefix are
+    those of the whole: prefixes grow until they hold enough. That is exact, and keeps early epochs, where tens of
+    thousands of candidates pass a threshold of 0.001, from costing seconds. Classes are kept apart by an offset,
+    in float64 because 7680 x 79 leaves float32 only 1/16 pixel.
     """
     boxes = found[:, :4].double()
     if not agnostic:
