@@ -1,0 +1,145 @@
+"""Boxes and labels drawn on a BGR image, in colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# Okabe & Ito (2008) without black, then Paul Tol's "muted" scheme: both made to stay apart under
+# deuteranopia, protanopia and tritanopia. RGB; the class index picks one, modulo the length.
+PALETTE = [
+    *("E69F00", "56B4E9", "009E73", "F0E442", "0072B2", "D55E00", "CC79A7"),
+    *("332288", "DDCC77", "117733", "88CCEE", "882255", "44AA99", "999933", "AA4499", "CC6677"),
+]
+
+_MIN_FONT_SCALE = 0.3  # below this cv2's strokes run together
+
+
+def colour(class_index: int) -> tuple[int, int, int]:
+    """BGR colour of a class, 0..255 each; the same index always gives the same colour."""
+    code = PALETTE[int(class_index) % len(PALETTE)]
+    red, green, blue = (int(code[i : i + 2], 16) for i in (0, 2, 4))
+    return blue, green, red
+
+
+def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white BGR, whichever has more contrast with a BGR background (WCAG relative luminance)."""
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in background]
+    luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
+    # Contrast with white is 1.05 / (L + 0.05), with black (L + 0.05) / 0.05; they meet at L = 0.179.
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def class_name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
+    """Name of a class from a dict or a list, `class<index>` when there is none."""
+    if isinstance(names, Mapping):
+        return str(names.get(index, f"class{index}"))
+    return str(names[index]) if 0 <= index < len(names) else f"class{index}"
+
+
+def draw_detections(
+    image: np.ndarray,
+    det: np.ndarray,
+    names: Mapping[int, str] | Sequence[str],
+    *,
+    line_thickness: int = 3,
+    hide_labels: bool = False,
+    hide_conf: bool = False,
+) -> np.ndarray:
+    """Return a copy of a BGR uint8 image (H,W,3) with detections drawn on it.
+
+    `det` is (n,6): x1, y1, x2, y2 in pixels of the image, confidence, class; an array or a CPU tensor. The
+    most confident box is drawn last, so that it lies on top. `line_thickness` is in pixels and sets the text
+    size too. A label box never leaves the image: it sits on the box, else inside its top edge, and is moved
+    left or made smaller where it would not fit.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    rows = np.asarray(det, dtype=np.float64).reshape(-1, 6)
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    for x1, y1, x2, y2, confidence, class_index in rows[np.argsort(rows[:, 4], kind="stable")]:
+        label = ""
+        if not hide_labels:
+            label = class_name(names, int(class_index))
+            label = label if hide_conf else f"{label} {confidence:.2f}"
+        box = (round(x1), round(y1), round(x2), round(y2))
+        draw_box(canvas, box, label, colour(int(class_index)), line_thickness)
+    return canvas
+
+
+def draw_box(
+    image: np.ndarray,
+    box: tuple[int, int, int, int],
+    label: str,
+    box_colour: tuple[int, int, int],
+    line_thickness: int = 3,
+) -> tuple[int, int, int, int] | None:
+    """Draw one xyxy pixel box and its label in place; return the label's rectangle (xyxy) or None."""
+    thickness = max(int(line_thickness), 1)
+    x1, y1, x2, y2 = box
+    cv2.rectangle(image, (x1, y1), (x2, y2), box_colour, thickness)
+    if not label:
+        return None
+    patch = _label_patch(label, box_colour, thickness, image.shape[1])
+    patch = patch[: image.shape[0], : image.shape[1]]
+    height, width = patch.shape[:2]
+    left = min(max(x1 - thickness // 2, 0), image.shape[1] - width)
+    top = y1 - height if y1 >= height else y1  # on the box, or inside it at the image's top edge
+    top = min(max(top, 0), image.shape[0] - height)
+    image[top : top + height, left : left + width] = patch
+    return left, top, left + width, top + height
+
+
+@lru_cache(maxsize=512)
+def _label_patch(label: str, background: tuple[int, int, int], thickness: int, max_width: int) -> np.ndarray:
+    """The label as a small BGR image (h,w,3), at most `max_width` wide where a legible size allows it.
+
+    Cached because the frames of a video repeat the same few labels; callers only read it.
+    """
+    label = " ".join(label.split())  # a line break or a tab has no glyph
+    draw = _cv2_patch if label.isascii() else _pil_patch
+    scale = max(thickness / 3, _MIN_FONT_SCALE)
+    patch = draw(label, background, scale, max(thickness - 1, 1))
+    if patch.shape[1] > max_width:
+        smaller = max(scale * max_width / patch.shape[1] * 0.95, _MIN_FONT_SCALE)
+        patch = draw(label, background, smaller, 1)
+    return patch
+
+
+def _cv2_patch(label: str, background: tuple[int, int, int], scale: float, stroke: int) -> np.ndarray:
+    """An ASCII label through cv2's stroke font: several times faster than PIL."""
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    (width, height), baseline = cv2.getTextSize(label, font, scale, stroke)
+    margin = stroke + 1
+    patch = np.full((height + baseline + 2 * margin, width + 2 * margin, 3), background, np.uint8)
+    origin = (margin, margin + height)
+    cv2.putText(patch, label, origin, font, scale, text_colour(background), stroke, cv2.LINE_AA)
+    return patch
+
+
+def _pil_patch(label: str, background: tuple[int, int, int], scale: float, stroke: int) -> np.ndarray:
+    """Any other label through PIL: cv2's stroke font prints '?' for everything outside ASCII."""
+    from PIL import Image, ImageDraw
+
+    font = _font(max(round(30 * scale), 9))  # cap height like cv2's 22 px at scale 1
+    left, top, right, bottom = font.getbbox(label)
+    margin = stroke + 2
+    size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
+    patch = Image.new("RGB", size, background[::-1])
+    origin = (margin - left, margin - top)
+    ImageDraw.Draw(patch).text(origin, label, font=font, fill=text_colour(background)[::-1])
+    return np.asarray(patch)[:, :, ::-1]
+
+
+@lru_cache(maxsize=16)
+def _font(size: int):
+    """DejaVu Sans at a pixel size, from the copy in every matplotlib: no download, no system font."""
+    import matplotlib
+    from PIL import ImageFont
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
