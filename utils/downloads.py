@@ -1,0 +1,348 @@
+"""Files from the network: resumed where they broke off, checked before they are believed, unpacked with care."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import BinaryIO, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.downloads")
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+_BLOCK = 1 << 18
+_TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as broken."""
+
+
+def is_url(text: str) -> bool:
+    """Whether the text is an http(s) address."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file name ends as an archive that `unpack` knows."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def file_name(url: str) -> str:
+    """The file that a URL names, without folders, query or characters that a file system may refuse."""
+    name = re.sub(r"[^\w.\-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name).lstrip(".")
+    return name or "download"
+
+
+def fetch(
+    url: str,
+    dest: str | Path,
+    size: int | None = None,
+    sha256: str | None = None,
+    *,
+    md5: str | None = None,
+    attempts: int = 4,
+    pause: float = 1.0,
+) -> Path:
+    """Download a file, whole or not at all.
+
+    Bytes arrive in `<dest>.part`; after a broken connection, or in a later run, the rest is asked for with an HTTP
+    range. A file that is already there with the right size is kept.
+
+    Args:
+        url: http or https.
+        dest: the file to write.
+        size: its size in bytes, when known; else the server's word is taken.
+        sha256, md5: its digest in hexadecimal, when known.
+        attempts: connections tried in a row without a byte of progress.
+        pause: seconds before the second attempt, doubled each time.
+
+    Returns:
+        `dest`.
+
+    Raises:
+        UserError: no network, no such file, or what came is not what was promised.
+    """
+    dest = Path(dest)
+    if not is_url(url):
+        raise UserError(f"{url}: only http and https addresses are fetched; put the file at {dest} yourself")
+    if dest.is_file() and (size is None or dest.stat().st_size == size):
+        return dest
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    part = dest.with_name(dest.name + ".part")
+    failures = 0
+    while True:
+        before = _length(part)
+        try:
+            total = _receive(url, part, size)
+            break
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 429):
+                raise UserError(
+                    f"{url}: the server answers {error.code} {error.reason}; check the address"
+                ) from None
+            reason = f"{error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            _raise_if_disk(error, dest)
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        failures = 0 if _length(part) > before else failures + 1
+        if failures >= attempts:
+            raise UserError(
+                f"{url}: cannot be fetched ({reason}); check the network, or put the file at {dest}"
+            )
+        LOGGER.warning("%s: %s, trying again", url, reason)
+        time.sleep(pause * 2 ** max(failures - 1, 0))
+    _check(part, url, size if size is not None else total, sha256, md5)
+    os.replace(part, dest)
+    return dest
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _raise_if_disk(error: BaseException, dest: Path) -> None:
+    """A full or read-only disk is no reason to ask the server again."""
+    if isinstance(error, OSError) and getattr(error, "filename", None) is None and error.errno != 28:
+        return
+    if isinstance(error, OSError) and not isinstance(error, urllib.error.URLError) and error.strerror:
+        raise UserError(
+            f"{dest}: cannot be written ({error.strerror}); make room or choose another folder"
+        ) from None
+
+
+class _Broken(OSError):
+    """The connection ended before the file did."""
+
+
+def _receive(url: str, part: Path, size: int | None) -> int | None:
+    """One connection: append to `part` what it lacks. Returns the whole length if the server told it."""
+    have = _length(part)
+    if size is not None and have >= size:
+        return size  # the check that follows judges it
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "yolo-datasets/1", "Accept-Encoding": "identity"}
+    )  # noqa: S310
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 (is_url has looked at the scheme)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:
+            return _length_from_416(error, part, have)
+        raise
+    with response:
+        offset, total = _range_of(response, have)
+        if size is not None and total is not None and total != size:
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{url}: the server offers {total} bytes where {size} are expected; check the address"
+            )
+        with part.open("r+b" if offset else "wb") as file:
+            file.seek(offset)
+            file.truncate()
+            received = offset + _copy(response, file, offset, total, part.stem)
+    if total is not None and received < total:
+        raise _Broken(f"connection broke after {received} of {total} bytes")
+    return total
+
+
+def _length_from_416(error: urllib.error.HTTPError, part: Path, have: int) -> int:
+    """'Range not satisfiable': either the part is whole already, or it belongs to another file."""
+    match = re.search(r"/(\d+)$", error.headers.get("Content-Range", ""))
+    if match and int(match[1]) == have:
+        return have
+    part.unlink()
+    raise _Broken("the partial file does not fit, starting over")
+
+
+def _range_of(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
+    """Where the body of an answer begins in the file, and the length of the whole file if told."""
+    match = re.match(r"bytes (\d+)-\d*/(\d+|\*)", response.headers.get("Content-Range", ""))
+    if response.status == 206 and match and int(match[1]) == have:
+        return have, None if match[2] == "*" else int(match[2])
+    if response.status == 206:
+        raise _Broken("the server answers with another range than asked for")
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdigit() else None
+
+
+def _copy(source: BinaryIO, target: BinaryIO, offset: int, total: int | None, title: str) -> int:
+    """Copy a body under a progress bar; the number of bytes copied. `IncompleteRead` keeps its bytes."""
+    copied = 0
+    with tqdm(
+        total=total,
+        initial=offset,
+        desc=title,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        dynamic_ncols=True,
+    ) as bar:
+        while True:
+            try:
+                block = source.read(_BLOCK)
+            except http.client.IncompleteRead as error:
+                target.write(error.partial)
+                raise
+            if not block:
+                return copied
+            target.write(block)
+            copied += len(block)
+            bar.update(len(block))
+
+
+def _check(part: Path, url: str, size: int | None, sha256: str | None, md5: str | None) -> None:
+    """Compare size and digest; a wrong file is removed, since nothing can be added to it."""
+    found = _length(part)
+    if size is not None and found != size:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"{url}: {found} bytes came where {size} are expected; try again, or check the address"
+        )
+    digests = (("sha256", sha256, hashlib.sha256()), ("md5", md5, hashlib.md5(usedforsecurity=False)))
+    for name, wanted, digest in digests:
+        if not wanted:
+            continue
+        with part.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        if digest.hexdigest() != wanted.lower():
+            part.unlink()
+            raise UserError(
+                f"{url}: its {name} is {digest.hexdigest()} where {wanted} is expected; try again"
+            )
+
+
+class _Member(NamedTuple):
+    """A regular file of an archive."""
+
+    name: str
+    size: int
+    handle: zipfile.ZipInfo | tarfile.TarInfo
+
+
+def unpack(archive: str | Path, folder: str | Path) -> Path:
+    """Unpack a zip or tar into a folder, merging with what is there.
+
+    Everything is unpacked and checked in a temporary folder first: a broken archive leaves nothing behind.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        UserError: not an archive, broken, too large for the disk, or with a member that leaves the folder or is
+            neither file nor folder (links, devices).
+    """
+    archive, folder = Path(archive), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", suffix=".part", dir=folder))
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as opened:
+                _extract(_zip_members(archive, opened), opened.open, archive, temporary)
+        elif tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as opened:
+                _extract(_tar_members(archive, opened), opened.extractfile, archive, temporary)
+        else:
+            raise UserError(
+                f"{archive}: neither a zip nor a tar (or cut short); delete it and fetch it again"
+            )
+        _merge(temporary, folder)
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{archive}: broken archive ({error}); delete it and fetch it again") from None
+    except OSError as error:
+        raise UserError(
+            f"{archive}: cannot be unpacked ({error}); make room in {folder} or fetch it again"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in opened.infolist():
+        _check_name(archive, info.filename)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if info.is_dir():
+            continue
+        if kind not in (0, stat.S_IFREG):
+            raise UserError(
+                f"{archive}: member {info.filename!r} is a link or a device; such archives are refused"
+            )
+        yield _Member(info.filename, info.file_size, info)
+
+
+def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
+    for info in opened:
+        _check_name(archive, info.name)
+        if info.isdir():
+            continue
+        if not info.isreg():
+            raise UserError(
+                f"{archive}: member {info.name!r} is a link or a device; such archives are refused"
+            )
+        yield _Member(info.name, info.size, info)
+
+
+def _check_name(archive: Path, name: str) -> None:
+    """Refuse names that leave the folder on any system."""
+    windows = PureWindowsPath(name)
+    if name.startswith(("/", "\\")) or windows.drive or ".." in windows.parts or "\0" in name or not name:
+        raise UserError(f"{archive}: member {name!r} would leave the folder; such archives are refused")
+
+
+def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Path) -> None:  # noqa: ANN001
+    """Write the members below a folder that is empty and ours, never more bytes than they declare."""
+    listed = list(members)
+    needed, free = sum(m.size for m in listed), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{archive}: needs {needed >> 20} MiB in {folder.parent}, {free >> 20} are free; make room"
+        )
+    for member in tqdm(listed, desc=f"unpacking {archive.name}", unit="file", disable=len(listed) < 100):
+        target = folder.joinpath(*PurePosixPath(member.name.replace("\\", "/")).parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_member(member.handle) as source, target.open("xb") as file:
+            written = 0
+            while block := source.read(min(_BLOCK, member.size - written + 1)):
+                written += len(block)
+                if written > member.size:
+                    break
+                file.write(block)
+        if written != member.size:
+            raise UserError(
+                f"{archive}: member {member.name!r} is not of its declared size; fetch the archive again"
+            )
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Move a tree into another one, file by file where folders exist on both sides."""
+    for entry in sorted(source.iterdir()):
+        place = target / entry.name
+        if entry.is_dir() and place.is_dir() and not place.is_symlink():
+            _merge(entry, place)
+        else:
+            os.replace(entry, place)

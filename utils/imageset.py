@@ -1,0 +1,232 @@
+"""The packed image list: paths, sizes, boxes and polygons of a whole split in a dozen flat arrays.
+
+A million images cost a few hundred megabytes of plain memory and no Python object each, so that forked workers
+share the pages (no reference count is ever written) and spawned ones get them through shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+FOUND, MISSING, EMPTY, CORRUPT = range(4)
+"""What verification said of an image: labelled, without a label file, with an empty one, or dropped."""
+
+
+class Record(NamedTuple):
+    """One verified image. Lives only while a split is scanned; it is packed at once."""
+
+    status: int
+    width: int
+    height: int
+    labels: np.ndarray  # (k, 5) float32: class, xc, yc, w, h normalised
+    segments: list[np.ndarray]  # k polygons (p, 2) float32 normalised, or none at all
+    messages: list[str]
+
+
+@dataclass
+class ScanReport:
+    """Counts of a scan: `found + missing + empty + corrupt == total` images.
+
+    Attributes:
+        found: images with at least one valid label row.
+        missing: images without a label file (background).
+        empty: images whose label file holds no row (background).
+        corrupt: images dropped, because the image or every row of its label file is unusable.
+        total: images looked at.
+        messages: every finding, one sentence each: file, line, value.
+    """
+
+    found: int = 0
+    missing: int = 0
+    empty: int = 0
+    corrupt: int = 0
+    total: int = 0
+    messages: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line of counts for the log."""
+        return (
+            f"{self.total} images: {self.found} labelled, {self.missing + self.empty} background "
+            f"({self.missing} without a label file, {self.empty} with an empty one), {self.corrupt} dropped"
+        )
+
+
+def pack_offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Start of each ragged row and the end of the last: (n,) lengths -> (n + 1,) int64."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(np.asarray(lengths, np.int64), out=offsets[1:])
+    return offsets
+
+
+def pack_strings(strings: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Strings -> (bytes blob uint8, offsets int64). Undecodable file names survive the way back."""
+    encoded = [os.fsencode(s) for s in strings]
+    return np.frombuffer(b"".join(encoded), np.uint8), pack_offsets([len(e) for e in encoded])
+
+
+def unpack_string(blob: np.ndarray, offsets: np.ndarray, index: int) -> str:
+    """The string at `index` of a packed list."""
+    return os.fsdecode(blob[offsets[index] : offsets[index + 1]].tobytes())
+
+
+def take_ragged(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `keep` (m,) of a ragged array (values, offsets) -> the same pair for those rows alone."""
+    lengths = np.diff(offsets)[keep]
+    taken = pack_offsets(lengths)
+    source = np.arange(taken[-1]) + np.repeat(offsets[:-1][keep] - taken[:-1], lengths)
+    return values[source], taken
+
+
+@dataclass
+class Packed:
+    """Flat arrays of n images with L labels; `status` (n,) is one of FOUND, MISSING, EMPTY, CORRUPT.
+
+    `points` (P, 2) and `point_offsets` (L + 1,) hold one polygon per label; without any polygon in the split
+    both are empty.
+    """
+
+    paths: np.ndarray
+    path_offsets: np.ndarray
+    status: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray
+    offsets: np.ndarray
+    points: np.ndarray
+    point_offsets: np.ndarray
+    messages: np.ndarray
+    message_offsets: np.ndarray
+
+    @classmethod
+    def from_records(cls, paths: Sequence[str], records: Sequence[Record]) -> Packed:
+        """Pack one Record per path."""
+        blob, path_offsets = pack_strings(paths)
+        labels = [r.labels for r in records if len(r.labels)]
+        points, point_offsets = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+        if any(r.segments for r in records):
+            nothing = np.zeros((0, 2), np.float32)
+            polygons = [p for r in records for p in (r.segments or [nothing] * len(r.labels))]
+            points = np.concatenate(polygons).astype(np.float32)
+            point_offsets = pack_offsets([len(p) for p in polygons])
+        messages, message_offsets = pack_strings("\n".join(r.messages) for r in records)
+        return cls(
+            paths=blob,
+            path_offsets=path_offsets,
+            status=np.array([r.status for r in records], np.int8),
+            sizes=np.array([(r.width, r.height) for r in records], np.int32).reshape(-1, 2),
+            labels=np.concatenate(labels) if labels else np.zeros((0, 5), np.float32),
+            offsets=pack_offsets([len(r.labels) for r in records]),
+            points=points,
+            point_offsets=point_offsets,
+            messages=messages,
+            message_offsets=message_offsets,
+        )
+
+    def __len__(self) -> int:
+        return len(self.status)
+
+    def record(self, index: int) -> Record:
+        """The Record that image `index` was packed from."""
+        start, stop = self.offsets[index], self.offsets[index + 1]
+        text = unpack_string(self.messages, self.message_offsets, index)
+        return Record(
+            int(self.status[index]),
+            int(self.sizes[index, 0]),
+            int(self.sizes[index, 1]),
+            self.labels[start:stop],
+            _segments(self.points, self.point_offsets, start, stop),
+            text.split("\n") if text else [],
+        )
+
+    def take(self, keep: np.ndarray) -> Packed:
+        """The images with indices `keep` (m,), in that order."""
+        paths, path_offsets = take_ragged(self.paths, self.path_offsets, keep)
+        messages, message_offsets = take_ragged(self.messages, self.message_offsets, keep)
+        labels, offsets = take_ragged(self.labels, self.offsets, keep)
+        points, point_offsets = self.points, self.point_offsets
+        if len(point_offsets):
+            rows, _ = take_ragged(np.arange(len(self.labels)), self.offsets, keep)
+            points, point_offsets = take_ragged(points, point_offsets, rows)
+        return Packed(
+            paths,
+            path_offsets,
+            self.status[keep],
+            self.sizes[keep],
+            labels,
+            offsets,
+            points,
+            point_offsets,
+            messages,
+            message_offsets,
+        )
+
+
+def _segments(points: np.ndarray, offsets: np.ndarray, start: int, stop: int) -> list[np.ndarray]:
+    """Polygons of labels start..stop, or nothing when these labels have none."""
+    if not len(offsets) or offsets[start] == offsets[stop]:
+        return []
+    return [points[offsets[j] : offsets[j + 1]] for j in range(start, stop)]
+
+
+class ImageSet:
+    """The usable images of one split, with their labels, in flat arrays.
+
+    Attributes:
+        sizes: (n, 2) int32, width and height in pixels after EXIF rotation.
+        all_labels: (L, 5) float32, class, xc, yc, w, h normalised to the image.
+        offsets: (n + 1,) int64; the labels of image i are rows offsets[i] .. offsets[i + 1].
+        report: what the scan found, the dropped images included.
+    """
+
+    _ARRAYS = ("_paths", "_path_offsets", "sizes", "all_labels", "offsets", "_points", "_point_offsets")
+
+    def __init__(self, packed: Packed, report: ScanReport) -> None:
+        self._paths, self._path_offsets = packed.paths, packed.path_offsets
+        self.sizes, self.all_labels, self.offsets = packed.sizes, packed.labels, packed.offsets
+        self._points, self._point_offsets = packed.points, packed.point_offsets
+        self.report = report
+        self._shared: dict[str, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def path(self, index: int) -> str:
+        """Path of image `index`."""
+        return unpack_string(self._paths, self._path_offsets, self._row(index))
+
+    def labels(self, index: int) -> np.ndarray:
+        """Labels of image `index`: a view (k, 5) float32 of `all_labels`."""
+        index = self._row(index)
+        return self.all_labels[self.offsets[index] : self.offsets[index + 1]]
+
+    def segments(self, index: int) -> list[np.ndarray]:
+        """Polygons (p, 2) normalised, one for each label of image `index`; empty when it has none."""
+        index = self._row(index)
+        return _segments(self._points, self._point_offsets, self.offsets[index], self.offsets[index + 1])
+
+    def _row(self, index: int) -> int:
+        """Index counted from the front; numpy slices would take one past the end for an empty image."""
+        row = index + len(self) if index < 0 else index
+        if not 0 <= row < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        return row
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's reducers hand a spawned worker a handle to shared memory where numpy's would send a copy;
+        # the tensors are kept, so that the second worker gets the same memory as the first.
+        if not self._shared:
+            self._shared = {
+                k: torch.from_numpy(np.require(getattr(self, k), requirements="CW")) for k in self._ARRAYS
+            }
+        return {"arrays": self._shared, "report": self.report}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for key, tensor in state["arrays"].items():
+            setattr(self, key, tensor.numpy())
+        self.report = state["report"]
+        self._shared = state["arrays"]
