@@ -121,8 +121,8 @@ def letterbox(
         auto: pad only to the next multiple of `stride` (a rectangle) rather than to the whole of `new_shape`.
         scaleup: also enlarge small images.
     Returns:
-        the image, the ratios (height, width) it was really scaled by, and the pixels (left, top) put before it,
-        so that `scale_boxes(..., ratio_pad=(ratio, pad))` is the exact way back.
+        the image, the ratios (height, width) it was really scaled by, and the pixels (left, top) put before
+        it, so that `scale_boxes(..., ratio_pad=(ratio, pad))` is the exact way back.
     """
     if isinstance(new_shape, int):
         new_shape = (new_shape, new_shape)
@@ -145,11 +145,11 @@ def scale_boxes(
     to_shape: tuple[int, int],
     ratio_pad: tuple[tuple[float, float], tuple[float, float]] | None = None,
 ) -> Array:
-    """Boxes (n, 4+) xyxy of a letterboxed image `from_shape` (h, w) -> pixels of the native `to_shape` (h, w).
+    """Boxes (n, 4+) xyxy of a letterboxed image `from_shape` (h, w) -> pixels of the native `to_shape`.
 
     Without `ratio_pad` ((ratio_h, ratio_w), (pad_w, pad_h)) the letterbox is worked out from the two shapes,
-    which is right if the image was allowed to scale up. The result is clipped to the native image; columns from
-    the fifth on stay as they are. The input is left as it is.
+    which is right if the image was allowed to scale up. The result is clipped to the native image; columns
+    from the fifth on stay as they are. The input is left as it is.
     """
     if ratio_pad is None:
         resized, space = _letterbox_geometry(to_shape[:2], from_shape[:2])
@@ -200,7 +200,7 @@ def complete_iou(pred_xywh: Tensor, target_xywh: Tensor, eps: float = 1e-7) -> T
 
 
 def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, keep_class: Tensor | None) -> Tensor:
-    """Rows (k, 5+nc) of one image -> (n <= 30 000, 6) xyxy, confidence above the threshold, class; best first."""
+    """Rows (k, 5+nc) of one image -> (n, 6) xyxy, confidence, class, best first; the 30 000 best at most."""
     rows = rows[rows[:, :4].isfinite().all(1)]
     scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label:
@@ -228,9 +228,9 @@ def _suppress(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> 
     """Greedy NMS of candidates (n, 6) sorted by confidence -> the first `max_det` that stay.
 
     Whether a box stays depends on better-scored boxes only, so the first `max_det` survivors of a prefix are
-    those of the whole: prefixes grow until they hold enough. That is exact, and keeps early epochs, where tens of
-    thousands of candidates pass a threshold of 0.001, from costing seconds. Classes are kept apart by an offset,
-    in float64 because 7680 x 79 leaves float32 only 1/16 pixel.
+    those of the whole: prefixes grow until they hold enough. That is exact, and keeps early epochs, where
+    tens of thousands of candidates pass a threshold of 0.001, from costing seconds. Classes are kept apart by
+    an offset, in float64 because 7680 x 79 leaves float32 only 1/16 pixel.
     """
     boxes = found[:, :4].double()
     if not agnostic:
