@@ -1,0 +1,1 @@
+"""Detectors: blocks, the registry that names them, YAML to layers, checkpoints and backends."""

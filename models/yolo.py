@@ -1,0 +1,210 @@
+"""The detector: a YAML's layers with their detection head. Run as a script it prints a model.
+
+python models/yolo.py --cfg models/yolov5-mobilenetv2.yaml --line-profile
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # a script's import path starts at its folder; ours starts at the project
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.fusion import fuse_adjacent
+from models.head import Detect
+from models.parsing import Row, parse_model
+from models.registry import plugins_of
+from utils.errors import UserError
+from utils.files import find_file, load_yaml
+
+__all__ = ["DetectionModel", "Detect", "Row", "parse_model"]
+
+LOGGER = logging.getLogger("yolo.models")
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, R G B
+TTA_SCALES = (1.0, 0.83, 0.67)
+TTA_FLIPS = (False, True, False)
+TTA_PAD = 0.447  # grey of the padding, about the mean of ImageNet
+
+
+class DetectionModel(nn.Module):
+    """A detector built from a YAML.
+
+    Attributes:
+        yaml: the YAML as a dict with what was overridden; building from it again gives the same network.
+        rows: a `Row` per layer. model: the layers; their state_dict keys are YOLOv5's, 'model.N....'.
+        names: class index -> name. nc, ch: classes, channels of the image. stride: (nl,) pixels per cell.
+    """
+
+    def __init__(
+        self,
+        cfg: str | Path | dict[str, Any],
+        ch: int = 3,
+        nc: int | None = None,
+        anchors: Any = None,
+    ) -> None:
+        """
+        Args:
+            cfg: a model YAML (a bare name is searched under models/) or its contents.
+            ch: channels of the image, unless the YAML has `ch`.
+            nc, anchors: instead of the YAML's; anchors as lists per level or as a number per level.
+        Raises:
+            UserError: the YAML cannot be built; the sentence names the row and what was expected.
+        """
+        super().__init__()
+        self.yaml, self.source = _read_config(cfg)
+        self.yaml["ch"] = self.yaml.get("ch", ch)
+        if nc is not None:
+            self.yaml["nc"] = nc
+        if anchors is not None:
+            self.yaml["anchors"] = _plain(anchors)
+        self.model, self.rows = parse_model(self.yaml, self.yaml["ch"], self.source)
+        self.ch: int = self.yaml["ch"]
+        self.nc: int = self.yaml["nc"]
+        self.names = {i: f"class{i}" for i in range(self.nc)}
+        self.is_fused = False
+        self._kept = {s for row in self.rows for s in row.sources if s != row.index - 1}
+        self._set_input_statistics()
+        self._set_strides()
+
+    def _set_input_statistics(self) -> None:
+        """Mean and standard deviation of the input, per channel in 0..1, from the YAML; none: none."""
+        for key in ("mean", "std"):
+            values = self.yaml.get(key)
+            if values is None:
+                self.register_buffer(key, None, persistent=False)
+                continue
+            numbers = isinstance(values, list | tuple) and all(
+                isinstance(v, int | float) and math.isfinite(v) for v in values
+            )
+            if not numbers or len(values) != self.ch or (key == "std" and min(values) <= 0):
+                raise UserError(
+                    f"{self.source}: {key}: {values!r}, expected {self.ch} numbers"
+                    f"{' above 0' if key == 'std' else ''}, one per channel of the image in 0..1"
+                )
+            self.register_buffer(key, torch.tensor(values).float().view(1, -1, 1, 1), persistent=False)
+
+    def _set_strides(self) -> None:
+        """Give the head its strides, anchors in their order of size."""
+        row = self.rows[-1]
+        strides = [self.rows[s].stride for s in row.sources]
+        areas = [sum(w * h for w, h in zip(level[::2], level[1::2])) for level in row.args[1]]
+        if (areas[-1] - areas[0]) * (strides[-1] - strides[0]) < 0:
+            LOGGER.warning("%s: anchors run against the strides; their order is reversed", self.source)
+            self.detect.anchors.copy_(self.detect.anchors.flip(0))
+        self.detect.set_stride(strides)
+
+    @property
+    def detect(self) -> Detect:
+        """The detection head."""
+        return self.model[-1]
+
+    @property
+    def stride(self) -> Tensor:
+        """Pixels per cell of each level, (nl,)."""
+        return self.detect.stride
+
+    @property
+    def plugins(self) -> list[str]:
+        """The plug-in files whose blocks this model uses."""
+        return plugins_of([row.name for row in self.rows])
+
+    def forward(self, x: Tensor, augment: bool = False) -> Any:
+        """Detect.
+
+        Args:
+            x: (N, ch, H, W) float RGB in 0..1, H and W multiples of the largest stride. A model of one channel
+                takes RGB too and sees its luma.
+            augment: test-time augmentation, in evaluation only.
+        Returns:
+            As `Detect.forward`; with `augment` (decoded rows of all passes, None).
+        """
+        return self._forward_augmented(x) if augment else self._forward_once(x)
+
+    def _forward_once(self, x: Tensor) -> Any:
+        x = self._prepare(x)
+        kept: dict[int, Tensor] = {}
+        for row, layer in zip(self.rows, self.model):
+            inputs = [x if s == row.index - 1 else kept[s] for s in row.sources]
+            x = layer(inputs if row.spec.joins else inputs[0])
+            if row.index in self._kept:
+                kept[row.index] = x
+        return x
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        """RGB to luma for a model of one channel, then the model's own mean and standard deviation."""
+        if self.ch == 1 and x.shape[1] == 3:
+            weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+            x = (x * weights).sum(1, keepdim=True)
+        if self.mean is not None:
+            x = x - self.mean.to(x.dtype)
+        if self.std is not None:
+            x = x / self.std.to(x.dtype)
+        return x
+
+    def _forward_augmented(self, x: Tensor) -> tuple[Tensor, None]:
+        """Three passes: full size, mirrored at 0.83, and 0.67, all told in the full image's pixels.
+
+        The full pass drops its coarsest level and the smallest pass its finest: large objects are found better in
+        the small image and small ones in the large.
+        """
+        if self.training or self.detect.export:
+            raise ValueError("augment=True needs a model in eval mode that is not being exported")
+        height, width = x.shape[2:]
+        by_stride = self.stride.argsort().tolist()
+        dropped = (by_stride[-1], None, by_stride[0])
+        passes = []
+        for scale, flip, drop in zip(TTA_SCALES, TTA_FLIPS, dropped):
+            image, (ratio_h, ratio_w) = _scaled(x.flip(3) if flip else x, scale, int(self.stride.max()))
+            decoded, raws = self._forward_once(image)
+            sizes = [math.prod(raw.shape[1:4]) for raw in raws]
+            levels = decoded.split(sizes, 1)
+            rows = torch.cat([level for i, level in enumerate(levels) if i != drop], 1)
+            xywh = rows[..., :4] / rows.new_tensor([ratio_w, ratio_h, ratio_w, ratio_h])
+            if flip:
+                xywh = torch.cat((width - xywh[..., :1], xywh[..., 1:]), -1)
+            passes.append(torch.cat((xywh, rows[..., 4:]), -1))
+        return torch.cat(passes, 1), None
+
+    def fuse(self) -> DetectionModel:
+        """Fold every BatchNorm that directly follows a convolution, in place; the model is in eval mode then."""
+        self.eval()
+        if not self.is_fused:
+            weight = self.detect.m[0].weight
+            side = int(max(row.stride for row in self.rows)) * 2
+            fuse_adjacent(self, torch.zeros(1, self.ch, side, side, dtype=weight.dtype, device=weight.device))
+            self.is_fused = True
+        return self
+
+
+def _scaled(x: Tensor, scale: float, multiple: int) -> tuple[Tensor, tuple[float, float]]:
+    """An image batch scaled and padded at the right and bottom to a multiple; and the scale reached (h, w)."""
+    if scale == 1.0:
+        return x, (1.0, 1.0)
+    height, width = x.shape[2:]
+    h, w = int(height * scale), int(width * scale)
+    x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
+    padding = (0, -w % multiple, 0, -h % multiple)
+    return F.pad(x, padding, value=TTA_PAD), (h / height, w / width)
+
+
+def _read_config(cfg: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The YAML's contents, the caller's own to change, and what to call it in messages."""
+    if isinstance(cfg, dict):
+        return copy.deepcopy(cfg), "model configuration"
+    path = find_file(cfg, "models")
+    return load_yaml(path), str(path)
+
+
+def _plain(anchors: Any) -> Any:
+    """Anchors as numbers and lists, whatever array they came in."""
+    return anchors.tolist() if hasattr(anchors, "tolist") else copy.deepcopy(anchors)
