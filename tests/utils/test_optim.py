@@ -1,0 +1,155 @@
+"""Groups, schedule, average, early stop and freezing against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.hyp import load_hyp
+from utils.optim import (
+    EarlyStopping,
+    FrozenLayers,
+    LRSchedule,
+    ModelEMA,
+    accumulation,
+    build_optimizer,
+    param_groups,
+)
+
+HYP = load_hyp("hyp.scratch-low.yaml")
+
+
+class Tiny(nn.Module):
+    """Rows as a DetectionModel has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)) for _ in range(2)]
+        block[1][0] = nn.Conv2d(4, 4, 3)
+        self.model = nn.Sequential(*block, nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
+        self.register_buffer("anchors", torch.ones(2))
+
+
+def test_groups_are_biases_weights_norms() -> None:
+    biases, weights, norms = param_groups(Tiny())
+    assert (len(biases), len(weights), len(norms)) == (6, 4, 3)
+    assert all(p.ndim >= 2 for p in weights) and all(p.ndim == 1 for p in biases + norms)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_only_weights_decay_scaled_to_the_real_step(name: str) -> None:
+    optimizer = build_optimizer(Tiny(), name, HYP, batch_size=24)  # 3 batches of 24: 72 of nominal 64
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0, pytest.approx(0.0005 * 72 / 64), 0]
+    first = optimizer.param_groups[0]
+    assert (
+        first["nesterov"] and first["momentum"] == 0.937
+        if name == "SGD"
+        else first["betas"] == (0.937, 0.999)
+    )
+
+
+def test_unknown_optimizer() -> None:
+    with pytest.raises(UserError, match="LAMB"):
+        build_optimizer(Tiny(), "LAMB", HYP, 16)
+
+
+def test_accumulation() -> None:
+    assert [accumulation(b) for b in (1, 16, 24, 64, 200)] == [64, 4, 3, 1, 1]
+    assert accumulation(16, 16) == 1
+
+
+def test_decay_runs_from_one_to_lrf() -> None:
+    linear = LRSchedule(HYP, epochs=100, batches=10, batch_size=16)
+    cosine = LRSchedule(HYP, epochs=100, batches=10, batch_size=16, cosine=True)
+    for schedule in (linear, cosine):
+        assert schedule.factor(0) == 1.0 and schedule.factor(100) == pytest.approx(0.01)
+        assert schedule.factor(50) == pytest.approx(0.505)
+    assert linear.factor(25) == pytest.approx(0.7525)
+    assert cosine.factor(25) == pytest.approx(1 - 0.99 * (1 - math.cos(math.pi / 4)) / 2)
+
+
+def test_warm_up() -> None:
+    schedule = LRSchedule(HYP, epochs=100, batches=50, batch_size=16)
+    assert schedule.warmup_iterations == 150
+    assert LRSchedule(HYP, 100, 5, 16).warmup_iterations == 100  # never less than 100
+    optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
+    assert schedule.apply(optimizer, 0, 0) == 1
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.0, 0.0]
+    assert optimizer.param_groups[0]["momentum"] == 0.8
+    assert schedule.apply(optimizer, 75, 1) == round(2.5)
+    target = 0.01 * schedule.factor(1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx((0.1 + target) / 2)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(target / 2)
+    assert schedule.apply(optimizer, 151, 3) == 4
+    assert {g["lr"] for g in optimizer.param_groups} == {0.01 * schedule.factor(3)}
+    assert optimizer.param_groups[2]["momentum"] == pytest.approx(0.937)
+
+
+def test_nominal_batch_of_small_data_sets() -> None:
+    schedule = LRSchedule(HYP | {"nominal_batch": 16}, 100, 50, 16)
+    optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
+    assert [schedule.apply(optimizer, i, 0) for i in (0, 100, 1000)] == [1, 1, 1]
+
+
+def test_no_warm_up_when_going_on_from_a_finished_run() -> None:
+    optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
+    assert LRSchedule(HYP, 100, 50, 16, warm_up=False).apply(optimizer, 0, 0) == 4
+    assert {g["lr"] for g in optimizer.param_groups} == {0.01}
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.937)
+
+
+def test_average_follows_weights_statistics_and_anchors() -> None:
+    torch.manual_seed(0)
+    model = Tiny()
+    ema = ModelEMA(model)
+    keys = ("model.0.0.weight", "model.0.1.running_var", "anchors")
+    average = {k: model.state_dict()[k].clone() for k in keys}
+    for n in (1, 2, 3):
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                if value.is_floating_point():
+                    value.add_(n)
+        ema.update(model)
+        decay = 0.9999 * (1 - math.exp(-n / 2000))
+        average = {k: decay * average[k] + (1 - decay) * model.state_dict()[k] for k in keys}
+    for key in keys:
+        assert torch.allclose(ema.model.state_dict()[key], average[key], rtol=1e-5)
+    assert not any(p.requires_grad for p in ema.model.parameters()) and not ema.model.training
+
+
+def test_early_stop_after_patience_epochs_without_a_better_one() -> None:
+    stopper = EarlyStopping(3)
+    values = [0.1, 0.3, 0.2, 0.3, 0.1, 0.2, 0.0]  # the tie at epoch 3 counts as better
+    assert [stopper(i, v) for i, v in enumerate(values)] == [False] * 6 + [True]
+    other = EarlyStopping(3)
+    other.load_state_dict(EarlyStopping(3).state_dict() | {"best_fitness": 0.3, "best_epoch": 3})
+    assert other(6, 0.1)
+    assert not any(EarlyStopping(0)(i, -i) for i in range(500))
+
+
+def test_frozen_rows_stand_still() -> None:
+    model = Tiny()
+    frozen = FrozenLayers(model, [1])
+    model.train()
+    frozen.stand_still()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.model[1](model.model[0](torch.randn(2, 3, 9, 9))).sum().backward()
+    assert model.model[0][0].weight.grad is None and model.model[1][0].weight.grad is not None
+    after = model.state_dict()
+    assert torch.equal(before["model.0.1.running_mean"], after["model.0.1.running_mean"])
+    assert not torch.equal(before["model.1.1.running_mean"], after["model.1.1.running_mean"])
+
+
+@pytest.mark.parametrize(("spec", "numbers"), [([0], []), ([2], [0, 1]), ([0, 3], [0, 3])])
+def test_freeze_takes_a_count_or_rows(spec: list[int], numbers: list[int]) -> None:
+    assert FrozenLayers(Tiny(), spec).numbers == numbers
+
+
+@pytest.mark.parametrize("spec", [[5], [-1], [0, 4], [4]])
+def test_freeze_refuses_what_is_not_there(spec: list[int]) -> None:
+    with pytest.raises(UserError, match="--freeze"):
+        FrozenLayers(Tiny(), spec)

@@ -1,0 +1,203 @@
+"""Anchors: do they fit the data's boxes, and finding better ones by k-means and mutation when they do not."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LOGGER = logging.getLogger("yolo.anchors")
+
+ENOUGH_RECALL = 0.98
+MIN_SIDE = 2.0  # pixels; smaller boxes and anchors teach nothing
+KMEANS_ROUNDS = 30
+MAX_EVOLVED = 50_000  # boxes the mutation rounds look at; more change the result by less than its own noise
+
+
+class LabelledImages(Protocol):
+    """What is read of a set of images: sizes (n, 2) w, h in pixels, labels (L, 5), offsets (n + 1,)."""
+
+    sizes: np.ndarray
+    all_labels: np.ndarray
+    offsets: np.ndarray
+
+
+class DetectLike(Protocol):
+    """A Detect layer: anchors (nl, na, 2) in units of stride, stride (nl,)."""
+
+    anchors: Tensor
+    stride: Tensor
+
+
+@dataclass
+class AnchorReport:
+    """What the check found: best possible recall before and after, anchors per box, and whether any changed."""
+
+    recall: float
+    anchors_per_box: float
+    new_recall: float
+    changed: bool
+    anchors: np.ndarray  # (nl * na, 2) pixels, those now in use
+
+
+def _fit(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """How alike boxes (L, 2) and anchors (n, 2) are: (L, n), the worse side's ratio, 1 when equal."""
+    with np.errstate(divide="ignore"):  # placeholder anchors may have a side of 0: they fit nothing
+        ratio = wh[:, None] / anchors[None]
+        return np.minimum(ratio, 1.0 / ratio).min(axis=2)
+
+
+def best_possible_recall(wh: np.ndarray, anchors_px: np.ndarray, thr: float) -> tuple[float, float]:
+    """The share of boxes that some anchor matches, and the mean number of anchors that match a box.
+
+    Args:
+        wh: widths and heights of the boxes (L, 2) in pixels.
+        anchors_px: anchors (n, 2) in pixels.
+        thr: largest allowed ratio of sides (`anchor_t`).
+    """
+    fit = _fit(np.asarray(wh, np.float32), np.asarray(anchors_px, np.float32))
+    return float((fit.max(axis=1) > 1.0 / thr).mean()), float((fit > 1.0 / thr).sum(axis=1).mean())
+
+
+def _fitness(wh: np.ndarray, anchors: np.ndarray, thr: float) -> float:
+    """What mutation improves: the mean fit of the best anchor, counting boxes without a match as 0."""
+    best = _fit(wh, anchors).max(axis=1)
+    return float((best * (best > 1.0 / thr)).mean())
+
+
+def kmean_anchors(
+    wh: np.ndarray, n: int, imgsz: int, thr: float, rng: np.random.Generator, generations: int = 1000
+) -> np.ndarray:
+    """Find `n` anchors (n, 2) in pixels for boxes `wh` (L, 2) in pixels, sorted by area.
+
+    k-means on sides divided by their spread, then `generations` random mutations of which improvements stay.
+    With too few distinct boxes the start is random.
+    """
+    wh = np.asarray(wh, np.float32)
+    wh = wh[(wh >= MIN_SIDE).any(axis=1)]
+    centres = _kmeans(wh, n, rng)
+    if centres is None:
+        LOGGER.warning("anchors: %d boxes are too few for %d clusters; starting from random ones", len(wh), n)
+        centres = np.sort(rng.random((n, 2)), axis=0) * imgsz
+    anchors = _by_area(np.maximum(centres, MIN_SIDE))
+    if len(wh) == 0:
+        return anchors
+    if len(wh) > MAX_EVOLVED:
+        wh = wh[rng.choice(len(wh), MAX_EVOLVED, replace=False)]
+    return _by_area(_evolve(anchors, wh, thr, rng, generations))
+
+
+def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray | None:
+    """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007); None if n clusters do not exist."""
+    if len(wh) < n:
+        return None
+    spread = wh.std(axis=0)
+    spread[spread == 0] = 1.0
+    points = (wh / spread).astype(np.float32)
+    centres = points[rng.integers(len(points))][None]
+    nearest = ((points - centres) ** 2).sum(axis=1)
+    while len(centres) < n:
+        total = float(nearest.sum(dtype=np.float64))
+        if total <= 0:
+            return None
+        pick = np.searchsorted(np.cumsum(nearest, dtype=np.float64), rng.random() * total)
+        centre = points[min(int(pick), len(points) - 1)]
+        centres = np.concatenate((centres, centre[None]))
+        nearest = np.minimum(nearest, ((points - centre) ** 2).sum(axis=1))
+    for _ in range(KMEANS_ROUNDS):
+        distances = (centres**2).sum(axis=1)[None] - 2.0 * points @ centres.T
+        owner = distances.argmin(axis=1)
+        counts = np.bincount(owner, minlength=n)
+        sums = np.stack([np.bincount(owner, points[:, i], minlength=n) for i in (0, 1)], axis=1)
+        moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
+        if np.allclose(moved, centres, rtol=0, atol=1e-6):
+            break
+        centres = moved.astype(np.float32)
+    return centres * spread
+
+
+def _evolve(
+    anchors: np.ndarray, wh: np.ndarray, thr: float, rng: np.random.Generator, generations: int
+) -> np.ndarray:
+    """Mutate (each side with probability 0.9, sigma 0.1, factor 0.3 to 3) and keep what fits better."""
+    best, fitness = anchors, _fitness(wh, anchors, thr)
+    for _ in range(generations):
+        mutate = rng.random(anchors.shape) < 0.9
+        factor = np.clip(1.0 + mutate * rng.standard_normal(anchors.shape) * 0.1, 0.3, 3.0)
+        candidate = np.maximum(best * factor, MIN_SIDE).astype(np.float32)
+        candidate_fitness = _fitness(wh, candidate, thr)
+        if candidate_fitness > fitness:
+            best, fitness = candidate, candidate_fitness
+    return best
+
+
+def _by_area(anchors: np.ndarray) -> np.ndarray:
+    return anchors[np.argsort(anchors.prod(axis=1), kind="stable")].astype(np.float32)
+
+
+def box_sizes(images: LabelledImages, imgsz: int, rng: np.random.Generator) -> np.ndarray:
+    """Sides (L, 2) in pixels of all boxes, with each image's long side at `imgsz` times 0.9 to 1.1."""
+    sizes = np.asarray(images.sizes, np.float64)
+    scale = imgsz / sizes.max(axis=1, keepdims=True) * rng.uniform(0.9, 1.1, (len(sizes), 1))
+    per_box = np.repeat(sizes * scale, np.diff(images.offsets), axis=0)
+    return (np.asarray(images.all_labels)[:, 3:5] * per_box).astype(np.float32)
+
+
+@torch.no_grad()
+def check_anchors(
+    images: LabelledImages,
+    detect: DetectLike,
+    imgsz: int,
+    thr: float = 4.0,
+    seed: int = 0,
+    generations: int = 1000,
+) -> AnchorReport:
+    """Hold the anchors of `detect` against the boxes of `images`; replace them in place when others fit better.
+
+    Anchors that reach a best possible recall of 0.98 stay. The order of the layers is put right either way.
+    """
+    rng = np.random.default_rng((seed, 0xA2C4))
+    stride = detect.stride.to(detect.anchors).view(-1, 1, 1)
+    current = (detect.anchors * stride).cpu().numpy().reshape(-1, 2).astype(np.float32)
+    wh = box_sizes(images, imgsz, rng)
+    wh = wh[(wh > 0).all(axis=1)]
+    if len(wh) == 0:
+        return AnchorReport(0.0, 0.0, 0.0, False, current)
+    recall, per_box = best_possible_recall(wh, current, thr)
+    report = AnchorReport(recall, per_box, recall, False, current)
+    found = f"anchors: {per_box:.2f} match each box, best possible recall {recall:.4f}"
+    if recall > ENOUGH_RECALL:
+        LOGGER.info("%s: they fit the data", found)
+    else:
+        LOGGER.info("%s: looking for better ones", found)
+        better = kmean_anchors(wh, len(current), imgsz, thr, rng, generations)
+        new_recall, _ = best_possible_recall(wh, better, thr)
+        if new_recall > recall:
+            report = AnchorReport(recall, per_box, new_recall, True, better)
+            detect.anchors.copy_(torch.from_numpy(better).view_as(detect.anchors).to(detect.anchors) / stride)
+            LOGGER.info("anchors: new ones reach %.4f: %s", new_recall, better.round(1).tolist())
+        else:
+            LOGGER.info(
+                "anchors: the search found none better (%.4f); keeping those of the model", new_recall
+            )
+    if order_anchors(detect):
+        report.changed = True
+    report.anchors = (detect.anchors * stride).cpu().numpy().reshape(-1, 2)
+    return report
+
+
+@torch.no_grad()
+def order_anchors(detect: DetectLike) -> bool:
+    """Reverse the layers' anchors, in place, if their areas run against the strides; whether it was done."""
+    stride = detect.stride.to(detect.anchors).view(-1, 1, 1)
+    pixels = detect.anchors * stride
+    area = pixels.prod(2).mean(1)
+    rises, runs = (area[-1] - area[0]).sign(), (stride[-1] - stride[0]).sign().squeeze()
+    if rises == 0 or rises == runs:
+        return False
+    detect.anchors.copy_(pixels.flip(0) / stride)
+    return True

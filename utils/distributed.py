@@ -1,0 +1,61 @@
+"""Several processes that train one model, as torchrun starts them: joining, agreeing, and leaving."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.device import is_main, local_rank, world_size
+
+TIMEOUT = timedelta(seconds=10_800)  # a first scan of a large data set on the main process takes its time
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the run's process group (NCCL on CUDA, else Gloo) and leave it at the end; alone, do nothing."""
+    if world_size() == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    nccl = device.type == "cuda" and dist.is_nccl_available()
+    dist.init_process_group("nccl" if nccl else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process do something alone (scan and cache a data set); the others follow when it is done.
+
+    If the main process fails, its error ends it; the launcher then ends the others, which wait here.
+    """
+    if world_size() > 1 and not is_main():
+        dist.barrier()
+    yield
+    if world_size() > 1 and is_main():
+        dist.barrier()
+
+
+def from_main(value: object) -> object:
+    """The main process's value, on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
+    """The model's DistributedDataParallel wrapper, or None when this process trains alone."""
+    if world_size() == 1:
+        return None
+    ids = [device.index if device.index is not None else local_rank()] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids)

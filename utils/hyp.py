@@ -1,0 +1,118 @@
+"""Hyperparameter files: read, checked key by key, and the loss gains scaled to the model and image size."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import find_file, load_yaml
+
+LOGGER = logging.getLogger("yolo.hyp")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a hyperparameter may be: its default (that of hyp.scratch-low.yaml; None: optional) and its range."""
+
+    default: float | None
+    low: float
+    high: float
+
+
+PROBABILITY = (0.0, 1.0)
+HYPERPARAMETERS: dict[str, Bounds] = {
+    "lr0": Bounds(0.01, 1e-8, 10.0),
+    "lrf": Bounds(0.01, 0.0, 1.0),
+    "momentum": Bounds(0.937, 0.0, 0.9999),
+    "weight_decay": Bounds(0.0005, 0.0, 1.0),
+    "warmup_epochs": Bounds(3.0, 0.0, 1000.0),
+    "warmup_momentum": Bounds(0.8, 0.0, 0.9999),
+    "warmup_bias_lr": Bounds(0.1, 0.0, 10.0),
+    "box": Bounds(0.05, 0.0, 100.0),
+    "cls": Bounds(0.5, 0.0, 100.0),
+    "cls_pw": Bounds(1.0, 0.001, 1000.0),
+    "obj": Bounds(1.0, 0.0, 100.0),
+    "obj_pw": Bounds(1.0, 0.001, 1000.0),
+    "iou_t": Bounds(0.2, *PROBABILITY),
+    "anchor_t": Bounds(4.0, 1.001, 100.0),
+    "anchors": Bounds(None, 1.0, 30.0),
+    "fl_gamma": Bounds(0.0, 0.0, 10.0),
+    "hsv_h": Bounds(0.015, *PROBABILITY),
+    "hsv_s": Bounds(0.7, *PROBABILITY),
+    "hsv_v": Bounds(0.4, *PROBABILITY),
+    "degrees": Bounds(0.0, 0.0, 180.0),
+    "translate": Bounds(0.1, *PROBABILITY),
+    "scale": Bounds(0.5, 0.0, 0.999),
+    "shear": Bounds(0.0, 0.0, 89.0),
+    "perspective": Bounds(0.0, 0.0, 0.01),
+    "flipud": Bounds(0.0, *PROBABILITY),
+    "fliplr": Bounds(0.5, *PROBABILITY),
+    "mosaic": Bounds(1.0, *PROBABILITY),
+    "mixup": Bounds(0.0, *PROBABILITY),
+    "copy_paste": Bounds(0.0, *PROBABILITY),
+    "nominal_batch": Bounds(None, 1.0, 65536.0),
+}
+NOMINAL_BATCH = 64
+
+
+def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
+    """Read and check a hyperparameter file (a path, or a bare name from data/hyps), or a mapping from Python.
+
+    Keys that are left out take the value of hyp.scratch-low.yaml, with one warning that names them. `anchors`
+    (anchors per layer, forces the anchor search) and `nominal_batch` (images per optimizer step, 64) are
+    optional.
+
+    Raises:
+        UserError: an unknown key, or a value that is no number, not finite or out of its range.
+    """
+    if isinstance(source, dict):
+        where, given = "hyp", source
+    else:
+        path = find_file(source, "data/hyps", "data")
+        where, given = str(path), load_yaml(path)
+    for key, value in given.items():
+        _check(where, key, value)
+    missing = [
+        key for key, bounds in HYPERPARAMETERS.items() if key not in given and bounds.default is not None
+    ]
+    if missing:
+        LOGGER.warning(
+            "%s: %s not given; using the values of hyp.scratch-low.yaml", where, ", ".join(missing)
+        )
+    hyp = {key: bounds.default for key, bounds in HYPERPARAMETERS.items() if bounds.default is not None}
+    hyp.update(given)
+    return {key: hyp[key] for key in HYPERPARAMETERS if key in hyp}
+
+
+def _check(where: str, key: Any, value: Any) -> None:
+    """Hold one entry against its bounds; the file is the user's, so every slip gets a sentence."""
+    bounds = HYPERPARAMETERS.get(key)
+    if bounds is None:
+        close = difflib.get_close_matches(str(key), HYPERPARAMETERS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(HYPERPARAMETERS)}"
+        raise UserError(f"{where}: unknown hyperparameter {key!r}; {hint}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        hint = "; YAML reads 1e-3 as text, write 0.001 or 1.0e-3" if isinstance(value, str) else ""
+        raise UserError(f"{where}: {key} is {value!r}, a number is needed{hint}")
+    if not math.isfinite(value) or not bounds.low <= value <= bounds.high:
+        raise UserError(f"{where}: {key} is {value}; it must lie in {bounds.low:g} to {bounds.high:g}")
+    if key == "nominal_batch" and value != int(value):
+        raise UserError(f"{where}: {key} is {value}; it must be a whole number of images")
+
+
+def scale_gains(hyp: dict[str, float], *, nl: int, nc: int, imgsz: int) -> dict[str, float]:
+    """A copy of `hyp` with the loss gains scaled to `nl` layers, `nc` classes and images of `imgsz` pixels.
+
+    The recipe's gains are those of 3 layers, 80 classes and 640 pixels.
+    """
+    layers = 3.0 / nl
+    return hyp | {
+        "box": hyp["box"] * layers,
+        "cls": hyp["cls"] * nc / 80 * layers,
+        "obj": hyp["obj"] * (imgsz / 640) ** 2 * layers,
+    }

@@ -1,0 +1,149 @@
+"""What a training run tells: results.csv, TensorBoard where it is installed, and the progress bar."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from utils.files import atomic_text
+from utils.training import BatchReport
+
+LOGGER = logging.getLogger("yolo.train")
+
+COLUMNS = (
+    "epoch",
+    "train/box_loss",
+    "train/obj_loss",
+    "train/cls_loss",
+    "metrics/precision",
+    "metrics/recall",
+    "metrics/mAP_0.5",
+    "metrics/mAP_0.5:0.95",
+    "val/box_loss",
+    "val/obj_loss",
+    "val/cls_loss",
+    "x/lr0",
+    "x/lr1",
+    "x/lr2",
+)
+WIDTH = 20
+
+
+class ResultsCsv:
+    """results.csv: one row per epoch, every column right-aligned to width 20, 5 significant digits.
+
+    The whole file is written anew at each row, so that a full disk never leaves half a row. Metrics of an epoch
+    that was not validated are nan.
+
+    Args:
+        path: the file.
+        keep_below: a resumed run keeps the rows of earlier epochs; a new one starts empty (0).
+    """
+
+    def __init__(self, path: Path, keep_below: int = 0) -> None:
+        self.path = path
+        self.rows = [row for row in read_results(path) if row[0] < keep_below] if keep_below else []
+
+    def append(self, values: Sequence[float]) -> None:
+        """Add a row of values in the order of COLUMNS."""
+        if len(values) != len(COLUMNS):
+            raise ValueError(f"{len(values)} values for {len(COLUMNS)} columns")
+        self.rows.append([float(value) for value in values])
+        lines = [",".join(f"{name:>{WIDTH}}" for name in COLUMNS)]
+        lines += [",".join(f"{value:>{WIDTH}.5g}" for value in row) for row in self.rows]
+        atomic_text(self.path, "\n".join(lines) + "\n")
+
+
+def read_results(path: Path) -> list[list[float]]:
+    """The rows of a results.csv; none when it is missing or a row is damaged."""
+    if not path.is_file():
+        return []
+    table = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))[1:]
+    try:
+        return [[float(value) for value in row] for row in table]
+    except ValueError:
+        LOGGER.warning("%s: holds a row that is no row of numbers; starting it anew", path)
+        return []
+
+
+class TensorBoard:
+    """Scalars of each epoch as TensorBoard events; nothing at all where tensorboard is not installed."""
+
+    def __init__(self, folder: Path, from_epoch: int = 0) -> None:
+        self.writer: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            # Imported here: it takes a second, and most of the project's uses never want it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder), purge_step=from_epoch or None)
+
+    def scalars(self, values: Sequence[float]) -> None:
+        """One row of results.csv, under the columns' names."""
+        if self.writer is None:
+            return
+        epoch = int(values[0])
+        for name, value in zip(COLUMNS[1:], values[1:]):
+            if value == value:  # nan: not validated this epoch
+                self.writer.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        """Write out what is pending."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+class EpochBar:
+    """The progress bar of one epoch: epoch, GPU memory, losses, instances, size, images/s.
+
+    Args:
+        batches: length of the epoch.
+        device: its memory is shown when it is a GPU.
+        world_size: processes that train together; each shows the images of all.
+        quiet: no bar (every process but the main one).
+    """
+
+    HEADER = ("epoch", "memory", "box", "obj", "cls", "instances", "size", "images/s")
+
+    def __init__(
+        self,
+        epoch: int,
+        epochs: int,
+        batches: int,
+        device: torch.device,
+        *,
+        world_size: int = 1,
+        quiet: bool = False,
+    ) -> None:
+        self.title = f"{epoch + 1}/{epochs}"
+        self.device = device
+        self.world_size = world_size
+        self.images = 0
+        self.bar = tqdm(
+            total=batches, disable=quiet, leave=True, bar_format="{desc} {bar:10} {n_fmt}/{total_fmt}"
+        )
+        if not quiet:
+            tqdm.write("".join(f"{name:>11}" for name in self.HEADER))
+
+    def __call__(self, report: BatchReport) -> None:
+        """Show how the epoch stands after a batch."""
+        self.images += report.images * self.world_size
+        if self.bar.disable:
+            return
+        elapsed = max(self.bar.format_dict["elapsed"], 1e-9)
+        memory = torch.cuda.memory_reserved(self.device) / 2**30 if self.device.type == "cuda" else 0.0
+        texts = [self.title, f"{memory:.2f}G", *(f"{loss:.4g}" for loss in report.losses)]
+        texts += [str(report.instances), str(report.size), f"{self.images / elapsed:.1f}"]
+        self.bar.set_description_str("".join(f"{text:>11}" for text in texts), refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()

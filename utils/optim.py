@@ -1,0 +1,228 @@
+"""What moves the weights: parameter groups, the optimizer, its schedule, their average, and when to stop."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.hyp import NOMINAL_BATCH
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+MIN_WARMUP_ITERATIONS = 100
+# The order that results.csv's x/lr0, x/lr1, x/lr2 follow.
+BIASES, WEIGHTS, NORMS = range(3)
+
+
+def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Split parameters into biases, other weights (the only ones that decay) and norm weights, in this order."""
+    groups: tuple[list[nn.Parameter], ...] = ([], [], [])
+    for module in model.modules():
+        is_norm = "Norm" in type(module).__name__ and type(module).__module__.startswith("torch.nn")
+        for name, parameter in module.named_parameters(recurse=False):
+            if name.endswith("bias"):
+                groups[BIASES].append(parameter)
+            elif is_norm:
+                groups[NORMS].append(parameter)
+            else:
+                groups[WEIGHTS].append(parameter)
+    return groups
+
+
+def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
+    """Batches per optimizer step, so that a step sees about `nominal_batch` images."""
+    return max(round(nominal_batch / batch_size), 1)
+
+
+def build_optimizer(
+    model: nn.Module, name: str, hyp: dict[str, Any], batch_size: int
+) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, Adam or AdamW over the three groups of `param_groups`.
+
+    Weight decay is scaled to the images that a step really sees. `batch_size` is the total over all processes.
+
+    Raises:
+        UserError: an optimizer that is not offered.
+    """
+    groups = param_groups(model)
+    nominal = hyp.get("nominal_batch", NOMINAL_BATCH)
+    decay = hyp["weight_decay"] * batch_size * accumulation(batch_size, nominal) / nominal
+    arguments: list[dict[str, Any]] = [{"params": group, "weight_decay": 0.0} for group in groups]
+    arguments[WEIGHTS]["weight_decay"] = decay
+    device = next(model.parameters()).device.type
+    if name == "SGD":
+        own = {"momentum": hyp["momentum"], "nesterov": hyp["momentum"] > 0}
+        return torch.optim.SGD(arguments, lr=hyp["lr0"], **own, **_fused(torch.optim.SGD, device))
+    kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+    if name not in kinds:
+        raise UserError(f"--optimizer {name}: not offered; use one of {', '.join(OPTIMIZERS)}")
+    kind = kinds[name]
+    return kind(arguments, lr=hyp["lr0"], betas=(hyp["momentum"], 0.999), **_fused(kind, device))
+
+
+def _fused(kind: type[torch.optim.Optimizer], device: str) -> dict[str, bool]:
+    """One pass over each tensor instead of one per operation, where this torch has it for this device."""
+    offered = "fused" in inspect.signature(kind).parameters and device in ("cpu", "cuda")
+    return {"fused": True} if offered else {}
+
+
+@dataclass
+class LRSchedule:
+    """Learning rates, momentum and accumulation of every iteration: warm-up, then linear or cosine decay.
+
+    Args:
+        epochs: length of the whole schedule.
+        batches: iterations per epoch.
+        batch_size: images per iteration, over all processes.
+        warm_up: False for a run that goes on from a finished one.
+    """
+
+    hyp: dict[str, Any]
+    epochs: int
+    batches: int
+    batch_size: int
+    cosine: bool = False
+    warm_up: bool = True
+
+    @property
+    def warmup_iterations(self) -> int:
+        """Iterations of warm-up: `warmup_epochs`, at least 100; -1 without any."""
+        if not self.warm_up:
+            return -1
+        return max(round(self.hyp["warmup_epochs"] * self.batches), MIN_WARMUP_ITERATIONS)
+
+    def factor(self, epoch: int) -> float:
+        """What lr0 is multiplied by in `epoch` (from 0): from 1 down to lrf."""
+        lrf = self.hyp["lrf"]
+        if self.cosine:
+            return (1 - math.cos(math.pi * epoch / self.epochs)) / 2 * (lrf - 1) + 1
+        return (1 - epoch / self.epochs) * (1 - lrf) + lrf
+
+    def apply(self, optimizer: torch.optim.Optimizer, iteration: int, epoch: int) -> int:
+        """Set rates and momentum for an iteration (counted over the run); returns how many batches make a step."""
+        target = self.hyp["lr0"] * self.factor(epoch)
+        accumulate = accumulation(self.batch_size, self.hyp.get("nominal_batch", NOMINAL_BATCH))
+        warmup = self.warmup_iterations
+        share = min(iteration / warmup, 1.0) if warmup > 0 else 1.0
+        for number, group in enumerate(optimizer.param_groups):
+            start = self.hyp["warmup_bias_lr"] if number == BIASES else 0.0
+            group["lr"] = start * (1 - share) + target * share
+            if "momentum" in group:
+                first = self.hyp["warmup_momentum"] if self.warm_up else self.hyp["momentum"]
+                group["momentum"] = first * (1 - share) + self.hyp["momentum"] * share
+        if iteration <= warmup:
+            nominal = self.hyp.get("nominal_batch", NOMINAL_BATCH)
+            accumulate = max(round(1 + (nominal / self.batch_size - 1) * share), 1)
+        return accumulate
+
+
+class ModelEMA:
+    """A running average of the model's float state, BatchNorm statistics and anchors included.
+
+    decay(n) = 0.9999 (1 - exp(-n / 2000)) after n updates: young averages follow the model closely.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0
+    ) -> None:
+        self.model = copy.deepcopy(model).eval()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.decay = decay
+        self.tau = tau
+        self.updates = updates
+        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def _tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The float entries of both state_dicts in one order; the tensors alias the models', so once is enough."""
+        if self._pairs is None:
+            source = model.state_dict()
+            pairs = [
+                (own, source[key]) for key, own in self.model.state_dict().items() if own.is_floating_point()
+            ]
+            self._pairs = [own for own, _ in pairs], [theirs for _, theirs in pairs]
+        return self._pairs
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards `model`, always the same module (not its DDP wrapper)."""
+        self.updates += 1
+        decay = self.decay * (1 - math.exp(-self.updates / self.tau))
+        averages, values = self._tensors(model)
+        torch._foreach_lerp_(averages, values, 1.0 - decay)
+
+    def load(self, state: dict[str, Tensor], updates: int) -> None:
+        """Go on from a saved average."""
+        self.model.load_state_dict(state)
+        self.updates = updates
+
+
+class EarlyStopping:
+    """Says when `patience` epochs have passed without a better fitness; a tie counts as better. 0 never stops."""
+
+    def __init__(self, patience: int = 100) -> None:
+        self.patience = patience if patience > 0 else math.inf
+        self.best_fitness = -math.inf
+        self.best_epoch = 0
+
+    def __call__(self, epoch: int, fitness: float) -> bool:
+        """Take note of an epoch's fitness; whether it is time to stop."""
+        if fitness >= self.best_fitness:
+            self.best_fitness = fitness
+            self.best_epoch = epoch
+        return epoch - self.best_epoch >= self.patience
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs to count on."""
+        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Count on from a saved state."""
+        self.best_fitness = float(state["best_fitness"])
+        self.best_epoch = int(state["best_epoch"])
+
+
+class FrozenLayers:
+    """Layers that do not learn: no gradients, and their BatchNorm neither normalises by the batch nor counts it.
+
+    Args:
+        model: a DetectionModel; its rows are `model.model[i]`.
+        spec: what --freeze was given: one number n freezes the first n rows, several exactly those rows.
+
+    Raises:
+        UserError: a row that the model does not have, or no row left to learn.
+    """
+
+    def __init__(self, model: nn.Module, spec: list[int]) -> None:
+        rows = list(model.model)
+        self.numbers = list(range(spec[0])) if len(spec) == 1 else sorted(set(spec))
+        absent = [number for number in self.numbers if not 0 <= number < len(rows)]
+        if absent or (len(spec) == 1 and spec[0] < 0):
+            raise UserError(
+                f"--freeze {' '.join(map(str, spec))}: the model's rows are 0 to {len(rows) - 1}; "
+                "give one number n for the first n rows, or several row numbers"
+            )
+        if len(self.numbers) == len(rows):
+            raise UserError(
+                f"--freeze {' '.join(map(str, spec))}: that leaves nothing to train; freeze fewer rows"
+            )
+        self.modules = [rows[number] for number in self.numbers]
+        for module in self.modules:
+            module.requires_grad_(False)
+
+    def __bool__(self) -> bool:
+        return bool(self.numbers)
+
+    def stand_still(self) -> None:
+        """Put the frozen rows' BatchNorm into eval mode; call it after every `model.train()`."""
+        for module in self.modules:
+            for child in module.modules():
+                if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                    child.eval()

@@ -1,0 +1,244 @@
+"""The epoch loop: forward, loss, backward, optimizer step, average; and the search for what went bad."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.device import autocast
+from utils.errors import UserError
+from utils.optim import FrozenLayers, LRSchedule, ModelEMA
+
+MAX_GRADIENT_NORM = 10.0
+
+Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class BatchReport:
+    """How an epoch stands after a batch: mean losses so far (box, obj, cls) and what the batch held."""
+
+    batch: int
+    losses: tuple[float, float, float]
+    instances: int
+    size: int
+    images: int
+
+
+@dataclass
+class EpochResult:
+    """Mean losses (box, obj, cls) of an epoch, the images seen by this process, and the seconds it took."""
+
+    losses: tuple[float, float, float]
+    images: int
+    seconds: float
+
+
+@dataclass
+class Trainer:
+    """Everything that one training step touches.
+
+    Args:
+        model: the detector, on its device, in the memory format it trains in.
+        loss: (raw maps, targets) -> (loss, items), such as DetectionLoss.
+        amp: reduced precision of the forward pass, or None.
+        ema: the running average; None on every process but the main one.
+        multi_scale: draw each batch's size from 0.5 to 1.5 times `imgsz`, a multiple of `stride`.
+        parallel: the DistributedDataParallel wrapper around `model`, if there is one.
+        world_size: processes that average their gradients; the loss is multiplied by it.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    schedule: LRSchedule
+    device: torch.device
+    amp: torch.dtype | None = None
+    ema: ModelEMA | None = None
+    frozen: FrozenLayers | None = None
+    imgsz: int = 640
+    stride: int = 32
+    multi_scale: bool = False
+    seed: int = 0
+    parallel: nn.Module | None = None
+    rank: int = 0
+    world_size: int = 1
+    last_step: int = field(default=-1, init=False)
+
+    def __post_init__(self) -> None:
+        fp16 = self.amp is torch.float16 and self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def train_epoch(
+        self, loader: Iterable, epoch: int, on_batch: Callable[[BatchReport], None] | None = None
+    ) -> EpochResult:
+        """Train one epoch.
+
+        Gradients that have not made a whole step at the end of the epoch stay for the next one.
+
+        Raises:
+            UserError: the loss or a gradient is not finite; the sentence names epoch, batch and layer.
+        """
+        torch.manual_seed(epoch_seed(self.seed, epoch, self.rank))
+        self.model.train()
+        if self.frozen:
+            self.frozen.stand_still()
+        started, images_seen, batches = time.perf_counter(), 0, 0
+        totals = np.zeros(3)
+        for batch, (images, targets, _, _) in enumerate(loader):
+            inputs = self._resize(self.prepare(images), epoch, batch)
+            totals += self._step(inputs, targets.to(self.device, non_blocking=True), epoch, batch)
+            images_seen += len(images)
+            batches += 1
+            if on_batch is not None:
+                size = max(inputs.shape[2:])
+                on_batch(BatchReport(batch, tuple(totals / batches), len(targets), size, len(images)))
+        return EpochResult(tuple(totals / max(batches, 1)), images_seen, time.perf_counter() - started)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 batch (N, 3, H, W) -> float 0..1 on the device, channels_last."""
+        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        return images.float().div_(255)
+
+    def _resize(self, images: Tensor, epoch: int, batch: int) -> Tensor:
+        """With multi_scale, bring the batch to a size drawn from (seed, epoch, batch), the same on all processes."""
+        if not self.multi_scale:
+            return images
+        rng = np.random.default_rng((self.seed, epoch, batch))
+        low, high = self.imgsz // 2 // self.stride, int(self.imgsz * 1.5) // self.stride
+        scale = int(rng.integers(max(low, 1), high + 1)) * self.stride / max(images.shape[2:])
+        if scale == 1:
+            return images
+        size = [math.ceil(side * scale / self.stride) * self.stride for side in images.shape[2:]]
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+    def _step(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> np.ndarray:
+        """Forward, backward and, when enough batches have come together, the optimizer; the loss items (3,)."""
+        iteration = epoch * self.schedule.batches + batch
+        accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
+        with autocast(self.device, self.amp):
+            raws = (self.parallel or self.model)(images)
+        loss, items = self.loss(raws, targets)
+        values = items.cpu().numpy()
+        if not np.isfinite(values).all():
+            raise self._went_bad(images, epoch, batch)
+        self.scaler.scale(loss * self.world_size).backward()
+        if iteration - self.last_step >= accumulate:
+            self._update(epoch, batch)
+            self.last_step = iteration
+        return values
+
+    def _update(self, epoch: int, batch: int) -> None:
+        """One optimizer step on clipped gradients, and the average's step after it."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise self._stop(epoch, batch, f"the gradient of {_bad_gradient(self.model)} is not finite")
+        nn.utils.clip_grads_with_norm_(self.parameters, MAX_GRADIENT_NORM, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def _went_bad(self, images: Tensor, epoch: int, batch: int) -> UserError:
+        with autocast(self.device, self.amp):
+            place = first_bad_layer(self.model, images)
+        return self._stop(epoch, batch, f"the loss is not finite; {place}")
+
+    def _stop(self, epoch: int, batch: int, what: str) -> UserError:
+        where = f"epoch {epoch + 1}/{self.schedule.epochs}, batch {batch + 1}/{self.schedule.batches}"
+        return UserError(
+            f"{where}: {what}; the checkpoints keep the state of the last good epoch, "
+            "lower lr0 or train with --amp off"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on as if there had been no break, pending gradients included."""
+        pending = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "gradients": pending,
+            "last_step": self.last_step,
+            "updates": self.ema.updates if self.ema else 0,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], average: dict[str, Tensor] | None = None) -> None:
+        """Go on from `state_dict()`; `average` is the EMA model's state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        for name, parameter in self.model.named_parameters():
+            gradient = state["gradients"].get(name)
+            if gradient is not None:
+                # Into the parameter's own memory format: a fused optimizer reads both side by side.
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        self.last_step = state["last_step"]
+        if self.ema is not None and average is not None:
+            self.ema.load(average, state["updates"])
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A seed for torch's own generator (dropout and the like) that depends on nothing but these three."""
+    return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
+
+
+@torch.no_grad()
+def first_bad_layer(model: nn.Module, images: Tensor) -> str:
+    """Run the batch again and say which layer was the first to hold a weight, or give an output, not finite."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if found:
+                return
+            if not all(_finite(value) for value in module.state_dict().values()):
+                found.append(
+                    f"the first layer that went bad is {name} ({type(module).__name__}): its weights"
+                )
+            elif not _finite(output):
+                found.append(f"the first layer that went bad is {name} ({type(module).__name__}): its output")
+
+        return hook
+
+    leaves = [(n, m) for n, m in model.named_modules() if n and not list(m.children())]
+    handles = [module.register_forward_hook(look(name, module)) for name, module in leaves]
+    try:
+        output = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return found[0]
+    where = (
+        "the raw maps"
+        if not _finite(output)
+        else "no layer's output, only the loss itself (look at the labels)"
+    )
+    return f"what went bad is {where}"
+
+
+def _finite(value: Any) -> bool:
+    """Whether all floats in a tensor, or in a list or tuple of them, are finite."""
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    return all(_finite(item) for item in value) if isinstance(value, list | tuple) else True
+
+
+def _bad_gradient(model: nn.Module) -> str:
+    """The parameter nearest to the loss whose gradient is not finite: backward meets it first."""
+    bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    return bad[-1] if bad else "the whole model (its norm overflows)"
