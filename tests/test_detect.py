@@ -1,0 +1,276 @@
+"""detect.py: boxes in the file's own pixels, every output file right, bad input answered in a sentence."""
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import detect
+from models.backends import Backend, Metadata
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.yolo import DetectionModel
+from utils.cli import guard
+from utils.errors import UserError
+
+TINY = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30], [33, 23, 30, 61]],
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]]] * 4,
+    "head": [[[2, 3], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+class TwoBoxes(Backend):
+    """Finds the same two boxes in every image: class 1 at 0.9, class 0 at 0.5; xywh in letterbox pixels."""
+
+    pytorch = True
+    rows = ((32.0, 16.0, 16.0, 9.6, 1.0, 0.1, 0.9), (8.0, 8.0, 6.4, 6.4, 1.0, 0.5, 0.0))
+
+    def __init__(self, names=None, fixed=None):
+        metadata = Metadata(names or {0: "cat", 1: "../dog"}, 32, imgsz=fixed, dynamic=fixed is None)
+        super().__init__("two.pt", torch.device("cpu"), metadata)
+        self.shapes = []
+
+    def _run(self, images, augment):
+        self.shapes.append(tuple(images.shape[1:]))
+        return torch.tensor([self.rows])
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    fake = TwoBoxes()
+    monkeypatch.setattr(detect, "load_backend", lambda *args, **options: fake)
+    return fake
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.pt"
+    save_checkpoint(path, DetectionModel(TINY), meta={"epoch": 3}, training={"optimizer": torch.zeros(1000)})
+    return path
+
+
+def image(path, height=100, width=200):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((height, width, 3), 120, np.uint8))
+    return str(path)
+
+
+def video(path, frames=6, fps=10.0):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (200, 100))
+    for _ in range(frames):
+        writer.write(np.full((100, 200, 3), 120, np.uint8))
+    writer.release()
+    return str(path)
+
+
+def frames_in(path):
+    capture, count = cv2.VideoCapture(str(path)), 0
+    while capture.read()[0]:
+        count += 1
+    return count, capture.get(cv2.CAP_PROP_FPS)
+
+
+def run(tmp_path, source, **options):
+    return detect.run(source=str(source), project=str(tmp_path / "runs"), imgsz=64, **options)
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_boxes_come_back_in_native_pixels(tmp_path, backend):
+    result = run(tmp_path, image(tmp_path / "a.png"))
+    (found,) = result.detections
+    expected = [[75, 35, 125, 65, 0.9, 1], [15, 15, 35, 35, 0.5, 0]]
+    np.testing.assert_allclose(found.boxes, expected, atol=1e-6)
+    assert found.path.endswith("a.png") and found.frame == 0
+    assert backend.shapes[-1] == (3, 32, 64)  # a rectangle, not the full square
+    assert set(result.speed) == {"preprocess", "inference", "nms"} and min(result.speed.values()) > 0
+    drawn = cv2.imread(str(result.save_dir / "a.png"))
+    assert drawn.shape == (100, 200, 3) and (drawn != 120).any()
+
+
+def test_backend_of_a_fixed_size_gets_the_full_square(tmp_path, monkeypatch):
+    fake = TwoBoxes(fixed=(96, 96))
+    monkeypatch.setattr(detect, "load_backend", lambda *args, **options: fake)
+    run(tmp_path, image(tmp_path / "a.png"), nosave=True)
+    assert set(fake.shapes) == {(3, 96, 96)}
+
+
+def test_every_output_file(tmp_path, backend):
+    source = tmp_path / "in"
+    image(source / "a.png")
+    video(source / "clip.mp4", 2)
+    result = run(tmp_path, source, save_txt=True, save_conf=True, save_csv=True, save_crop=True)
+    assert files(result.save_dir) == [
+        "a.png",
+        "clip.mp4",
+        "crops/_dog/a.jpg",
+        "crops/_dog/clip.jpg",
+        "crops/_dog/clip2.jpg",
+        "crops/cat/a.jpg",
+        "crops/cat/clip.jpg",
+        "crops/cat/clip2.jpg",
+        "labels/a.txt",
+        "labels/clip_1.txt",
+        "labels/clip_2.txt",
+        "predictions.csv",
+    ]
+    labels = (result.save_dir / "labels" / "a.txt").read_text()
+    assert labels == "1 0.5 0.5 0.25 0.3 0.9\n0 0.125 0.25 0.1 0.2 0.5\n"
+    table = (result.save_dir / "predictions.csv").read_text().splitlines()
+    assert table[:3] == ["Image Name,Prediction,Confidence", "a.png,../dog,0.9000", "a.png,cat,0.5000"]
+    assert len(table) == 1 + 3 * 2
+    crop = cv2.imread(str(result.save_dir / "crops" / "cat" / "a.jpg"))
+    assert abs(crop.shape[0] - 30.4) < 1 and abs(crop.shape[1] - 30.4) < 1
+
+
+def test_corner_format_is_normalised(tmp_path, backend):
+    result = run(tmp_path, image(tmp_path / "a.png"), save_txt=True, save_format=1, nosave=True, classes=[1])
+    assert files(result.save_dir) == ["labels/a.txt"]
+    assert (result.save_dir / "labels" / "a.txt").read_text() == "1 0.375 0.35 0.625 0.65\n"
+
+
+def test_thresholds_classes_and_max_det_reach_nms(tmp_path, backend):
+    source = image(tmp_path / "a.png")
+    count = lambda **options: len(run(tmp_path, source, nosave=True, **options).detections[0].boxes)  # noqa: E731
+    assert (count(), count(conf_thres=0.6), count(classes=0), count(max_det=1)) == (2, 1, 1, 1)
+
+
+def test_equal_names_do_not_overwrite_each_other(tmp_path, backend):
+    for name in ("x/a.png", "y/a.png", "y/a.jpg"):
+        image(tmp_path / "in" / name)
+    (tmp_path / "list.txt").write_text("./in/x/a.png\n./in/y/a.png\n./in/y/a.jpg\n")
+    result = run(tmp_path, tmp_path / "list.txt", save_txt=True)
+    assert files(result.save_dir) == [
+        "a-2.png",
+        "a-3.jpg",
+        "a.png",
+        "labels/a-2.txt",
+        "labels/a-3.txt",
+        "labels/a.txt",
+    ]
+
+
+def test_runs_get_numbered_folders_unless_told_otherwise(tmp_path, backend):
+    source = image(tmp_path / "a.png")
+    names = [run(tmp_path, source, exist_ok=ok).save_dir.name for ok in (False, False, True)]
+    assert names == ["exp", "exp2", "exp"]
+
+
+def test_video_keeps_its_frames_and_its_rate(tmp_path, backend):
+    source = video(tmp_path / "clip.mp4", 9, fps=12.5)
+    result = run(tmp_path, source)
+    assert frames_in(result.save_dir / "clip.mp4") == (9, pytest.approx(12.5))
+    assert [d.frame for d in result.detections] == list(range(1, 10))
+    strided = run(tmp_path, source, vid_stride=2)
+    assert frames_in(strided.save_dir / "clip.mp4") == (4, pytest.approx(6.25))
+
+
+def test_unreadable_file_among_good_ones_is_skipped(tmp_path, backend):
+    image(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
+    result = run(tmp_path, tmp_path / "in")
+    assert files(result.save_dir) == ["a.png"] and len(result.detections) == 1
+
+
+def test_nothing_readable_leaves_no_folder(tmp_path, backend):
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="not one of 1 files"):
+        run(tmp_path, tmp_path / "b.jpg")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_formats_that_cannot_be_written_become_jpg(tmp_path, backend):
+    from PIL import Image
+
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.mpo", format="MPO")
+    assert files(run(tmp_path, tmp_path / "a.mpo").save_dir) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"conf_thres": 1.5}, "conf-thres"),
+        ({"iou_thres": -0.1}, "iou-thres"),
+        ({"max_det": 0}, "max-det"),
+        ({"vid_stride": 0}, "vid-stride"),
+        ({"line_thickness": 0}, "line-thickness"),
+        ({"classes": [2]}, "numbered 0 to 1"),
+        ({"save_conf": True}, "save-txt"),
+        ({"save_format": 1}, "save-txt"),
+        ({"save_format": 2, "save_txt": True}, "save_format"),
+        ({"visualize": True}, "visualize"),
+        ({"data": "no/such.yaml"}, "no/such.yaml"),
+        ({"plugins": ["no_such.py"]}, "no_such.py"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, backend, options, word):
+    with pytest.raises(UserError, match=word) as error:
+        run(tmp_path, image(tmp_path / "a.png"), **options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_view_img_without_a_display_is_refused(tmp_path, backend, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="no display"):
+        run(tmp_path, image(tmp_path / "a.png"), view_img=True)
+
+
+def test_wrong_number_of_names_is_refused(tmp_path, monkeypatch):
+    fake = TwoBoxes(names={0: "cat", 1: "dog", 2: "cow"})
+    monkeypatch.setattr(detect, "load_backend", lambda *args, **options: fake)
+    with pytest.raises(UserError, match="2 classes, but there are 3 names"):
+        run(tmp_path, image(tmp_path / "a.png"))
+
+
+def test_names_for_files_without_names_come_from_data(tmp_path, monkeypatch):
+    seen = {}
+    fake = TwoBoxes()
+    monkeypatch.setattr(detect, "load_backend", lambda *args, **options: seen.update(options) or fake)
+    (tmp_path / "d.yaml").write_text("names: [ant, bee]\n")
+    run(tmp_path, image(tmp_path / "a.png"), data=str(tmp_path / "d.yaml"), nosave=True)
+    assert seen["names"] == {0: "ant", 1: "bee"}
+
+
+def test_checkpoint_end_to_end_with_feature_maps_and_update(tmp_path, checkpoint):
+    size = checkpoint.stat().st_size
+    before = load_checkpoint(checkpoint).model.state_dict()
+    result = run(
+        tmp_path,
+        image(tmp_path / "a.png"),
+        weights=str(checkpoint),
+        device="cpu",
+        conf_thres=0.0,
+        max_det=5,
+        augment=True,
+        visualize=True,
+        update=True,
+    )
+    assert result.detections[0].boxes.shape == (5, 6)
+    maps = sorted((result.save_dir / "features" / "a").glob("*.npy"))
+    assert [m.name for m in maps] == [f"layer{i:02d}_Conv.npy" for i in range(4)]
+    assert np.load(maps[2]).shape == (8, 4, 8)  # the 32x64 letterbox at stride 8
+    stripped = load_checkpoint(checkpoint)
+    assert stripped.training is None and stripped.meta["epoch"] == 3
+    assert all(torch.equal(before[k], v) for k, v in stripped.model.state_dict().items())
+    assert checkpoint.stat().st_size < size - 3000
+
+
+def test_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["detect.py", "--weights", str(tmp_path / "none.pt"), "--img", "64"])
+    with pytest.raises(SystemExit) as stop:
+        guard(detect.main)
+    assert stop.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "none.pt" in lines[0]

@@ -1,0 +1,93 @@
+"""utils/outputs.py: names that never clash or escape, labels, crops, whole videos, a thread that tells."""
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.outputs import (
+    Background,
+    StemBook,
+    VideoFileWriter,
+    crop_box,
+    folder_names,
+    label_lines,
+    write_image,
+)
+
+
+def test_stems_never_clash():
+    book = StemBook()
+    claims = [("x", False), ("x", False), ("X", False), ("x-2", False), ("clip_3", False), ("clip", True)]
+    stems = [book.claim(*claim) for claim in claims]
+    assert stems == ["x", "x-2", "X-3", "x-2-2", "clip_3", "clip-2"]
+    assert book.claim("film", True) == "film"
+    assert book.claim("film_7", False) == "film_7-2"  # the labels of frame 7 are called film_7.txt
+
+
+def test_folder_names_stay_inside_and_apart():
+    names = {0: "../x", 1: "a/b", 2: "..", 3: "person", 4: "Person", 5: "", 6: "кот", 7: "/etc/passwd"}
+    folders = folder_names(names)
+    assert len({f.lower() for f in folders.values()}) == len(names)
+    for folder in folders.values():
+        assert folder and "/" not in folder and "\\" not in folder and folder.strip(".") == folder
+    assert (folders[2], folders[3], folders[6]) == ("class2", "person", "кот")
+
+
+def test_crop_grows_by_two_percent_and_ten_pixels_and_is_cut_at_the_edge():
+    image = np.zeros((200, 300, 3), np.uint8)
+    assert crop_box(image, np.array([100, 50, 200, 150])).shape == (112, 112, 3)
+    assert crop_box(image, np.array([0, 0, 100, 50])).shape == (56, 106, 3)
+
+
+def test_label_lines_in_both_formats():
+    det = np.array([[20, 10, 60, 30, 0.123456789, 2]], np.float32)
+    assert label_lines(det, (50, 100)) == "2 0.4 0.4 0.4 0.4\n"
+    assert label_lines(det, (50, 100), conf=True) == "2 0.4 0.4 0.4 0.4 0.123457\n"
+    assert label_lines(det, (50, 100), corners=True) == "2 0.2 0.2 0.6 0.6\n"
+    assert label_lines(np.empty((0, 6)), (50, 100)) == ""
+
+
+def test_video_is_whole_or_absent(tmp_path):
+    path = tmp_path / "out.mp4"
+    writer = VideoFileWriter(path, 12.5, (64, 48))
+    for k in range(7):
+        writer.write(np.full((48, 64, 3), 30 * k, np.uint8))
+    writer.write(np.zeros((96, 128, 3), np.uint8))  # another size: resized, not dropped
+    assert not path.exists()
+    writer.close()
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
+    count = 0
+    while capture.read()[0]:
+        count += 1
+    assert count == 8
+    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_video_that_cannot_be_written_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        VideoFileWriter(tmp_path / "missing" / "out.mp4", 10, (64, 48))
+
+
+def test_image_names_beyond_ascii(tmp_path):
+    write_image(tmp_path / "кот.png", np.full((4, 5, 3), 9, np.uint8))
+    data = np.frombuffer((tmp_path / "кот.png").read_bytes(), np.uint8)
+    assert (cv2.imdecode(data, cv2.IMREAD_COLOR) == 9).all()
+
+
+def test_background_runs_in_order_and_hands_back_the_first_error():
+    done = []
+
+    def fail():
+        raise OSError("full")
+
+    background = Background(depth=2)
+    for k in range(10):
+        background.submit(lambda k=k: done.append(k))
+    background.submit(fail)
+    with pytest.raises(OSError, match="full"):
+        for _ in range(100):  # more than the queue holds: a writer that died must not block its caller
+            background.submit(lambda: done.append("after"))
+        background.close()
+    assert done[:10] == list(range(10)) and "after" not in done

@@ -1,0 +1,81 @@
+"""What each layer of a network answers to one image, as pictures and arrays (`detect.py --visualize`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from utils.files import atomic_write
+
+MAX_CHANNELS = 32  # pictures per layer, as in YOLOv5 up to 7.0; the array holds all channels
+_COLUMNS = 8
+_GAP = 2  # white pixels between the pictures
+
+
+class FeatureRecorder:
+    """Keeps the feature map (C,H,W) of every layer of a Sequential through forward hooks, while entered.
+
+    Layers whose output is no map of at least 2x2 cells (a head's tuple, a pooled vector) are left out.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        self._layers = layers
+        self._handles: list[RemovableHandle] = []
+        self.maps: dict[str, np.ndarray] = {}
+
+    def __enter__(self) -> FeatureRecorder:
+        for index, layer in enumerate(self._layers):
+            name = f"layer{index:02d}_{type(layer).__name__}"
+            self._handles.append(layer.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str):
+        def record(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+                # The first pass counts: test-time augmentation runs the layers again on scaled images.
+                self.maps.setdefault(name, output[0].detach().float().cpu().numpy())
+
+        return record
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write what the last forward left as `<layer>.png` and `.npy`, forget it, return the PNG paths."""
+        paths = []
+        for name, features in self.maps.items():
+            png = folder / f"{name}.png"
+            atomic_write(png, lambda file, f=features: file.write(_png(feature_grid(f))))
+            atomic_write(png.with_suffix(".npy"), lambda file, f=features: np.save(file, f))
+            paths.append(png)
+        self.maps.clear()
+        return paths
+
+
+def feature_grid(features: np.ndarray, limit: int = MAX_CHANNELS) -> np.ndarray:
+    """Up to `limit` channels of a feature map (C,H,W) as one BGR image, each scaled to its own range."""
+    channels = features[:limit]
+    count, height, width = channels.shape
+    columns = min(count, _COLUMNS)
+    rows = -(-count // columns)
+    grid = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)
+    for index, channel in enumerate(channels):
+        low, high = float(channel.min()), float(channel.max())
+        scaled = (channel - low) / max(high - low, 1e-12) * 255
+        top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
+        picture = cv2.applyColorMap(np.nan_to_num(scaled).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
+        grid[top : top + height, left : left + width] = picture
+    return grid
+
+
+def _png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image)[1].tobytes()
