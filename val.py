@@ -1,0 +1,375 @@
+"""Measure a detector on a labelled data set: precision, recall, mAP, speed.
+
+python val.py --weights runs/train/exp/weights/best.pt --data data/digits.yaml
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import zipfile
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.backends import Backend, load_backend
+from models.checkpoint import load_checkpoint
+from models.registry import load_plugins
+from utils.cli import Parser, guard, overlay
+from utils.coco import (
+    COCO_CATEGORY_IDS,
+    CocoEvaluator,
+    coco_evaluate,
+    installed_evaluator,
+    is_coco,
+    json_image_id,
+    prediction_rows,
+    save_predictions,
+)
+from utils.dataloaders import build_loader
+from utils.datasets import DatasetConfig, load_dataset, load_images
+from utils.device import describe, select_device, versions
+from utils.errors import UserError
+from utils.evaluation import ImageResult, ValResult, evaluate
+from utils.files import ROOT, atomic_write, increment_dir
+from utils.metrics import save_metrics
+from utils.outputs import StemBook, label_lines
+from utils.plots import plot_study
+from utils.profiling import summary
+
+__all__ = ["ValResult", "evaluate", "run"]
+
+LOGGER = logging.getLogger("yolo.val")
+METRIC_CONFIDENCE = 0.001  # above it recall is cut off and mAP is no longer comparable
+STUDY_SIZES = tuple(range(256, 1536 + 1, 128))
+
+
+def build_parser() -> Parser:
+    """The command line of val.py."""
+    parser = Parser(description="Measure a detector on a labelled data set.")
+    add = parser.add_argument
+    add("--data", default="data/coco128.yaml", help="dataset YAML")
+    add(
+        "--weights",
+        nargs="+",
+        default=["yolov5s.pt"],
+        help="a .pt or exported file; several .pt: an ensemble",
+    )
+    add("--batch-size", type=int, default=32, help="images per batch")
+    add("--imgsz", "--img", "--img-size", type=int, default=640, help="longer side of the images, in pixels")
+    add("--conf-thres", type=float, default=METRIC_CONFIDENCE, help="least confidence")
+    add("--iou-thres", type=float, default=0.6, help="IoU above which NMS drops the weaker box")
+    add("--max-det", type=int, default=300, help="most detections per image")
+    add(
+        "--task",
+        default="val",
+        choices=("train", "val", "test", "speed", "study"),
+        help="the split to measure; speed: conf 0.25, IoU 0.45, square; study: sizes 256 to 1536",
+    )
+    add("--device", default="", help="cpu, 0, cuda:1; empty: CUDA if there is any")
+    add("--workers", type=int, default=8, help="processes that load images")
+    add("--single-cls", action="store_true", help="treat all classes as one")
+    add("--augment", action="store_true", help="test-time augmentation (.pt only)")
+    add("--verbose", action="store_true", help="one line per class")
+    add("--save-txt", action="store_true", help="save labels/<name>.txt: class xc yc w h, normalised")
+    add("--save-hybrid", action="store_true", help="save labels together with predictions as --save-txt")
+    add("--save-conf", action="store_true", help="add the confidence to --save-txt")
+    add("--save-json", action="store_true", help="save <weights>_predictions.json in COCO's format")
+    add("--coco-eval", action="store_true", help="also give the COCO-exact figures, for any data set")
+    add("--project", default=str(ROOT / "runs" / "val"), help="folder of the runs")
+    add("--name", default="exp", help="folder of this run")
+    add("--exist-ok", action="store_true", help="write into the folder although it exists")
+    add("--half", action="store_true", help="float16 inference (CUDA)")
+    add("--dnn", action="store_true", help="run .onnx files with OpenCV")
+    add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
+    return parser
+
+
+def parse_opt(argv: list[str] | None = None) -> Namespace:
+    """Options from the command line."""
+    return build_parser().parse_args(argv)
+
+
+def run(**options: Any) -> ValResult:
+    """Validate; keywords are the command line's options with underscores.
+
+    `speed` and `study` take several weights one after another and return the last result; otherwise several
+    `.pt` are an ensemble.
+
+    Raises:
+        UserError: an option that cannot be honoured, weights or data that do not fit together.
+    """
+    opt = overlay(build_parser(), options)
+    opt.weights = [str(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
+    opt.save_txt |= opt.save_hybrid
+    opt.save_json |= Path(opt.data).name == "coco.yaml"
+    for name in ("batch_size", "imgsz", "max_det"):
+        if getattr(opt, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least 1")
+    if opt.coco_eval:
+        installed_evaluator()
+    load_plugins([str(p) for p in opt.plugins])
+    if opt.task == "study":
+        return _study(opt)
+    if opt.task == "speed":
+        opt.conf_thres, opt.iou_thres, opt.save_json = 0.25, 0.45, False
+        return [_Validation(opt, [weights]).run() for weights in opt.weights][-1]
+    if opt.conf_thres > METRIC_CONFIDENCE:
+        LOGGER.warning("--conf-thres %g > %g: mAP will not be comparable", opt.conf_thres, METRIC_CONFIDENCE)
+    if opt.save_hybrid:
+        LOGGER.warning("--save-hybrid: labels are among the predictions, so the metrics mean nothing")
+    return _Validation(opt, opt.weights).run()
+
+
+class _Validation:
+    """One set of weights on one split: what was opened for it, measured once or at several sizes."""
+
+    def __init__(self, opt: Namespace, weights: list[str]) -> None:
+        self.opt, self.weights = opt, weights
+        self.device = select_device(opt.device)
+        self.config = load_dataset(opt.data, single_cls=opt.single_cls)
+        self.backend = load_backend(
+            weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names
+        )
+        _check_classes(self.backend, self.config, weights)
+        self.split = opt.task if opt.task in ("train", "test") else "val"
+        if self.split not in self.config.splits:
+            have = ", ".join(self.config.splits)
+            raise UserError(
+                f"{self.config.path}: has no '{self.split}' split, only {have}; choose another --task"
+            )
+        self.images = load_images(self.config, self.split, workers=opt.workers)
+
+    def run(self) -> ValResult:
+        """Validate with everything the options ask for, into a folder of its own."""
+        opt = self.opt
+        save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
+        saver = _Saver(opt, self.config, save_dir)
+        imgsz = _fit_size(opt.imgsz, self.backend)
+        try:
+            result = self.measure(imgsz, saver, plots=opt.task != "speed")
+        except BaseException:
+            with contextlib.suppress(OSError):  # takes the folders only while they are empty
+                (save_dir / "labels").rmdir()
+            with contextlib.suppress(OSError):
+                save_dir.rmdir()
+            raise
+        result.save_dir = save_dir
+        log_table(result, self.config, opt.verbose)
+        saver.finish(result, f"{Path(self.weights[0]).stem}_predictions.json", self.split)
+        self._report(result, imgsz)
+        return result
+
+    def measure(self, imgsz: int, saver: _Saver | None = None, plots: bool = False) -> ValResult:
+        """Validate at one image size."""
+        opt, backend = self.opt, self.backend
+        rect = backend.rect_ok and opt.task != "speed"
+        batch_size = backend.fixed_batch or opt.batch_size
+        loader = build_loader(
+            self.images,
+            imgsz,
+            batch_size,
+            rect=rect,
+            pad=0.5 if rect else 0.0,
+            stride=backend.stride,
+            single_cls=opt.single_cls,
+            workers=opt.workers,
+        )
+        try:
+            backend.warmup((1 if backend.pytorch else batch_size, 3, imgsz, imgsz))
+            return evaluate(
+                backend,
+                loader,
+                names=self.config.names,
+                device=self.device,
+                conf_thres=opt.conf_thres,
+                iou_thres=opt.iou_thres,
+                max_det=opt.max_det,
+                single_cls=opt.single_cls,
+                augment=opt.augment,
+                hybrid=opt.save_hybrid,
+                plots_dir=saver.folder if saver and plots else None,
+                on_image=saver,
+            )
+        finally:
+            loader.close()
+
+    def _report(self, result: ValResult, imgsz: int) -> None:
+        """Say how fast it was and where the files are; write metrics.json."""
+        speed = ", ".join(f"{ms:.1f} ms {stage}" for stage, ms in result.speed.items())
+        LOGGER.info("speed per image at %d px: %s (%s)", imgsz, speed, describe(self.device))
+        facts: dict[str, Any] = {}
+        seed = None
+        if self.backend.model is not None:  # the backend's is fused and perhaps float16: count on a fresh one
+            checkpoint = load_checkpoint(self.backend.path)
+            facts, seed = summary(checkpoint.model, imgsz), (checkpoint.meta or {}).get("seed")
+        save_metrics(
+            result.save_dir / "metrics.json",
+            result.metrics,
+            parameters=facts.get("parameters"),
+            gflops=facts.get("gflops"),
+            speed=result.speed,
+            imgsz=imgsz,
+            nc=self.config.nc,
+            seed=seed,
+            versions=versions(),
+            images=result.seen,
+            instances=result.instances,
+            coco=result.coco.stats if result.coco else None,
+        )
+        LOGGER.info("results saved to %s", result.save_dir)
+
+
+def _check_classes(backend: Backend, config: DatasetConfig, weights: list[str]) -> None:
+    """Refuse a model and a data set that do not number the same classes."""
+    if not config.single_cls and backend.nc != config.nc:
+        raise UserError(
+            f"{weights[0]}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
+            "pass the --data it was trained on"
+        )
+
+
+def _fit_size(imgsz: int, backend: Backend) -> int:
+    """The image size the backend can take: its only one, or the next multiple of its stride."""
+    if backend.fixed_size is not None:
+        height, width = backend.fixed_size
+        if height != width:
+            raise UserError(
+                f"{backend.path}: takes images of {height}x{width} only, and validation needs a square; "
+                "export it square or with --dynamic"
+            )
+        fitted, why = height, "the only size it was exported for"
+    else:
+        fitted, why = -(-imgsz // backend.stride) * backend.stride, f"a multiple of stride {backend.stride}"
+    if fitted != imgsz:
+        LOGGER.warning("--imgsz %d: using %d, %s", imgsz, fitted, why)
+    return fitted
+
+
+@dataclass
+class _Saver:
+    """Takes each image's result and keeps what the options ask for."""
+
+    opt: Namespace
+    config: DatasetConfig
+    folder: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._stems = StemBook()
+        self.categories = None
+        if is_coco(self.config.path, self.config.splits, self.config.nc):
+            self.categories = COCO_CATEGORY_IDS
+        self.seen_ids: list[int | str] = []
+        self.evaluator = CocoEvaluator(self.config.names) if self.opt.coco_eval else None
+        if self.opt.save_txt:
+            (self.folder / "labels").mkdir(exist_ok=True)
+
+    def __call__(self, image: ImageResult) -> None:
+        detections = image.detections.numpy()
+        if self.opt.save_txt and len(detections):
+            stem = self._stems.claim(Path(image.path).stem, False)
+            lines = label_lines(detections, image.shape, conf=self.opt.save_conf)
+            (self.folder / "labels" / f"{stem}.txt").write_text(lines, encoding="utf-8")
+        if self.opt.save_json:
+            self.seen_ids.append(json_image_id(image.path))
+            self.rows += prediction_rows(self.seen_ids[-1], detections, self.categories)
+        if self.evaluator is not None:
+            self.evaluator.add(image.shape, image.labels.numpy(), detections, image.path)
+
+    def finish(self, result: ValResult, json_name: str, split: str) -> None:
+        """Write the predictions JSON and evaluate by COCO's own code, where asked for."""
+        if self.evaluator is not None:
+            result.coco = self.evaluator.evaluate()
+        if self.opt.save_json:
+            save_predictions(self.folder / json_name, self.rows)
+            LOGGER.info("predictions saved to %s", self.folder / json_name)
+            if self.categories and split == "val":
+                self._evaluate_official(result)
+        if result.coco is not None:
+            LOGGER.info("COCO figures by %s:", result.coco.evaluator)
+            LOGGER.info("  ".join(f"{name} {value:.3f}" for name, value in result.coco.stats.items()))
+
+    def _evaluate_official(self, result: ValResult) -> None:
+        """On COCO itself its own annotations count, crowds included; their figures replace ours."""
+        truth_file = self.config.root / "annotations" / "instances_val2017.json"
+        if not truth_file.is_file():
+            LOGGER.info("%s is missing, so mAP stays as measured from the labels", truth_file)
+            return
+        truth = json.loads(truth_file.read_text(encoding="utf-8"))
+        known = {image["id"] for image in truth["images"]}
+        seen = [i for i in self.seen_ids if i in known]
+        if not seen:
+            LOGGER.info("%s knows none of these images, so mAP stays as measured from the labels", truth_file)
+            return
+        try:
+            result.coco = coco_evaluate(truth, self.rows, seen)
+        except UserError as error:  # no evaluator: the JSON is written, the measured figures stand
+            LOGGER.warning("%s; mAP stays as measured from the labels", error)
+            return
+        result.metrics.map50, result.metrics.map = result.coco.map50, result.coco.map
+
+
+def log_table(result: ValResult, config: DatasetConfig, verbose: bool) -> None:
+    """The metrics as a table: all classes, then each one when asked for or when they are fewer than 50."""
+    row = "%22s%11s%11s%11.3f%11.3f%11.3f%11.3f"
+    metrics = result.metrics
+    LOGGER.info("%22s%11s%11s%11s%11s%11s%11s", "class", "images", "instances", "P", "R", "mAP50", "mAP50-95")
+    means = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
+    LOGGER.info(row, "all", result.seen, result.instances, *means)
+    if not result.instances:
+        LOGGER.warning("%s: no labels in this split, so every metric is 0", config.path)
+    if config.nc > 1 and (verbose or config.nc < 50):
+        for r in metrics.per_class:
+            values = (r["precision"], r["recall"], r["map50"], r["map"])
+            LOGGER.info(row, r["name"][:22], r["images"], r["instances"], *values)
+
+
+def _study(opt: Namespace) -> ValResult:
+    """Validate at sizes 256 to 1536: study_<data>_<weights>.txt for each, study.png and study.zip."""
+    validations = [_Validation(opt, [weights]) for weights in opt.weights]
+    for validation in validations:
+        if validation.backend.fixed_size is not None:
+            raise UserError(
+                f"{validation.weights[0]}: --task study needs a file that takes any size; "
+                "give a .pt or export it with --dynamic"
+            )
+    save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
+    tables: dict[str, np.ndarray] = {}
+    for validation in validations:
+        rows = []
+        for imgsz in STUDY_SIZES:
+            result = validation.measure(imgsz)
+            LOGGER.info("%s at %d px:", validation.weights[0], imgsz)
+            log_table(result, validation.config, opt.verbose)
+            m = result.metrics
+            rows.append([m.precision, m.recall, m.map50, m.map, 0, 0, 0, *result.speed.values()])
+        name = f"study_{validation.config.path.stem}_{Path(validation.weights[0]).stem}.txt"
+        tables[name] = np.array(rows, dtype=float)
+        atomic_write(save_dir / name, lambda file, table=tables[name]: np.savetxt(file, table, fmt="%10.4g"))
+    plot_study(
+        {Path(name).stem: table for name, table in tables.items()}, STUDY_SIZES, save_dir / "study.png"
+    )
+    atomic_write(save_dir / "study.zip", lambda file: _zip(file, [save_dir / name for name in tables]))
+    result.save_dir = save_dir
+    LOGGER.info("results saved to %s", save_dir)
+    return result
+
+
+def _zip(file: Any, paths: list[Path]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in paths:
+            archive.write(path, path.name)
+
+
+def main() -> None:
+    """The command line."""
+    run(**vars(parse_opt()))
+
+
+if __name__ == "__main__":
+    guard(main)
