@@ -1,0 +1,416 @@
+"""Export a checkpoint to TorchScript or ONNX, each file checked against PyTorch on a real image.
+
+python export.py --weights runs/train/exp/weights/best.pt --include onnx torchscript --imgsz 640 --dynamic
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.backends import load_backend
+from models.checkpoint import load_checkpoint
+from models.metadata import Metadata
+from models.registry import load_plugins
+from models.yolo import DetectionModel
+from utils.boxes import letterbox
+from utils.cli import Parser, guard, overlay
+from utils.datasets import list_images, load_dataset
+from utils.device import select_device
+from utils.errors import UserError
+from utils.files import IMAGE_SUFFIXES, ROOT, find_file
+from utils.images import load_image
+
+LOGGER = logging.getLogger("yolo.export")
+
+# How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
+TOLERANCE = {False: (1e-3, 0.5), True: (2e-2, 4.0)}  # by --half: float16 keeps 11 bits
+OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
+LATER = (
+    "openvino engine coreml saved_model pb tflite edgetpu tfjs paddle ncnn executorch".split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """One exported file.
+
+    Attributes:
+        format: its name in --include.
+        path: the file.
+        seconds: how long exporting and checking took.
+        size_mb: its size in MB (10^6 bytes).
+        max_score_diff: largest difference to PyTorch over every objectness and class score checked.
+        max_box_diff: the same over centres, widths and heights, in pixels.
+    """
+
+    format: str
+    path: Path
+    seconds: float
+    size_mb: float
+    max_score_diff: float
+    max_box_diff: float
+
+
+class ExportError(UserError):
+    """Some formats failed; `results` holds those that did not."""
+
+    def __init__(self, message: str, results: list[ExportResult]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an exporter works on.
+
+    Attributes:
+        model: fused, in eval mode, in the precision asked for, its head giving the decoded tensor alone.
+        example: (N, ch, H, W) on the model's device.
+        metadata: what the file is to say about itself.
+        opt: the command line's options.
+    """
+
+    model: DetectionModel
+    example: Tensor
+    metadata: Metadata
+    opt: Namespace
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format: the suffix of its files and what writes one."""
+
+    suffix: str
+    write: Callable[[Job, Path], None]
+
+
+class _Decoded(nn.Module):
+    """The model as a function of the images alone, which is all that a graph can keep."""
+
+    def __init__(self, model: DetectionModel) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()  # exporters put back the mode they found here, in every module below
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+@contextlib.contextmanager
+def _quiet(verbose: bool = False) -> Iterator[None]:
+    """Without torch's notes that tracing is an old road: the check below says whether it led home."""
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def write_torchscript(job: Job, path: Path) -> None:
+    """Trace the model; metadata go into the extra file `config.txt` as JSON."""
+    entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
+    with torch.no_grad(), _quiet(job.opt.verbose):
+        script = torch.jit.trace(_Decoded(job.model), job.example, check_trace=False, strict=False)
+    script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def write_onnx(job: Job, path: Path) -> None:
+    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
+    onnx = _require("onnx", "--include onnx")
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
+    with torch.no_grad(), _quiet(job.opt.verbose):
+        # The tracing exporter, not the torch.export one: it names the free axes, keeps the opset asked for
+        # and takes a tenth of the time; both give the same figures.
+        torch.onnx.export(
+            _Decoded(job.model),
+            (job.example,),
+            str(path),
+            dynamo=False,
+            verbose=job.opt.verbose,
+            opset_version=job.opt.opset,
+            input_names=["images"],
+            output_names=["output0"],
+            dynamic_axes=axes if job.opt.dynamic else None,
+        )
+    graph = onnx.load(str(path))
+    if job.opt.simplify:
+        graph = _require("onnxslim", "--simplify").slim(graph)
+    last = graph.graph.output[0].type.tensor_type.shape.dim[2]
+    last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
+    onnx.helper.set_model_props(graph, job.metadata.entries())
+    graph.producer_name = job.metadata.entries()["author"]
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, str(path))
+
+
+def _require(package: str, wanted_by: str) -> Any:
+    """An optional package, or the sentence that names it."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"{wanted_by}: needs the package {package}; pip install {package}")
+    return importlib.import_module(package)
+
+
+EXPORTERS = {
+    "torchscript": Exporter(".torchscript", write_torchscript),
+    "onnx": Exporter(".onnx", write_onnx),
+}
+
+
+def build_parser() -> Parser:
+    """The command line's options."""
+    parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="yolov5s.pt", help="checkpoint (.pt), ours or official YOLOv5's")
+    parser.add_argument("--data", default="", help="dataset YAML whose first val image is checked with")
+    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640, 640], help="h w")
+    parser.add_argument("--batch-size", type=int, default=1, help="batch size of a static file")
+    parser.add_argument("--device", default="cpu", help="cpu, or 0 for the first GPU")
+    parser.add_argument("--half", action="store_true", help="float16 (CUDA only, not with --dynamic)")
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
+    parser.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
+    parser.add_argument("--opset", type=int, default=17, help="ONNX: operator set")
+    parser.add_argument("--verbose", action="store_true", help="show what the exporters say")
+    parser.add_argument(
+        "--include", nargs="+", default=["torchscript"], help=f"formats: {', '.join(EXPORTERS)}"
+    )
+    parser.add_argument("--plugins", nargs="+", default=[], help="Python files that register your own blocks")
+    return parser
+
+
+def parse_opt(argv: Sequence[str] | None = None) -> Namespace:
+    """Options from a command line."""
+    return build_parser().parse_args(argv)
+
+
+def run(**options: Any) -> list[ExportResult]:
+    """Export and check; options as on the command line, with underscores.
+
+    Raises:
+        ExportError: a format failed; the others were exported all the same and are in `results`.
+        UserError: the options contradict each other or the checkpoint cannot be read.
+    """
+    return export(overlay(build_parser(), options))
+
+
+def export(opt: Namespace) -> list[ExportResult]:
+    """Export to every format of `opt.include`; see `run`."""
+    formats = _check_options(opt)
+    device = select_device(opt.device)
+    if opt.half and device.type != "cuda":
+        raise UserError("--half: float16 needs a CUDA device; add --device 0 or leave --half out")
+    load_plugins(opt.plugins)
+    weights = find_file(opt.weights)
+    model = load_checkpoint(weights, device).model
+    height, width = _image_size(opt.imgsz, int(max(model.stride)))
+    example = _check_batch(opt.data, model.ch, opt.batch_size, (height, width)).to(device)
+    batches = [example]
+    if opt.dynamic:
+        other = _second_size((height, width), int(max(model.stride)))
+        batches.append(_check_batch(opt.data, model.ch, opt.batch_size + 1, other).to(device))
+    job = _job(model, example, opt)
+    results, failures = [], []
+    for name in formats:
+        try:
+            results.append(_export_one(name, job, model, batches, weights))
+        except (UserError, OSError) as error:
+            failures.append(f"{name} ({error})")
+    for result in results:
+        LOGGER.info("%s: %s, %.1f MB", result.format, result.path, result.size_mb)
+    if failures:
+        raise ExportError(f"{len(failures)} of {len(formats)} formats failed: {'; '.join(failures)}", results)
+    return results
+
+
+def _check_options(opt: Namespace) -> list[str]:
+    """The formats asked for, each once; options that cannot be honoured stop here."""
+    formats = list(dict.fromkeys([opt.include] if isinstance(opt.include, str) else opt.include))
+    absent = [name for name in formats if name not in EXPORTERS]
+    if absent:
+        what = "not available in this version" if set(absent) <= set(LATER) else "not a format"
+        raise UserError(f"--include {' '.join(absent)}: {what}; available: {', '.join(EXPORTERS)}")
+    if opt.half and opt.dynamic:
+        raise UserError("--half and --dynamic exclude each other; leave one of them out")
+    if opt.simplify and "onnx" not in formats:
+        raise UserError("--simplify works on ONNX files only; add --include onnx or leave it out")
+    if opt.opset not in OPSETS:
+        raise UserError(
+            f"--opset {opt.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; 17 runs nearly everywhere"
+        )
+    if opt.batch_size < 1:
+        raise UserError(f"--batch-size {opt.batch_size}: must be 1 or more")
+    if Path(opt.weights).suffix.lower() != ".pt":
+        raise UserError(f"--weights {opt.weights}: only a .pt checkpoint can be exported")
+    return formats
+
+
+def _image_size(imgsz: int | Sequence[int], stride: int) -> tuple[int, int]:
+    """(height, width), each rounded up to a multiple of the largest stride."""
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise UserError(f"--imgsz {' '.join(map(str, sides))}: give one side or height and width, above 0")
+    sides = sides * 2 if len(sides) == 1 else sides
+    height, width = (-(-side // stride) * stride for side in sides)
+    if [height, width] != sides:
+        LOGGER.warning("--imgsz %sx%s rounded up to %dx%d, multiples of %d", *sides, height, width, stride)
+    return height, width
+
+
+def _second_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Another size, of another aspect, to check a dynamic file with."""
+    return size[0] + stride, max(stride, size[1] // 2 // stride * stride)
+
+
+def _job(model: DetectionModel, example: Tensor, opt: Namespace) -> Job:
+    """The fused copy that is exported, with what its file will say."""
+    exported = copy.deepcopy(model).fuse()
+    exported.detect.export = True
+    if opt.half:
+        exported.half()
+        example = example.half()
+    metadata = Metadata(
+        names=dict(model.names),
+        stride=int(max(model.stride)),
+        imgsz=(example.shape[2], example.shape[3]),
+        batch=example.shape[0],
+        dynamic=opt.dynamic,
+        half=opt.half,
+        ch=model.ch,
+        device=example.device.type,
+    )
+    channels_last = torch.channels_last  # what the backends run; the traced weights keep it
+    return Job(
+        exported.to(memory_format=channels_last), example.to(memory_format=channels_last), metadata, opt
+    )
+
+
+def _export_one(
+    name: str, job: Job, reference: DetectionModel, batches: list[Tensor], weights: Path
+) -> ExportResult:
+    """Write one format under a temporary name, check it, and only then put it where it belongs."""
+    exporter = EXPORTERS[name]
+    target = weights.with_suffix(exporter.suffix)
+    started = time.perf_counter()
+    folder = Path(tempfile.mkdtemp(prefix=f".{weights.stem}.", suffix=".part", dir=weights.parent))
+    try:
+        part = folder / target.name
+        _write(name, exporter, job, part)
+        score, box = compare(reference, part, batches, half=job.opt.half)
+        seconds = time.perf_counter() - started
+        _judge(name, score, box, job.opt.half)
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return ExportResult(name, target, seconds, target.stat().st_size / 1e6, score, box)
+
+
+def _write(name: str, exporter: Exporter, job: Job, part: Path) -> None:
+    """Call an exporter; whatever the packages behind it raise becomes one sentence."""
+    try:
+        exporter.write(job, part)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 exporters have no common exception, and one format stops no other
+        if job.opt.verbose:
+            LOGGER.exception("%s exporter", name)
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        raise UserError(
+            f"the exporter stopped with {type(error).__name__}: {reason[:200]}; add --verbose for all of it"
+        ) from error
+
+
+def compare(
+    reference: DetectionModel, path: Path, batches: Sequence[Tensor], *, half: bool = False
+) -> tuple[float, float]:
+    """How far an exported file is from the PyTorch model it came from.
+
+    Args:
+        reference: the model, float32, not fused.
+        path: the exported file.
+        batches: images (N, ch, H, W), floating in 0..1, on the model's device.
+        half: the file is float16.
+
+    Returns:
+        The largest difference over all rows of (objectness and class scores, xywh in pixels).
+    """
+    device = batches[0].device
+    backend = load_backend(path, device, half=half)
+    scores, boxes = [], []
+    for images in batches:
+        with torch.no_grad():
+            wanted = reference(images)[0]
+        found = backend.predict(images)
+        if found.shape != wanted.shape:
+            raise UserError(f"gives {tuple(found.shape)} where PyTorch gives {tuple(wanted.shape)}")
+        difference = (found - wanted).abs().nan_to_num(torch.inf, torch.inf)
+        scores.append(difference[..., 4:].max().item())
+        boxes.append(difference[..., :4].max().item())
+    return max(scores), max(boxes)
+
+
+def _judge(name: str, score: float, box: float, half: bool) -> None:
+    """Say how close the file is, and refuse it when that is not close enough."""
+    LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
+    score_limit, box_limit = TOLERANCE[half]
+    if score > score_limit or box > box_limit:
+        raise UserError(
+            f"differs from PyTorch by {score:.2g} in a score (allowed {score_limit:g}) and {box:.2g} px in a "
+            f"box (allowed {box_limit:g}), so the file was removed"
+        )
+
+
+def _check_batch(data: str, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
+    """A real photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
+    images mixed up within a batch show."""
+    image, _, _ = letterbox(load_image(_photograph(data)), size, auto=False)
+    tensor = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
+    if ch == 1:
+        tensor = tensor.mean(0, keepdim=True)
+    elif ch != 3:
+        tensor = tensor[[i % 3 for i in range(ch)]]
+    return torch.stack([tensor.flip(2) if i % 2 else tensor for i in range(batch)])
+
+
+def _photograph(data: str) -> Path:
+    """An image to check with: the dataset's first val image, else ours, else the one matplotlib carries."""
+    if data:
+        config = load_dataset(data, fetch=False)
+        return Path(list_images(config.splits["val"], config.root)[0][0])
+    folder = ROOT / "data" / "images"
+    ours = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if ours:
+        return ours[0]
+    import matplotlib
+
+    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+
+def main() -> None:
+    """Export as the command line says."""
+    export(parse_opt())
+
+
+if __name__ == "__main__":
+    guard(main)

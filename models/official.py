@@ -1,0 +1,290 @@
+"""Official YOLOv5 checkpoints read without running a line of them.
+
+An official `.pt` file is a pickle of whole fp16 modules: it names classes (`models.yolo.Model`,
+`models.common.C3`, `torch.nn.modules.conv.Conv2d`) that an ordinary unpickler would import and call. Here
+every name on a closed list is answered with a shell that records what it is given and does nothing, under
+`torch.load(weights_only=True)`, which refuses every other name. What is left is data: the model's YAML, its
+class names and its tensors, from which our own model is rebuilt.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+
+# Where the official project keeps its blocks; a name below any of these modules is the same block.
+_BLOCK_MODULES = ("models.common", "models.experimental", "models.yolo")
+_BLOCKS = (
+    "Bottleneck BottleneckCSP C3 C3Ghost C3SPP C3TR C3x Concat Contract Conv CrossConv DWConv "
+    "DWConvTranspose2d Detect DetectionModel Expand Focus GhostBottleneck GhostConv MixConv2d Model SPP SPPF "
+    "Sum TransformerBlock TransformerLayer"
+)
+_ROOT_NAMES = frozenset({"models.yolo.Model", "models.yolo.DetectionModel"})
+_TORCH_MODULES = {
+    "torch.nn.modules.activation": (
+        "ELU GELU Hardsigmoid Hardswish LeakyReLU Mish MultiheadAttention PReLU ReLU ReLU6 SiLU Sigmoid Tanh"
+    ),
+    "torch.nn.modules.batchnorm": "BatchNorm2d SyncBatchNorm",
+    "torch.nn.modules.container": "ModuleDict ModuleList ParameterList Sequential",
+    "torch.nn.modules.conv": "Conv2d ConvTranspose2d",
+    "torch.nn.modules.dropout": "Dropout Dropout2d",
+    "torch.nn.modules.flatten": "Flatten",
+    "torch.nn.modules.linear": "Identity Linear NonDynamicallyQuantizableLinear",
+    "torch.nn.modules.normalization": "GroupNorm LayerNorm",
+    "torch.nn.modules.padding": "ZeroPad2d",
+    "torch.nn.modules.pooling": "AdaptiveAvgPool2d AvgPool2d MaxPool2d",
+    "torch.nn.modules.upsampling": "Upsample UpsamplingBilinear2d UpsamplingNearest2d",
+}
+# What training leaves beside the model (best_fitness is a numpy array, opt may hold paths): nothing reads it.
+_VALUES = (
+    "argparse.Namespace",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+)
+_ACTIVATIONS = "torch.nn.modules.activation."
+_DEEPEST = 64  # nesting of modules; official models have 6, a file that points into itself has no end
+_MODEL_KEYS = ("ema", "model")  # the averaged weights are the ones the official project itself would use
+
+
+class Shell:
+    """Stands in for a class or function named by a file: keeps its arguments and state and runs nothing."""
+
+    path = ""
+
+    def __new__(cls, *args: Any, **_: Any) -> Shell:
+        """Record the arguments (a pickle may call this or `object.__new__`'s way, both end here)."""
+        shell = object.__new__(cls)
+        shell.__dict__["args"] = args
+        shell.__dict__["state"] = {}
+        return shell
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the arguments were recorded when it was made."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Record the state as it is; what is not a mapping holds nothing that is looked for."""
+        self.__dict__["state"] = state if isinstance(state, dict) else {}
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A mapping in the state (`_modules`, `_parameters`, `_buffers`), empty when absent."""
+        value = self.__dict__["state"].get(name)
+        return value if isinstance(value, dict) else {}
+
+    def get(self, name: str) -> Any:
+        """An attribute in the state, None when absent."""
+        return self.__dict__["state"].get(name)
+
+
+def _shells() -> list[tuple[type[Shell], str]]:
+    """The closed list: one shell class for each qualified name an official file may use."""
+    names = [f"{module}.{block}" for module in _BLOCK_MODULES for block in _BLOCKS.split()]
+    names += [f"{module}.{name}" for module, group in _TORCH_MODULES.items() for name in group.split()]
+    names += _VALUES
+    return [(type("Shell", (Shell,), {"path": name}), name) for name in names]
+
+
+SHELLS = _shells()
+
+
+def read_file(path: Path) -> Any:
+    """What a checkpoint file of ours or an official one holds, read with `weights_only=True`.
+
+    Raises:
+        UserError: missing or empty file, a zip or bytes of something else, a damaged file, or a pickle that
+            names anything but tensors, plain data and the shells' names. Nothing of such a file is executed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint file; check the path")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty, so it is no checkpoint; copy or train it again")
+    _refuse_other_archives(path)
+    try:
+        with torch.serialization.safe_globals(SHELLS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 a malformed byte may surface as any exception: all mean the same
+        raise UserError(_sentence(path, error)) from None
+
+
+def _refuse_other_archives(path: Path) -> None:
+    """Stop at a zip that torch.save did not write, TorchScript included, with what to do about each."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise UserError(f"{path}: is a TorchScript file, not a checkpoint; name it *.torchscript to run it")
+    if not any(name.endswith("/data.pkl") for name in names):
+        inside = ", ".join(names[:3]) or "nothing"
+        raise UserError(
+            f"{path}: is a zip archive of something else (it holds {inside}), not a checkpoint; "
+            "give a .pt file that train.py or YOLOv5 wrote"
+        )
+
+
+def _sentence(path: Path, error: Exception) -> str:
+    """One sentence for a file that torch refused: the name it refused, or that it is no checkpoint."""
+    refused = sorted(refused_names(path))
+    if refused:
+        return (
+            f"{path}: refused, because the pickle in it names {', '.join(refused[:3])}, which is neither a "
+            "tensor, plain data nor a YOLOv5 detection block and could run code; nothing of it was run"
+        )
+    reason = re.split(r"[\n.]", str(error).strip())[0] or type(error).__name__
+    return (
+        f"{path}: is not a checkpoint or is damaged ({type(error).__name__}: {reason[:100]}); "
+        "give a .pt file that train.py or YOLOv5 wrote"
+    )
+
+
+def refused_names(path: Path) -> set[str]:
+    """The qualified names in a file's pickles that the reader does not admit, found without unpickling."""
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    admitted = set(_get_allowed_globals()) | {name for _, name in SHELLS}
+    return {name for name in _named(path) if name not in admitted}
+
+
+def _named(path: Path) -> Iterator[str]:
+    """Every global that the pickles of a file name; stops quietly where the bytes cease to be a pickle."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.namelist():
+                    if member.endswith("/data.pkl"):
+                        with archive.open(member) as file:
+                            yield from _globals_of(file)
+        else:
+            with path.open("rb") as file:
+                for _ in range(4):  # the old format: magic number, version, system, then the object
+                    yield from _globals_of(file)
+    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, UnicodeDecodeError):
+        return
+
+
+def _globals_of(file: Any) -> Iterator[str]:
+    """The names in one pickle, by reading its opcodes."""
+    from torch._weights_only_unpickler import IMPORT_MAPPING, NAME_MAPPING
+
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(file):
+        if isinstance(argument, str) and opcode.name not in ("GLOBAL", "INST"):
+            strings.append(argument)
+        if opcode.name in ("GLOBAL", "INST"):
+            module, _, name = argument.partition(" ")
+        elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+            module, name = strings[-2:]
+        else:
+            continue
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        yield f"{module}.{name}"
+
+
+@dataclass
+class OfficialFile:
+    """An official checkpoint as plain data.
+
+    Attributes:
+        yaml: the model's YAML as the file keeps it (rows of literals and names).
+        names: class names by index.
+        state: every parameter and buffer by its state_dict name, float32 where floating.
+        activations: the activation classes the model uses (`SiLU`, ...), to hold the rebuilt one against.
+        meta: what else is plain in the file: epoch, date, opt.
+    """
+
+    yaml: dict[str, Any]
+    names: dict[int, str]
+    state: dict[str, torch.Tensor]
+    activations: set[str]
+    meta: dict[str, Any]
+
+
+def is_official(data: Any) -> bool:
+    """Whether what `read_file` returned is an official checkpoint (or a bare pickled model)."""
+    return _root(data) is not None
+
+
+def _root(data: Any) -> Shell | None:
+    """The model's shell: the averaged one where there is one."""
+    candidates = [data.get(key) for key in _MODEL_KEYS] if isinstance(data, dict) else [data]
+    return next((c for c in candidates if isinstance(c, Shell)), None)
+
+
+def parse_official(path: Path, data: Any) -> OfficialFile:
+    """Turn what `read_file` returned into plain data.
+
+    Raises:
+        UserError: the pickled object is not a detection model, has no YAML, or contains itself.
+    """
+    root = _root(data)
+    if root is None or root.path not in _ROOT_NAMES:
+        found = "no model" if root is None else root.path
+        raise UserError(
+            f"{path}: holds {found} where a YOLOv5 detection model is expected; give another file"
+        )
+    yaml = _plain(root.get("yaml"))
+    if not isinstance(yaml, dict) or not {"backbone", "head"} <= set(yaml):
+        raise UserError(
+            f"{path}: its model keeps no YAML (backbone, head), so it cannot be rebuilt; re-export it"
+        )
+    state: dict[str, torch.Tensor] = {}
+    activations: set[str] = set()
+    _collect(path, root, "", state, activations, depth=0)
+    beside = data if isinstance(data, dict) else {}
+    meta = {key: _plain(beside[key]) for key in ("epoch", "date", "opt") if beside.get(key) is not None}
+    return OfficialFile(yaml, _names(root.get("names")), state, activations, meta)
+
+
+def _collect(
+    path: Path, shell: Shell, prefix: str, state: dict[str, torch.Tensor], activations: set[str], depth: int
+) -> None:
+    """Walk the shells as `nn.Module.state_dict` walks modules: parameters, buffers, then children."""
+    if depth > _DEEPEST:
+        raise UserError(
+            f"{path}: its modules are nested without end at {prefix[:60]}; the file is not a real model"
+        )
+    if shell.path.startswith(_ACTIVATIONS):
+        activations.add(shell.path.removeprefix(_ACTIVATIONS))
+    transient = shell.get("_non_persistent_buffers_set") or ()
+    entries = [*shell.part("_parameters").items()]
+    entries += [(k, v) for k, v in shell.part("_buffers").items() if k not in transient]
+    for name, value in entries:
+        if not isinstance(value, torch.Tensor) or name == "anchor_grid":  # a cache that very old files carry
+            continue
+        value = value.detach()
+        state[f"{prefix}{name}"] = value.float() if value.is_floating_point() else value
+    for name, child in shell.part("_modules").items():
+        if isinstance(child, Shell):
+            _collect(path, child, f"{prefix}{name}.", state, activations, depth + 1)
+
+
+def _names(value: Any) -> dict[int, str]:
+    """Class names from a list or a dict, by index."""
+    if isinstance(value, dict):
+        return {int(k): str(v) for k, v in value.items() if isinstance(k, int)}
+    return {i: str(v) for i, v in enumerate(value)} if isinstance(value, list | tuple) else {}
+
+
+def _plain(value: Any) -> Any:
+    """A copy with only plain data in it; anything else becomes None."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if isinstance(k, str | int)}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, str | int | float | bool) else None
