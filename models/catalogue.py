@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from models import common
+from models.activations import ACTIVATIONS
 from models.head import Detect
 from models.registry import register_block
 
@@ -88,6 +89,6 @@ register_block(nn.ConvTranspose2d, "nn.ConvTranspose2d", check=_check_groups)
 register_block(nn.BatchNorm2d, "nn.BatchNorm2d", channels="in")
 for block in (nn.Upsample, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d, nn.Identity, nn.Dropout):
     register_block(block, f"nn.{block.__name__}", channels="same")
-for activation in common.ACTIVATIONS.values():
+for activation in ACTIVATIONS.values():
     if activation is not nn.Identity:
         register_block(activation, f"nn.{activation.__name__}", channels="same")

@@ -1,4 +1,5 @@
-"""Blocks a detector is built from: YOLOv5's own, then one section per light family. Imports torch alone.
+"""Blocks a detector is built from: YOLOv5's own, then one section per light family. Imports nothing of the
+project but its activations and its depthwise convolution.
 
 Names of children are the names of YOLOv5's state_dict, so weights carry over by name. Every family sets the
 BatchNorm eps and momentum it was trained with in its own blocks; nothing rewrites them later.
@@ -7,92 +8,13 @@ BatchNorm eps and momentum it was trained with in its own blocks; nothing rewrit
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
 
-Activation = bool | str | nn.Module | None
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    cls.__name__: cls
-    for cls in (
-        nn.ELU,
-        nn.GELU,
-        nn.Hardsigmoid,
-        nn.Hardswish,
-        nn.Identity,
-        nn.LeakyReLU,
-        nn.Mish,
-        nn.PReLU,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.SELU,
-        nn.SiLU,
-        nn.Sigmoid,
-        nn.Softplus,
-        nn.Tanh,
-    )
-}
-_WITHOUT_INPLACE = (nn.GELU, nn.Identity, nn.PReLU, nn.Sigmoid, nn.Softplus, nn.Tanh)
-_ACTIVATION_TEXT = re.compile(r"(?:torch\.)?(?:nn\.)?(\w+)(?:\(([^()]*)\))?")
-
-
-def activation_factory(text: str) -> Callable[[], nn.Module]:
-    """What makes the activation a YAML names: 'ReLU6', 'nn.SiLU()' or 'nn.LeakyReLU(0.1)', in place if it can.
-
-    The text is looked up, never evaluated: a name of `ACTIVATIONS` and, in brackets, numbers only.
-
-    Raises:
-        ValueError: a name that is not in the table, or an argument that is no number.
-    """
-    match = _ACTIVATION_TEXT.fullmatch(text.strip())
-    if match is None or match[1] not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {text!r}; use one of {', '.join(ACTIVATIONS)}")
-    cls = ACTIVATIONS[match[1]]
-    words = [word.strip() for word in (match[2] or "").split(",")]
-    try:
-        numbers = [float(word) for word in words if word and word not in ("inplace=True", "inplace=False")]
-        options = {} if issubclass(cls, _WITHOUT_INPLACE) else {"inplace": True}
-        cls(*numbers, **options)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"activation {text!r}: its arguments must be numbers that {cls.__name__} takes"
-        ) from None
-    return lambda: cls(*numbers, **options)
-
-
-_default_activation: ContextVar[Callable[[], nn.Module]] = ContextVar(
-    "default_activation", default=lambda: nn.SiLU(inplace=True)
-)
-
-
-@contextlib.contextmanager
-def default_activation(text: str | None) -> Iterator[None]:
-    """While one model is being built, the activation its blocks use by default (None: SiLU).
-
-    Held in a context variable, so neither another model nor another thread sees it.
-    """
-    factory = activation_factory(text or "SiLU")
-    token = _default_activation.set(factory)
-    try:
-        yield
-    finally:
-        _default_activation.reset(token)
-
-
-def make_activation(act: Activation) -> nn.Module:
-    """The activation module for a block's `act`: True the model's default, False or None none, or by name."""
-    if isinstance(act, nn.Module):
-        return act
-    if isinstance(act, str):
-        return activation_factory(act)()
-    return _default_activation.get()() if act else nn.Identity()
-
+from models.activations import Activation, make_activation
+from models.depthwise import convolution
 
 def autopad(
     k: int | tuple[int, ...], p: int | tuple[int, ...] | None = None, d: int = 1
@@ -110,7 +32,7 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.03)
 
 
-# YOLOv5 -------------------------------------------------------------------------------------------------------
+# YOLOv5's own
 
 
 class Conv(nn.Module):
@@ -133,7 +55,7 @@ class Conv(nn.Module):
         act: Activation = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c1, c2, k, s, autopad(k, p, d), groups=g, dilation=d, bias=False)
+        self.conv = convolution(c1, c2, k, s, autopad(k, p, d), g, d)
         self.bn = _batch_norm(c2)
         self.act = make_activation(act)
 
@@ -477,7 +399,7 @@ class Classify(nn.Module):
         return self.linear(self.drop(self.pool(self.conv(x)).flatten(1)))
 
 
-# Ghost modules as YOLOv5 has them (arXiv 1911.11907, with SiLU and a 5x5 cheap operation) -----------------------
+# Ghost modules as YOLOv5 has them (arXiv 1911.11907, with SiLU and a 5x5 cheap operation)
 
 
 class GhostConv(nn.Module):
@@ -522,7 +444,7 @@ class GhostBottleneck(nn.Module):
         return self.conv(x) + self.shortcut(x)
 
 
-# MobileNetV2 (arXiv 1801.04381) ---------------------------------------------------------------------------------
+# MobileNetV2 (arXiv 1801.04381)
 
 
 class ConvBNReLU(nn.Sequential):
@@ -534,7 +456,7 @@ class ConvBNReLU(nn.Sequential):
 
     def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1, g: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(c1, c2, k, s, autopad(k), groups=g, bias=False),
+            convolution(c1, c2, k, s, autopad(k), g),
             nn.BatchNorm2d(c2, eps=1e-5, momentum=0.1),
             nn.ReLU6(inplace=True),
         )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import models.catalogue  # noqa: F401 registers the blocks
-from models import common
+from models.activations import Activation, activation_factory, default_activation
 from models.registry import REGISTRY, BlockSpec, lookup
 from utils.errors import UserError
 
@@ -88,7 +88,7 @@ def parse_model(
     check_keys(cfg, source)
     rows = _read_rows(cfg, source)
     try:
-        with common.default_activation(cfg.get("activation")):
+        with default_activation(cfg.get("activation")):
             _infer(rows, cfg, ch, source)
             layers = nn.Sequential(*(_build(row) for row in rows))
     except ValueError as error:
@@ -269,9 +269,9 @@ def _bind(row: Row, args: list[Any], added: int) -> dict[str, Any]:
             raise RowError(
                 f"{name} is {_kind(value)} {value!r}, expected {_readable(hints[name])}: {_expected(row)}"
             )
-        if hints.get(name) is common.Activation and isinstance(value, str):
+        if hints.get(name) is Activation and isinstance(value, str):
             try:
-                common.activation_factory(value)
+                activation_factory(value)
             except ValueError as error:
                 raise RowError(str(error)) from None
         least = value if isinstance(value, tuple | list) else [value]

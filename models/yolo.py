@@ -9,6 +9,7 @@ import copy
 import logging
 import math
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from torch import Tensor, nn
 from models.fusion import fuse_adjacent
 from models.head import Detect
 from models.parsing import Row, parse_model
-from models.registry import plugins_of
+from models.registry import load_plugins, plugins_of
+from utils.cli import Parser, guard, overlay
+from utils.device import describe, select_device
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
+from utils.profiling import latency, layer_table, summary
 
 __all__ = ["DetectionModel", "Detect", "Row", "parse_model"]
 
@@ -208,3 +212,104 @@ def _read_config(cfg: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]
 def _plain(anchors: Any) -> Any:
     """Anchors as numbers and lists, whatever array they came in."""
     return anchors.tolist() if hasattr(anchors, "tolist") else copy.deepcopy(anchors)
+
+
+def build_parser() -> Parser:
+    """Options of the script."""
+    parser = Parser(description="Build a model from its YAML and print its layers and what they cost.")
+    parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML; a bare name is searched in models/")
+    parser.add_argument("--nc", type=int, default=None, help="classes, instead of the YAML's")
+    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="pixels (h w)")
+    parser.add_argument("--device", default="cpu", help="where --profile and --line-profile measure")
+    parser.add_argument("--profile", action="store_true", help="measure a forward pass and a training step")
+    parser.add_argument("--line-profile", action="store_true", help="GFLOPs and milliseconds of every layer")
+    parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own .py files with blocks")
+    return parser
+
+
+def parse_opt(argv: list[str] | None = None) -> Namespace:
+    """Options from the command line."""
+    return build_parser().parse_args(argv)
+
+
+def run(**options: Any) -> DetectionModel:
+    """Print a model's layers and cost; returns the model. Options are the script's, with underscores."""
+    opt = overlay(build_parser(), options)
+    load_plugins(opt.plugins)
+    device = select_device(opt.device)
+    model = DetectionModel(opt.cfg, nc=opt.nc).to(device)
+    imgsz = _whole_strides(opt.imgsz, int(model.stride.max()))
+    for line in _table_lines(layer_table(model, imgsz, timed=opt.line_profile)):
+        LOGGER.info(line)
+    cost = summary(model, imgsz)
+    LOGGER.info(
+        f"{Path(model.source).stem}: {cost['layers']} layers, {cost['parameters']:,} parameters "
+        f"({cost['parameters_fused']:,} fused), {cost['gflops']:.2f} GFLOPs at {imgsz[0]}x{imgsz[1]}"
+    )
+    if opt.profile:
+        _log_profile(model, imgsz, device)
+    return model
+
+
+def _whole_strides(imgsz: int | list[int], stride: int) -> list[int]:
+    """Height and width rounded up to whole strides, said when that changes them."""
+    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
+    sides = sides * 2 if len(sides) == 1 else sides
+    if len(sides) != 2 or min(sides) < 1:
+        raise UserError(f"--imgsz {imgsz}: expected one number or height and width, in pixels")
+    rounded = [math.ceil(side / stride) * stride for side in sides]
+    if rounded != sides:
+        LOGGER.warning("--imgsz %s is not a multiple of the stride %d: %s is used", sides, stride, rounded)
+    return rounded
+
+
+def _table_lines(table: list[dict[str, Any]]) -> list[str]:
+    """The table of layers as lines of text, each column as wide as it needs."""
+    header = ["", "from", "n", "params", "module", "arguments", "output"]
+    timed = "ms" in table[0]
+    cells = [[*header, "GFLOPs", "ms"] if timed else header]
+    for row in table:
+        shapes = row["shape"] if isinstance(row["shape"], list) else [row["shape"]]
+        arguments = str(row["args"])
+        output = ", ".join("x".join(map(str, shape)) for shape in shapes)
+        line = [row["index"], row["from"], row["n"], row["params"], row["module"], arguments, output]
+        cells.append([*line, f"{row['gflops']:.3f}", f"{row['ms']:.2f}"] if timed else line)
+    widths = [max(len(str(line[i])) for line in cells) for i in range(len(cells[0]))]
+    left = (4, 5, 6)
+    return [
+        "  ".join(f"{cell!s:<{w}}" if i in left else f"{cell!s:>{w}}" for i, (cell, w) in enumerate(zip(line, widths)))
+        for line in cells
+    ]
+
+
+def _log_profile(model: DetectionModel, imgsz: list[int], device: torch.device) -> None:
+    """Milliseconds of one image: forward as built, forward fused, and forward with backward."""
+    image = torch.full((1, model.ch, *imgsz), 0.5, device=device)
+    fused = copy.deepcopy(model).fuse()
+    trained = copy.deepcopy(model).train()
+
+    def step() -> None:
+        sum(raw.square().mean() for raw in trained(image)).backward()
+        trained.zero_grad()
+
+    model.eval()
+    with torch.no_grad():
+        times = {
+            "forward": latency(lambda: model(image), device=device),
+            "forward, fused": latency(lambda: fused(image), device=device),
+        }
+    times["forward and backward"] = latency(step, repeats=10, warmup=2, device=device)
+    for name, t in times.items():
+        LOGGER.info(f"{name}: median {t['median']:.1f} ms, p90 {t['p90']:.1f}, p95 {t['p95']:.1f} (batch 1)")
+    LOGGER.info(f"on {describe(device)}, float32")
+
+
+def main() -> None:
+    """The script."""
+    run(**vars(parse_opt()))
+
+
+if __name__ == "__main__":
+    from models.yolo import main as run_as_module  # not this copy: classes and registry must exist once
+
+    guard(run_as_module)

@@ -1,0 +1,321 @@
+"""What a network costs: parameters, GFLOPs, latency, and the same layer by layer.
+
+One definition of GFLOPs: twice the multiply-accumulates of convolutions and matrix products (attention included) at
+the stated size, in 10^9. Normalisation, activations, pooling and resizing are not counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from utils.device import synchronize
+from utils.errors import UserError
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_COUNTED = (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear, nn.MultiheadAttention)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+Size = int | Sequence[int]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers a network learns; a tensor that several layers share counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def gflops(model: nn.Module, imgsz: Size = 640) -> float:
+    """GFLOPs of one image of (h, w) pixels, as defined above. The model itself is not touched."""
+    return 2 * sum(_macs(model, imgsz).values()) / 1e9
+
+
+def latency(
+    fn: Callable[[], Any], repeats: int = 30, warmup: int = 5, device: torch.device | None = None
+) -> dict[str, float]:
+    """Milliseconds of a call: min, mean, median, p90 and p95 over `repeats` calls after `warmup` unmeasured ones."""
+    device = device or torch.device("cpu")
+    for _ in range(warmup):
+        fn()
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        fn()
+        synchronize(device)
+        times.append(1e3 * (time.perf_counter() - start))
+    series = torch.tensor(times, dtype=torch.float64)
+    quantiles = {"median": 0.5, "p90": 0.9, "p95": 0.95}
+    return {
+        "min": min(times),
+        "mean": float(series.mean()),
+        **{name: float(series.quantile(q)) for name, q in quantiles.items()},
+    }
+
+
+def summary(model: nn.Module, imgsz: Size = 640) -> dict[str, float]:
+    """Layers (modules that do something and hold no others), parameters before and after fusion, and GFLOPs of a DetectionModel."""
+    fused = _weightless_copy(model).fuse()
+    return {
+        "layers": sum(1 for m in model.modules() if not isinstance(m, nn.Identity) and not [*m.children()]),
+        "parameters": count_parameters(model),
+        "parameters_fused": count_parameters(fused),
+        "gflops": gflops(model, imgsz),
+    }
+
+
+def layer_table(model: nn.Module, imgsz: Size = 640, timed: bool = False) -> list[dict[str, Any]]:
+    """One dict per row of a DetectionModel: index, from, n, params, module, args, shape.
+
+    `shape` is the output's for one image, without the batch; a list of shapes for the detector's output. With
+    `timed` also gflops and ms, the median of five runs on the model's own device.
+    """
+    shapes, times = _shapes_and_times(model, imgsz, repeats=5 if timed else 0)
+    macs = _macs(model, imgsz) if timed else {}
+    table = []
+    for row in model.rows:
+        entry = {
+            "index": row.index,
+            "from": row.from_,
+            "n": row.number,
+            "params": count_parameters(model.model[row.index]),
+            "module": row.name,
+            "args": row.args,
+            "shape": shapes[row.index],
+        }
+        if timed:
+            entry |= {"gflops": 2 * macs[row.index] / 1e9, "ms": times[row.index]}
+        table.append(entry)
+    return table
+
+
+def _height_width(imgsz: Size) -> tuple[int, int]:
+    """(h, w) from one number or two."""
+    sides = [imgsz, imgsz] if isinstance(imgsz, int) else [*imgsz] * (2 if len(imgsz) == 1 else 1)
+    if len(sides) != 2 or min(sides) < 1:
+        raise UserError(f"image size {imgsz!r}: expected one number or height and width, in pixels")
+    return int(sides[0]), int(sides[1])
+
+
+def _weightless_copy(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, in eval mode: shapes without memory or arithmetic."""
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    for b in model.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(model, memo).eval()
+
+
+def _input_channels(model: nn.Module) -> int:
+    return getattr(model, "ch", 3)
+
+
+def _macs(model: nn.Module, imgsz: Size) -> Counter[int]:
+    """Multiply-accumulates by row of `model.model`; what lies in no row is under -1.
+
+    Counted without arithmetic where every operation knows its shapes, else by a real run of a copy on the CPU.
+    """
+    shape = (1, _input_channels(model), *_height_width(imgsz))
+    try:
+        return _count_macs(_weightless_copy(model), torch.empty(shape, device="meta"))
+    except (NotImplementedError, RuntimeError):
+        real = copy.deepcopy(model).cpu().float().eval()
+        return _count_macs(real, torch.zeros(shape))
+
+
+def _count_macs(model: nn.Module, image: Tensor) -> Counter[int]:
+    """Run a copy under thop, our counters in place of its own, and the counter of functional products."""
+    from thop import profile  # here: it prints nothing, but importing it costs a second that no other use needs
+
+    functional = _FunctionalMacs(model)
+    with functional:
+        total, _, tree = profile(
+            model, (image,), custom_ops=_counters(model), verbose=False, ret_layer_info=True
+        )
+    macs = functional.macs
+    rows = tree["model"][2] if functional.rows else {}
+    for name, (ops, _, _) in rows.items():
+        macs[int(name)] += round(ops)
+    macs[-1] += round(total) - sum(round(ops) for ops, _, _ in rows.values())
+    return macs
+
+
+def _counters(model: nn.Module) -> dict[type[nn.Module], Callable[[nn.Module, Any, Any], None]]:
+    """thop's rule for every class in the network, subclasses included, which thop itself would count as nothing."""
+    rules: dict[type[nn.Module], Callable[[nn.Module, Any, Any], None]] = {}
+    for module in model.modules():
+        kind = type(module)
+        if isinstance(module, _CONVOLUTIONS):
+            rules[kind] = _count_convolution
+        elif isinstance(module, _TRANSPOSED):
+            rules[kind] = _count_transposed
+        elif isinstance(module, nn.Linear):
+            rules[kind] = _count_linear
+        elif isinstance(module, nn.MultiheadAttention):
+            rules[kind] = _count_attention
+        elif not any(True for _ in module.children()) and not isinstance(module, _RECURRENT):
+            rules[kind] = _count_nothing
+    return rules
+
+
+def _count_convolution(m: Any, x: tuple[Tensor], y: Tensor) -> None:
+    m.total_ops += y.numel() * m.weight[0].numel()
+
+
+def _count_transposed(m: Any, x: tuple[Tensor], y: Tensor) -> None:
+    m.total_ops += x[0].numel() * m.weight[0].numel()
+
+
+def _count_linear(m: Any, x: tuple[Tensor], y: Tensor) -> None:
+    m.total_ops += y.numel() * m.in_features
+
+
+def _count_attention(m: Any, x: tuple[Tensor, ...], y: Any) -> None:
+    """Projections of q, k, v and of the result, and the two products of attention."""
+    query, key, value = (t if t.ndim == 3 else t.unsqueeze(1) for t in x[:3])
+    batch_axis, length_axis = (0, 1) if m.batch_first else (1, 0)
+    n, target, source = query.shape[batch_axis], query.shape[length_axis], key.shape[length_axis]
+    e = m.embed_dim
+    projections = target * e * (e + e) + source * e * (key.shape[-1] + value.shape[-1])
+    m.total_ops += n * (projections + 2 * target * source * e)
+
+
+def _count_nothing(m: Any, x: Any, y: Any) -> None:
+    """Normalisation, activations, pooling, resizing: outside the definition."""
+
+
+class _FunctionalMacs(TorchFunctionMode):
+    """Counts products that are no module: matmul, attention, functional convolutions and linear layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.macs: Counter[int] = Counter()
+        self._row = -1
+        self._depth = 0
+        layers = getattr(model, "model", None)
+        self.rows = list(layers) if isinstance(layers, nn.Sequential) else []
+        for index, layer in enumerate(self.rows):
+            layer.register_forward_pre_hook(lambda *_, index=index: self._enter_row(index))
+            layer.register_forward_hook(lambda *_: self._enter_row(-1))
+        for module in model.modules():
+            if isinstance(module, _COUNTED + _RECURRENT):
+                module.register_forward_pre_hook(lambda *_: self._enter(1))
+                module.register_forward_hook(lambda *_: self._enter(-1))
+
+    def _enter_row(self, index: int) -> None:
+        self._row = index
+
+    def _enter(self, step: int) -> None:
+        self._depth += step
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._depth == 0 and isinstance(result, Tensor):
+            self.macs[self._row] += _functional_macs(func, args, kwargs, result)
+        return result
+
+
+_F = nn.functional
+_MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm}
+_ADD_MATMUL = {torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm}
+_CONV = {torch.conv1d, torch.conv2d, torch.conv3d, _F.conv1d, _F.conv2d, _F.conv3d}
+_CONV_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
+_CONV_TRANSPOSED |= {_F.conv_transpose1d, _F.conv_transpose2d, _F.conv_transpose3d}
+
+
+def _functional_macs(func: Any, args: Any, kwargs: Any, result: Tensor) -> int:
+    """Multiply-accumulates of one call of torch's functions; 0 for those that are no product."""
+    values = [*args, *(v for v in kwargs.values() if isinstance(v, Tensor))]
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    if func in _MATMUL:
+        return result.numel() * tensors[0].shape[-1]
+    if func is Tensor.__rmatmul__:
+        return result.numel() * tensors[1].shape[-1]
+    if func in _ADD_MATMUL:
+        return result.numel() * tensors[1].shape[-1]
+    if func is _F.linear:
+        return result.numel() * tensors[1].shape[-1]
+    if func in _CONV:
+        return result.numel() * tensors[1][0].numel()
+    if func in _CONV_TRANSPOSED:
+        return tensors[0].numel() * tensors[1][0].numel()
+    if func is _F.scaled_dot_product_attention:
+        query, key, value = tensors[:3]
+        per_pair = query.shape[-1] + value.shape[-1]
+        return query.shape[:-1].numel() * key.shape[-2] * per_pair
+    if func is torch.einsum and isinstance(args[0], str):
+        return _einsum_macs(args[0], tensors or list(args[1]))
+    return 0
+
+
+def _einsum_macs(equation: str, tensors: list[Tensor]) -> int:
+    """Product of the sizes of all letters: exact for two operands, which is what attention uses.
+
+    Raises:
+        UserError: three or more operands or an ellipsis, whose cost the equation alone does not tell.
+    """
+    inputs = equation.replace(" ", "").split("->")[0].split(",")
+    if len(inputs) < 2:
+        return 0
+    if len(inputs) > 2 or "." in equation:
+        raise UserError(f"einsum {equation!r}: its cost cannot be counted; write it as products of two tensors")
+    sizes = {c: n for labels, tensor in zip(inputs, tensors) for c, n in zip(labels, tensor.shape)}
+    macs = 1
+    for size in sizes.values():
+        macs *= size
+    return macs
+
+
+def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list[Any], list[float]]:
+    """Each row's output shape, and its median milliseconds when `repeats` is above 0."""
+    subject = model if repeats else _weightless_copy(model)
+    parameter = next(subject.parameters())
+    shape = (1, _input_channels(model), *_height_width(imgsz))
+    image = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
+    if repeats:
+        image.fill_(0.5)
+    shapes: list[Any] = [None] * len(subject.model)
+    starts = [0.0] * len(shapes)
+    times: list[list[float]] = [[] for _ in shapes]
+
+    def before(index: int) -> None:
+        synchronize(parameter.device)
+        starts[index] = time.perf_counter()
+
+    def after(index: int, y: Any) -> None:
+        synchronize(parameter.device)
+        times[index].append(1e3 * (time.perf_counter() - starts[index]))
+        shapes[index] = _shape_of(y)
+
+    handles = []
+    for index, layer in enumerate(subject.model):
+        handles.append(layer.register_forward_pre_hook(lambda *_, index=index: before(index)))
+        handles.append(layer.register_forward_hook(lambda m, x, y, index=index: after(index, y)))
+    training = subject.training
+    try:
+        with torch.no_grad():
+            subject.eval()
+            for _ in range(repeats + 1):  # the first run warms up
+                subject(image)
+    finally:
+        subject.train(training)
+        for handle in handles:
+            handle.remove()
+    return shapes, [sorted(t[1:])[len(t[1:]) // 2] if len(t) > 1 else 0.0 for t in times]
+
+
+def _shape_of(y: Any) -> Any:
+    """A map's (C, H, W); of the detector's (decoded, raw maps) the raw maps' shapes."""
+    if isinstance(y, Tensor):
+        return tuple(y.shape[1:])
+    raws = y[1] if isinstance(y, tuple) else y
+    return [tuple(raw.shape[1:]) for raw in raws]
