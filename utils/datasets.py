@@ -1,7 +1,8 @@
 """Dataset YAML -> list of images -> verified labels.
 
-A dataset YAML names `path` (the root), `train`, `val` and `test` (each a folder, a `.txt` list of images, or a list
-of these, below the root), `names` (a list, or a mapping from 0..n-1) and, if it likes, `nc` and `download`.
+A dataset YAML names `path` (the root), `train`, `val` and `test` (each a folder, a `.txt` list of images,
+or a list of these, below the root), `names` (a list, or a mapping from 0..n-1) and, if it likes, `nc` and
+`download`.
 """
 
 from __future__ import annotations
@@ -61,13 +62,15 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
     """Read a dataset YAML and find its images.
 
     Args:
-        path: a YAML (a bare name is searched below data/), or a zip or tar that holds a data set with its YAML.
+        path: a YAML (a bare name is searched below data/), or a zip or tar that holds a data set with its
+            YAML.
         single_cls: treat every object as one class named 'item'.
-        fetch: get a missing data set as its `download` key says, and complain when it stays missing. False reads
-            the YAML alone (names, splits) and leaves a missing folder to `load_images`.
+        fetch: get a missing data set as its `download` key says, and complain when it stays missing.
+            False reads the YAML alone (names, splits) and leaves a missing folder to `load_images`.
 
     Raises:
-        UserError: the YAML is wrong, or the images are not there (the message says where they were looked for).
+        UserError: the YAML is wrong, or the images are not there (the message says where they were looked
+            for).
     """
     yaml_path = _open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
     data = load_yaml(yaml_path)
@@ -197,8 +200,8 @@ def _walk(folder: Path) -> list[str]:
 def _read_list(source: Path, root: Path) -> tuple[list[str], list[str]]:
     """Images named by a text file, one a line.
 
-    `./x` is beside the list; another relative path is looked for from the list's folder, the data set's root and
-    the working folder.
+    `./x` is beside the list; another relative path is looked for from the list's folder, the data set's
+    root and the working folder.
     """
     try:
         lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
@@ -271,7 +274,7 @@ def _candidate_roots(yaml_path: Path, given: str) -> list[Path]:
 
 
 def _home(given: str) -> Path:
-    """Where a data set with this `path` is fetched to: below the datasets folder unless the path is absolute."""
+    """Where a data set with this `path` is fetched to: below the datasets folder unless it is absolute."""
     path = Path(given).expanduser()
     if path.is_absolute():
         return path
@@ -292,8 +295,8 @@ def _locate(root: Path, entry: str) -> Path:
 def _choose_root(candidates: list[Path], entries: dict[str, list[str]]) -> Path | None:
     """The first folder that holds all images, else the first with those of val, else None.
 
-    Whoever only validates need not have the training images; `load_images` says when a split is asked for that is
-    not there.
+    Whoever only validates need not have the training images; `load_images` complains about a split that is
+    asked for and not there.
     """
     for splits in (tuple(entries), ("train", "val"), ("val",)):
         needed = [e for split in splits for e in entries.get(split, ())]
@@ -307,7 +310,7 @@ def _missing_sentence(yaml_path: Path, candidates: list[Path], entries: dict[str
     partial = next((c for c in candidates if c.is_dir()), None)
     if partial is None:
         looked = ", ".join(map(str, candidates))
-        return f"{yaml_path}: the data set's folder is missing (looked for {looked}); put it there or mend 'path'"
+        return f"{yaml_path}: data set missing (looked for {looked}); put it there or mend 'path'"
     absent = [
         f"{split}: {entry}"
         for split, listed in entries.items()
@@ -329,8 +332,8 @@ def _download(yaml_path: Path, how: Any, home: Path) -> None:
     if not urls or not all(isinstance(u, str) and is_url(u) for u in urls):
         shown = str(how).strip().splitlines()[0][:60]
         raise UserError(
-            f"{yaml_path}: download is {shown!r}, and scripts are not run; get the data yourself and put it in "
-            f"{home}, or give a URL or one of digits, voc, coco"
+            f"{yaml_path}: download is {shown!r}, and scripts are not run; get the data yourself and put it "
+            f"in {home}, or give a URL or one of digits, voc, coco"
         )
     for url in urls:
         archive = home.parent / file_name(url)
@@ -381,8 +384,8 @@ def _check_classes(config: DatasetConfig, packed: Packed) -> None:
     path, value = label_path(images.path(image)), int(classes[bad[0]])
     line = _line_of_class(path, value)
     raise UserError(
-        f"{path}, line {line}: class {value}, but {config.path} names {nc} classes, so 0 to {nc - 1} are allowed "
-        f"({len(bad)} such labels); mend the labels or add the names"
+        f"{path}, line {line}: class {value}, but {config.path} names {nc} classes, so 0 to {nc - 1} are "
+        f"allowed ({len(bad)} such labels); mend the labels or add the names"
     )
 
 

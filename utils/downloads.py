@@ -1,10 +1,11 @@
-"""Files from the network: resumed where they broke off, checked before they are believed, unpacked with care."""
+"""Files from the network: resumed where they broke off, checked before use, unpacked with care."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import logging
+import lzma
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
@@ -61,8 +63,8 @@ def fetch(
 ) -> Path:
     """Download a file, whole or not at all.
 
-    Bytes arrive in `<dest>.part`; after a broken connection, or in a later run, the rest is asked for with an HTTP
-    range. A file that is already there with the right size is kept.
+    Bytes arrive in `<dest>.part`; after a broken connection, or in a later run, the rest is asked for with an
+    HTTP range. A file that is already there with the right size is kept.
 
     Args:
         url: http or https.
@@ -135,13 +137,12 @@ def _receive(url: str, part: Path, size: int | None) -> int | None:
     have = _length(part)
     if size is not None and have >= size:
         return size  # the check that follows judges it
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "yolo-datasets/1", "Accept-Encoding": "identity"}
-    )  # noqa: S310
+    headers = {"User-Agent": "yolo-datasets/1", "Accept-Encoding": "identity"}
     if have:
-        request.add_header("Range", f"bytes={have}-")
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (fetch has looked at the scheme)
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310 (is_url has looked at the scheme)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
             return _length_from_416(error, part, have)
@@ -229,6 +230,18 @@ def _check(part: Path, url: str, size: int | None, sha256: str | None, md5: str 
             )
 
 
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,  # encrypted
+    NotImplementedError,  # a compression that this Python lacks
+    ValueError,
+)
+
+
 class _Member(NamedTuple):
     """A regular file of an archive."""
 
@@ -246,8 +259,8 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         `folder`.
 
     Raises:
-        UserError: not an archive, broken, too large for the disk, or with a member that leaves the folder or is
-            neither file nor folder (links, devices).
+        UserError: not an archive, broken, too large for the disk, or with a member that leaves the folder or
+            is neither file nor folder (links, devices).
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,14 +277,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
                 f"{archive}: neither a zip nor a tar (or cut short); delete it and fetch it again"
             )
         _merge(temporary, folder)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        RuntimeError,
-        NotImplementedError,
-        ValueError,
-    ) as error:
+    except _BROKEN as error:
         raise UserError(f"{archive}: broken archive ({error}); delete it and fetch it again") from None
     except OSError as error:
         raise UserError(

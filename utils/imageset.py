@@ -1,7 +1,8 @@
 """The packed image list: paths, sizes, boxes and polygons of a whole split in a dozen flat arrays.
 
-A million images cost a few hundred megabytes of plain memory and no Python object each, so that forked workers
-share the pages (no reference count is ever written) and spawned ones get them through shared memory.
+A million images cost a few hundred megabytes of plain memory and no Python object each, so that forked
+workers share the pages (no reference count is ever written) and spawned ones get them through shared
+memory.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 What a fault costs:
 
-* a label row with text, the wrong number of columns, a class that is negative or not a whole number, a coordinate
-  that is negative, above 1, NaN or infinite, or a box without area costs that row; the message names file, line
-  and value;
-* a label file in which rows were written but none is valid costs the image, which would otherwise be taught as
-  empty background;
+* a label row with text, the wrong number of columns, a class that is negative or not a whole number, a
+  coordinate that is negative, above 1, NaN or infinite, or a box without area costs that row; the message
+  names file, line and value;
+* a label file in which rows were written but none is valid costs the image, which would otherwise be
+  taught as empty background;
 * an image that cannot be decoded, is cut short or has a side under 10 pixels costs that image;
 * identical rows are counted once.
 """
@@ -205,9 +205,9 @@ def _check_not_empty(file: io.BufferedReader) -> None:
 def _check_jpeg_end(path: str) -> str:
     """Check that a JPEG is whole; a note when only its end marker is missing.
 
-    Pillow refuses every JPEG without the end marker, OpenCV fills any missing part with one colour. What counts
-    as decodable here is between the two: with the marker put back in memory, the bottom right corner has to hold
-    a picture and not the decoder's flat filling.
+    Pillow refuses every JPEG without the end marker, OpenCV fills any missing part with one colour. What
+    counts as decodable here is between the two: with the marker put back in memory, the bottom right
+    corner has to hold a picture and not the decoder's flat filling.
     """
     with open(path, "rb") as file:
         data = file.read()

@@ -1,7 +1,7 @@
 """Verification of a split in parallel, remembered between runs.
 
-The cache is an `.npz` of plain arrays. Each image in it stands with the size and the modification time (ns) of the
-image and of its label file: what changed is verified again, the rest is taken over.
+The cache is an `.npz` of plain arrays. Each image in it stands with the size and the modification time
+(ns) of the image and of its label file: what changed is verified again, the rest is taken over.
 """
 
 from __future__ import annotations
@@ -245,5 +245,5 @@ def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
 
 
 def _marked_read_only(folder: Path) -> bool:
-    """Whether nobody may write in a folder by its mode bits; root could all the same, and has to be kept from it."""
+    """Whether a folder's mode bits allow nobody to write; root could all the same, and is kept from it."""
     return os.name == "posix" and not folder.stat().st_mode & 0o222

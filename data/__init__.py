@@ -1,0 +1,1 @@
+"""Data sets: their YAMLs, the makers of the bundled ones, and converters."""

@@ -1,0 +1,336 @@
+"""Pascal VOC XML or COCO JSON -> images, YOLO label files and a dataset YAML.
+
+    python data/convert.py voc ROOT OUT [--split train=ImageSets/Main/train.txt ...] [--names cat dog ...]
+    python data/convert.py coco ANNOTATIONS.json IMAGES_DIR OUT [--split train]
+
+The source is only read: images are hard-linked, or copied where that does not work or `--copy` is given.
+
+VOC's corners are pixels counted from 1, both ends inside the box (the development kit's convention), so
+the box covers xmin - 1 .. xmax and is xmax - xmin + 1 wide. With `--zero-based` they are edges counted
+from 0. Either way a box with xmax <= xmin or ymax <= ymin was drawn without an area and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+if __package__ in (None, ""):  # run as a script: the project's folder is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data import coco_json, voc_xml
+from utils.errors import UserError
+from utils.files import load_yaml, save_yaml
+from utils.labels import image_size
+
+LOGGER = logging.getLogger("yolo.convert")
+
+_SHOWN = 20
+
+
+@dataclass
+class Annotated:
+    """One image of the source and its objects.
+
+    Attributes:
+        image: the file.
+        name: its path below the new images folder.
+        boxes: class number and x1, y1, x2, y2 in pixels, edges counted from 0.
+        polygons: for each box its outline [(x, y), ...] in pixels, or None; empty when polygons are not
+            wanted.
+        stated_size: width and height as the annotation says, (0, 0) when it does not.
+    """
+
+    image: Path
+    name: str
+    boxes: list[tuple[int, float, float, float, float]]
+    polygons: list[list[tuple[float, float]] | None] = field(default_factory=list)
+    stated_size: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class ConvertReport:
+    """What a conversion wrote and left out.
+
+    Attributes:
+        images: images written.
+        boxes: class number -> boxes written.
+        messages: everything left out or changed, one sentence each.
+    """
+
+    images: int = 0
+    boxes: Counter[int] = field(default_factory=Counter)
+    messages: list[str] = field(default_factory=list)
+
+
+def convert_voc(
+    root: Path,
+    out: Path,
+    splits: dict[str, Path],
+    names: list[str],
+    *,
+    drop_difficult: bool = False,
+    zero_based: bool = False,
+    copy: bool = False,
+) -> dict[str, ConvertReport]:
+    """Convert splits of a VOC-like folder (Annotations/, JPEGImages/).
+
+    Args:
+        root: that folder.
+        out: gets images/<split>/ and labels/<split>/.
+        splits: split -> list of image names, one a line.
+        names: classes in order.
+        drop_difficult: leave out objects marked difficult; they are kept otherwise.
+        zero_based: corners are edges counted from 0 instead of pixels counted from 1.
+        copy: copy images even where a hard link would do.
+
+    Raises:
+        UserError: a missing folder or list, a class that `names` lacks, a split that is there already.
+    """
+    reports = {}
+    for split, listed in splits.items():
+        report = ConvertReport()
+        found = voc_xml.read(root, listed, names, report.messages, drop_difficult, zero_based)
+        _write_split(out, split, (Annotated(**entry) for entry in found), report, copy=copy)
+        reports[split] = report
+    return reports
+
+
+def convert_coco(
+    annotations: Path, images: Path, out: Path, split: str, *, segments: bool = False, copy: bool = False
+) -> tuple[list[str], ConvertReport]:
+    """Convert a COCO annotation file.
+
+    Category ids become 0, 1, ... in the order of the ids; crowds are left out.
+
+    Args:
+        annotations: the JSON.
+        images: the folder that its file names are below.
+        out: gets images/<split>/ and labels/<split>/.
+        split: name of the split.
+        segments: write polygons instead of boxes.
+        copy: copy images even where a hard link would do.
+
+    Returns:
+        The class names and the report.
+
+    Raises:
+        UserError: not such a JSON, a category it does not define, a split that is there already.
+    """
+    report = ConvertReport()
+    names, found = coco_json.read(annotations, images, report.messages, segments)
+    _write_split(out, split, (Annotated(**entry) for entry in found), report, copy=copy)
+    return names, report
+
+
+def write_yaml(path: Path, names: list[str], splits: Iterable[str]) -> None:
+    """Write the dataset YAML, or add splits to the one of an earlier conversion with the same classes."""
+    data: dict = {"path": "."}
+    if path.exists():
+        data = load_yaml(path)
+        if data.get("names") != dict(enumerate(names)):
+            raise UserError(
+                f"{path}: has other classes ({data.get('names')}) than {names}; choose another --name"
+            )
+        data.pop("names")
+    data |= {split: f"images/{split}" for split in splits}
+    save_yaml(path, data | {"names": dict(enumerate(names))})
+
+
+@contextmanager
+def _unfinished(out: Path, split: str) -> Iterator[Path]:
+    """A temporary folder in `out` that becomes images/<split> and labels/<split> when the block succeeds."""
+    for kind in ("images", "labels"):
+        if (out / kind / split).exists():
+            raise UserError(
+                f"{out / kind / split}: is there already; remove it or choose another folder or split"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{split}.", suffix=".part", dir=out))
+    try:
+        for kind in ("images", "labels"):
+            (temporary / kind).mkdir()
+        yield temporary
+        for kind in ("images", "labels"):
+            (out / kind).mkdir(exist_ok=True)
+            os.replace(temporary / kind, out / kind / split)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_split(
+    out: Path, split: str, found: Iterable[Annotated], report: ConvertReport, *, copy: bool
+) -> None:
+    """Write the images and labels of one split, whole or not at all."""
+    with _unfinished(out, split) as folder:
+        for item in tqdm(found, desc=f"converting {split}", unit="image", dynamic_ncols=True):
+            label = folder / "labels" / PurePosixPath(item.name).with_suffix(".txt")
+            if label.exists():
+                report.messages.append(f"{item.image}: a second image of that name; image left out")
+                continue
+            try:
+                width, height, note = image_size(str(item.image))
+            except (OSError, ValueError) as error:
+                report.messages.append(f"{item.image}: {error}; image left out")
+                continue
+            if note:
+                report.messages.append(f"{item.image}: {note}")
+            _compare_sizes(item, width, height, report)
+            rows = _rows(item, width, height, report)
+            _place_image(item.image, folder / "images" / item.name, copy)
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("".join(rows), encoding="utf-8")
+            report.images += 1
+    for message in report.messages[:_SHOWN]:
+        LOGGER.warning("%s", message)
+    if len(report.messages) > _SHOWN:
+        LOGGER.warning("... and %d more such findings", len(report.messages) - _SHOWN)
+
+
+def _compare_sizes(item: Annotated, width: int, height: int, report: ConvertReport) -> None:
+    """The image's own size counts; say when the annotation's is another one."""
+    stated = item.stated_size
+    if stated in ((width, height), (0, 0)):
+        return
+    hint = ""
+    if stated == (height, width):
+        hint = "; it is turned by its EXIF tag, check that the boxes lie right"
+    report.messages.append(
+        f"{item.image}: {width} x {height} pixels where the annotation says {stated[0]} x {stated[1]}{hint}"
+    )
+
+
+def _rows(item: Annotated, width: int, height: int, report: ConvertReport) -> list[str]:
+    """Label rows of an image: clipped to it, normalised, those without an area left out."""
+    rows = []
+    polygons = item.polygons or [None] * len(item.boxes)
+    for (number, *box), polygon in zip(item.boxes, polygons):
+        x1, x2 = (min(max(x / width, 0.0), 1.0) for x in (box[0], box[2]))
+        y1, y2 = (min(max(y / height, 0.0), 1.0) for y in (box[1], box[3]))
+        if not (round(x2 - x1, 6) > 0 and round(y2 - y1, 6) > 0):
+            corners = " ".join(f"{v:g}" for v in box)
+            report.messages.append(f"{item.image}: box {corners} has no area in the image; box left out")
+            continue
+        if item.polygons:
+            outline = polygon or [(box[0], box[1]), (box[2], box[1]), (box[2], box[3]), (box[0], box[3])]
+            values = [min(max(v / s, 0.0), 1.0) for point in outline for v, s in zip(point, (width, height))]
+        else:
+            values = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+        rows.append(f"{number} " + " ".join(f"{v:.6f}" for v in values) + "\n")
+        report.boxes[number] += 1
+    return rows
+
+
+def _place_image(source: Path, target: Path, copy: bool) -> None:
+    """Hard-link an image, or copy it where links do not work."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not copy:
+        try:
+            os.link(source, target)
+            return
+        except OSError:
+            pass  # another file system, or one without links: the copy below does it
+    shutil.copyfile(source, target)
+
+
+def _parse_splits(given: list[str] | None, root: Path) -> dict[str, Path]:
+    """`train=LIST` arguments, LIST below the root or as it is; by default what ImageSets/Main has."""
+    if not given:
+        main = root / "ImageSets" / "Main"
+        found = {s: main / f"{s}.txt" for s in ("train", "val", "test") if (main / f"{s}.txt").is_file()}
+        if not found:
+            raise UserError(
+                f"{main}: no train.txt, val.txt or test.txt in it; give --split train=LIST val=LIST"
+            )
+        return found
+    splits = {}
+    for text in given:
+        split, equals, listed = text.partition("=")
+        if not equals or not listed or not split.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"--split {text}: expected NAME=LIST, as in train=ImageSets/Main/train.txt")
+        splits[split] = root / listed if (root / listed).is_file() else Path(listed)
+    return splits
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of both converters."""
+    from utils.cli import Parser
+
+    parser = Parser(description="Convert a data set to YOLO labels. The source is only read.")
+    kinds = parser.add_subparsers(dest="kind", required=True, parser_class=Parser)
+    shared = Parser(add_help=False)
+    shared.add_argument("--name", help="of the dataset YAML (default: that of OUT)")
+    shared.add_argument("--copy", action="store_true", help="copy images instead of hard-linking them")
+    voc = kinds.add_parser("voc", parents=[shared], help="Pascal VOC XML")
+    voc.add_argument("root", type=Path, help="folder with Annotations, JPEGImages and ImageSets")
+    voc.add_argument("out", type=Path, help="folder to write")
+    voc.add_argument(
+        "--split", nargs="+", action="extend", metavar="NAME=LIST", help="default: ImageSets/Main/*"
+    )
+    voc.add_argument("--names", nargs="+", help="classes in order (default: all found, sorted)")
+    voc.add_argument("--drop-difficult", action="store_true", help="leave out objects marked difficult")
+    voc.add_argument("--zero-based", action="store_true", help="corners are edges counted from 0")
+    coco = kinds.add_parser("coco", parents=[shared], help="COCO JSON")
+    coco.add_argument("annotations", type=Path, help="the JSON")
+    coco.add_argument("images", type=Path, help="folder that its file names are below")
+    coco.add_argument("out", type=Path, help="folder to write; a second split may be added to it")
+    coco.add_argument("--split", default="train", help="train, val or test")
+    coco.add_argument("--segments", action="store_true", help="write polygons instead of boxes")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, ConvertReport]:
+    """Convert as the parsed command line says; a report for each split."""
+    yaml_path = options.out / f"{options.name or options.out.resolve().name}.yaml"
+    if options.kind == "voc":
+        splits = _parse_splits(options.split, options.root)
+        names = options.names or voc_xml.find_names(options.root, splits.values())
+        reports = convert_voc(
+            options.root,
+            options.out,
+            splits,
+            names,
+            drop_difficult=options.drop_difficult,
+            zero_based=options.zero_based,
+            copy=options.copy,
+        )
+    else:
+        if not options.split.isalnum():
+            raise UserError(f"--split {options.split}: expected train, val or test")
+        names, report = convert_coco(
+            options.annotations,
+            options.images,
+            options.out,
+            options.split,
+            segments=options.segments,
+            copy=options.copy,
+        )
+        reports = {options.split: report}
+    write_yaml(yaml_path, names, reports)
+    for split, report in reports.items():
+        counts = ", ".join(f"{report.boxes[i]} {name}" for i, name in enumerate(names) if report.boxes[i])
+        LOGGER.info("%s: %d images, %d boxes (%s)", split, report.images, report.boxes.total(), counts)
+    LOGGER.info("%s: ready for --data", yaml_path)
+    return reports
+
+
+def main() -> None:
+    """Command line."""
+    run(build_parser().parse_args())
+
+
+if __name__ == "__main__":
+    from utils.cli import guard
+
+    guard(main)

@@ -1,0 +1,130 @@
+"""Reading Pascal VOC annotations (Everingham et al. 2010, and its development kit's conventions)."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import IMAGE_SUFFIXES
+
+
+def read(
+    root: Path, listed: Path, names: list[str], messages: list[str], drop_difficult: bool, zero_based: bool
+) -> Iterator[dict[str, Any]]:
+    """The annotated images of one list, as arguments of `convert.Annotated`.
+
+    Args:
+        root: folder with Annotations/ and JPEGImages/.
+        listed: image names, one a line; a second column of -1 leaves an image out.
+        names: classes in order.
+        messages: gets a sentence for whatever is left out.
+        drop_difficult: leave out objects marked difficult.
+        zero_based: corners are edges counted from 0, not pixels counted from 1.
+
+    Raises:
+        UserError: a folder or list is missing, or a class is not among `names`.
+    """
+    numbers = {name: i for i, name in enumerate(names)}
+    if len(numbers) < len(names):
+        raise UserError(f"--names {' '.join(names)}: a class is named twice; name each once")
+    for folder in (root / "Annotations", root / "JPEGImages"):
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; ROOT has to hold Annotations and JPEGImages")
+    images = {
+        p.stem: p for p in sorted((root / "JPEGImages").iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES
+    }
+    offset = 0.0 if zero_based else 1.0
+    for stem in read_list(listed):
+        xml = root / "Annotations" / f"{stem}.xml"
+        tree = _parse(xml, messages)
+        if tree is None:
+            continue
+        image = images.get(stem) or images.get(Path(tree.findtext("filename") or "").stem)
+        if image is None:
+            messages.append(f"{xml}: no image of that name in {root / 'JPEGImages'}; image left out")
+            continue
+        boxes = []
+        for item in tree.iter("object"):
+            name = (item.findtext("name") or "").strip()
+            if name not in numbers:
+                raise UserError(f"{xml}: class {name!r} is not among {', '.join(names)}; add it to --names")
+            if drop_difficult and (item.findtext("difficult") or "0").strip() == "1":
+                continue
+            box = _box(xml, item, messages)
+            if box:
+                boxes.append((numbers[name], box[0] - offset, box[1] - offset, box[2], box[3]))
+        stated = tuple(_number(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+        size = (int(stated[0]), int(stated[1])) if all(map(math.isfinite, stated)) else (0, 0)
+        yield {
+            "image": image,
+            "name": f"{stem}{image.suffix}",
+            "boxes": boxes,
+            "stated_size": size if all(size) else (0, 0),
+        }
+
+
+def find_names(root: Path, lists: Iterable[Path]) -> list[str]:
+    """All classes in the annotations of these lists, sorted.
+
+    Raises:
+        UserError: there is none.
+    """
+    ignored: list[str] = []
+    found: set[str] = set()
+    for listed in lists:
+        for stem in read_list(listed):
+            tree = _parse(root / "Annotations" / f"{stem}.xml", ignored)
+            if tree is not None:
+                found |= {(item.findtext("name") or "").strip() for item in tree.iter("object")}
+    if not found:
+        raise UserError(f"{root / 'Annotations'}: no object in any annotation; check ROOT and --split")
+    return sorted(found)
+
+
+def read_list(listed: Path) -> list[str]:
+    """Image names of an ImageSets file, each once."""
+    try:
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{listed}: list of images cannot be read ({reason}); check --split") from None
+    rows = [line.split() for line in lines if line.strip()]
+    return list(dict.fromkeys(row[0] for row in rows if row[1:] != ["-1"]))
+
+
+def _parse(xml: Path, messages: list[str]) -> ElementTree.Element | None:
+    """The root element of an annotation, or None and a message."""
+    try:
+        data = xml.read_bytes()
+        if b"<!ENTITY" in data:  # no annotation needs one, and nested ones fill the memory
+            raise ElementTree.ParseError("entities are refused")
+        return ElementTree.fromstring(data)  # noqa: S314 (entities were refused above)
+    except (OSError, ElementTree.ParseError) as error:
+        messages.append(f"{xml}: {getattr(error, 'strerror', None) or error}; image left out")
+        return None
+
+
+def _box(xml: Path, item: ElementTree.Element, messages: list[str]) -> tuple[float, ...] | None:
+    """xmin, ymin, xmax, ymax as written, or None and a message."""
+    texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+    box = tuple(_number(text) for text in texts)
+    shown = f"{xml}: {item.findtext('name')} box {' '.join(str(t).strip() for t in texts)}"
+    if not all(map(math.isfinite, box)):
+        messages.append(f"{shown} is not four numbers; box left out")
+        return None
+    if box[2] <= box[0] or box[3] <= box[1]:
+        messages.append(f"{shown} has no area; box left out")
+        return None
+    return box
+
+
+def _number(text: str | None) -> float:
+    """A number, or NaN for whatever is none."""
+    try:
+        return float(text) if text is not None else math.nan
+    except ValueError:
+        return math.nan
