@@ -230,7 +230,15 @@ class ResultWriter:
     def save(self, frame: Frame, det: np.ndarray, drawn: np.ndarray | None = None) -> None:
         """Queue what the options want for a frame with detections (n,6); `drawn` spares drawing again."""
         stem = self.stem(frame)
-        self._background.submit(lambda: self._write(frame, det, stem, drawn))
+
+        def job() -> None:
+            try:
+                self._write(frame, det, stem, drawn)
+            except OSError as error:  # a full disk does not say which
+                error.filename = error.filename or str(self.save_dir)
+                raise
+
+        self._background.submit(job)
 
     def _write(self, frame: Frame, det: np.ndarray, stem: str, drawn: np.ndarray | None) -> None:
         options = self.options
