@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -112,12 +113,15 @@ def read_file(path: Path) -> Any:
         raise UserError(f"{path}: no such checkpoint file; check the path")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty, so it is no checkpoint; copy or train it again")
+    with path.open("rb") as file:
+        file.read(
+            1
+        )  # a file that may not be read says so here: what torch raises below is about its contents
     _refuse_other_archives(path)
     try:
-        with torch.serialization.safe_globals(SHELLS):
+        with torch.serialization.safe_globals(SHELLS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols and versions; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # noqa: BLE001 a malformed byte may surface as any exception: all mean the same
         raise UserError(_sentence(path, error)) from None
 
@@ -146,7 +150,11 @@ def _sentence(path: Path, error: Exception) -> str:
             f"{path}: refused, because the pickle in it names {', '.join(refused[:3])}, which is neither a "
             "tensor, plain data nor a YOLOv5 detection block and could run code; nothing of it was run"
         )
-    reason = re.split(r"[\n.]", str(error).strip())[0] or type(error).__name__
+    text = str(error)
+    if "persistent_load of storage" in text:
+        return f"{path}: is a model in the container of torch before 1.6; save it again with YOLOv5 v6.0 or later"
+    told = re.search(r"WeightsUnpickler error: (.*)", text)
+    reason = re.split(r"[\n.]", told[1] if told else text.strip())[0] or "no message"
     return (
         f"{path}: is not a checkpoint or is damaged ({type(error).__name__}: {reason[:100]}); "
         "give a .pt file that train.py or YOLOv5 wrote"
@@ -179,21 +187,28 @@ def _named(path: Path) -> Iterator[str]:
 
 
 def _globals_of(file: Any) -> Iterator[str]:
-    """The names in one pickle, by reading its opcodes."""
+    """The names in one pickle, by reading its opcodes; of the stack only the texts matter here."""
     from torch._weights_only_unpickler import IMPORT_MAPPING, NAME_MAPPING
 
-    strings: list[str] = []
+    pushed: list[Any] = [None, None]
+    memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):
-        if isinstance(argument, str) and opcode.name not in ("GLOBAL", "INST"):
-            strings.append(argument)
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = pushed[-1]
+            continue
+        if "PUT" in opcode.name:
+            memo[argument] = pushed[-1]
+            continue
         if opcode.name in ("GLOBAL", "INST"):
             module, _, name = argument.partition(" ")
-        elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-            module, name = strings[-2:]
+        elif opcode.name == "STACK_GLOBAL":
+            module, name = map(str, pushed[-2:])
         else:
+            pushed.append(memo.get(argument) if "GET" in opcode.name else argument)
             continue
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         yield f"{module}.{name}"
+        pushed.append(None)
 
 
 @dataclass
