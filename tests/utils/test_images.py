@@ -1,0 +1,157 @@
+"""Every kind of image file arrives as upright BGR uint8, and a broken one as a sentence with its name."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils.errors import UserError
+from utils.images import decode_image, jpeg_has_end, load_image, resize_long_side, training_size
+from utils.labels import image_size
+
+ROWS, COLUMNS = np.mgrid[0:64, 0:96]
+RGB = np.stack([COLUMNS * 2, ROWS * 3, 255 - COLUMNS], axis=2).astype(np.uint8)
+BGR = RGB[:, :, ::-1]
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def distance(a, b) -> float:
+    assert a.shape == b.shape
+    assert a.dtype == np.uint8
+    return float(np.abs(a.astype(int) - b.astype(int)).mean())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "JPEG", "WEBP"])
+def test_formats_keep_the_colours(kind):
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 98} if kind == "JPEG" else {}
+    assert distance(decode_image(encoded(Image.fromarray(RGB), kind, **options)), BGR) <= (kind == "JPEG") * 2
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_once(kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 98} if kind == "JPEG" else {}
+    upright = [
+        BGR,
+        BGR[:, ::-1],
+        BGR[::-1, ::-1],
+        BGR[::-1],
+        BGR.transpose(1, 0, 2),
+        np.rot90(BGR, -1),
+        BGR[::-1, ::-1].transpose(1, 0, 2),
+        np.rot90(BGR),
+    ]
+    found = decode_image(encoded(Image.fromarray(RGB), kind, exif=exif, **options))
+    assert distance(found, upright[orientation - 1]) < 3
+
+
+def test_grey_palette_and_two_level_images_get_three_channels():
+    grey = Image.fromarray(RGB).convert("L")
+    expected = np.repeat(np.asarray(grey)[:, :, None], 3, axis=2)
+    assert distance(decode_image(encoded(grey, "PNG")), expected) == 0
+    assert distance(decode_image(encoded(grey, "JPEG", quality=98)), expected) < 2
+    palette = Image.fromarray(RGB // 64 * 64).quantize(256)
+    expected = np.asarray(palette.convert("RGB"))[:, :, ::-1]
+    assert distance(decode_image(encoded(palette, "PNG")), expected) == 0
+    assert set(np.unique(decode_image(encoded(grey.convert("1"), "PNG")))) == {0, 255}
+
+
+def test_sixteen_bits_keep_the_upper_eight():
+    deep = (RGB[:, :, 0].astype(np.uint16) << 8) | 37
+    grey = np.repeat(RGB[:, :, :1], 3, axis=2)
+    assert distance(decode_image(encoded(Image.fromarray(deep), "PNG")), grey) == 0
+    assert distance(decode_image(encoded(Image.fromarray(deep), "TIFF")), grey) == 0
+    colour = (BGR.astype(np.uint16) << 8) | 200
+    for suffix in (".png", ".tiff"):
+        assert distance(decode_image(cv2.imencode(suffix, colour)[1].tobytes()), BGR) == 0
+
+
+def test_floats_are_read_by_their_range():
+    unit = Image.fromarray((RGB[:, :, 0] / 255).astype(np.float32))
+    grey = np.repeat(RGB[:, :, :1], 3, axis=2)
+    assert distance(decode_image(encoded(unit, "TIFF")), grey) == 0
+    bytes_ = Image.fromarray(RGB[:, :, 0].astype(np.float32))
+    assert distance(decode_image(encoded(bytes_, "TIFF")), grey) == 0
+
+
+def test_alpha_is_dropped_and_ink_becomes_light():
+    alpha = np.dstack([RGB, ROWS.astype(np.uint8)])
+    assert distance(decode_image(encoded(Image.fromarray(alpha), "PNG")), BGR) == 0
+    ink = Image.fromarray(RGB).convert("CMYK")
+    assert distance(decode_image(encoded(ink, "JPEG", quality=98)), BGR) < 3
+    assert distance(decode_image(encoded(ink, "TIFF")), BGR) < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_truncated_file_is_named(tmp_path, kind, share):
+    noise = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
+    data = encoded(Image.fromarray(noise), kind)
+    path = tmp_path / f"cut.{kind.lower()}"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(UserError, match=rf"cut\.{kind.lower()}: .*replace the image") as caught:
+        load_image(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_empty_and_foreign_files_are_named(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("not a picture")
+    for name, words in (
+        ("empty.jpg", "is empty"),
+        ("text.png", "cannot be decoded"),
+        ("gone.jpg", "No such"),
+    ):
+        with pytest.raises(UserError, match=words) as caught:
+            load_image(tmp_path / name)
+        assert name in str(caught.value)
+
+
+def test_the_end_of_a_jpeg_is_not_mistaken_for_that_of_its_thumbnail():
+    thumbnail = encoded(Image.fromarray(RGB).resize((16, 12)), "JPEG")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail
+    whole = encoded(Image.fromarray(RGB), "JPEG", exif=exif)
+    assert whole.count(b"\xff\xd9") == 2
+    assert jpeg_has_end(whole)
+    assert jpeg_has_end(whole + b"\0 trailing bytes of a camera")
+    assert not jpeg_has_end(whole[: len(whole) // 2 + len(thumbnail) // 2])
+    assert not jpeg_has_end(whole[:-2])
+
+
+def test_a_jpeg_without_its_end_marker_alone_is_read_as_its_verification_says(tmp_path):
+    whole = encoded(Image.fromarray(RGB), "JPEG", quality=95)
+    path = tmp_path / "open.jpg"
+    path.write_bytes(whole[:-2])
+    assert image_size(str(path))[:2] == (96, 64)
+    assert distance(load_image(path), BGR) < 3
+
+
+@pytest.mark.parametrize(
+    ("size", "imgsz", "expected"),
+    [((640, 480), 320, (320, 240)), ((480, 640), 320, (240, 320)), ((100, 33), 320, (320, 106))]
+    + [((300, 150), 320, (320, 160)), ((1000, 1), 100, (100, 1)), ((641, 480), 640, (640, 480))],
+)
+def test_the_long_side_fits_and_the_short_one_is_rounded_up(size, imgsz, expected):
+    assert training_size(*size, imgsz) == expected
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    assert resize_long_side(image, imgsz, augment=False).shape[1::-1] == expected
+
+
+def test_reducing_averages_for_validation_and_interpolates_for_training():
+    stripes = np.zeros((80, 80, 3), np.uint8)
+    stripes[:, 0::4] = 200
+    averaged = resize_long_side(stripes, 20, augment=False)
+    assert averaged.min() == averaged.max() == 50
+    assert set(np.unique(resize_long_side(stripes, 20, augment=True))) != {50}
+    small = BGR[:20, :20].copy()
+    both = [resize_long_side(small, 40, augment=a) for a in (True, False)]
+    assert np.array_equal(*both)

@@ -1,0 +1,140 @@
+"""An image file as the network's arithmetic wants it: BGR, 8 bits, upright, whole, decoded once."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from utils.errors import UserError
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+_JPEG_SCAN = 0xDA
+_PILLOW_FAULTS = (OSError, SyntaxError, EOFError, ValueError, MemoryError, KeyError, IndexError, TypeError)
+"""Pillow's many ways to say that a file is not what it claims to be."""
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Decode an image file to BGR uint8 (h, w, 3), upright as its EXIF orientation says.
+
+    Grey and palette images get three equal channels or their colours, 16-bit ones keep their upper 8 bits,
+    alpha is dropped, CMYK and other colour spaces are converted, and of several frames the first is taken.
+
+    Raises:
+        UserError: the file is missing, empty, cut short or not an image.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}); put the image back or take it off the list"
+        ) from None
+    try:
+        return decode_image(data)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; replace the image or take it off the list") from None
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode the bytes of an image file; see `load_image`.
+
+    Raises:
+        ValueError: what is wrong with the data.
+    """
+    if not data:
+        raise ValueError("is empty")
+    if not data.startswith(_JPEG_START):
+        return _decode_with_pillow(data)
+    if not jpeg_has_end(data):
+        return _decode_unfinished_jpeg(data)
+    # OpenCV decodes a JPEG about twice as fast as Pillow and turns it by its EXIF orientation in all
+    # versions. It does not do so for every other format and version, and it converts CMYK without the ink's
+    # profile.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return _decode_with_pillow(data) if image is None else image
+
+
+def jpeg_has_end(data: bytes) -> bool:
+    """Whether the picture of a JPEG is closed by its end marker, whatever bytes follow it.
+
+    The segments before the picture are stepped over by their lengths: a thumbnail inside EXIF has an end
+        marker of its own. Within the picture the marker cannot occur, the format forbids it.
+    """
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return False
+        if data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+            continue
+        if data[at + 1] == _JPEG_SCAN:
+            return data.endswith(_JPEG_END) or data.find(_JPEG_END, at) >= 0
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def _decode_unfinished_jpeg(data: bytes) -> np.ndarray:
+    """A JPEG that lacks only its end marker; one that is cut short has a flat corner at its bottom right.
+
+    The same criterion as in the verification of a data set, so that what was kept there is read here.
+    """
+    image = _decode_with_pillow(data.rstrip(b"\0") + _JPEG_END)
+    corner = image[-16:, -16:]
+    if (corner == corner[-1, -1]).all():
+        raise ValueError("is a truncated JPEG")
+    return image
+
+
+def _decode_with_pillow(data: bytes) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # notes on odd metadata, which say nothing about the picture
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                return _pillow_to_bgr(ImageOps.exif_transpose(image))
+        except Image.DecompressionBombError:
+            raise ValueError("has more pixels than Pillow's limit") from None
+        except _PILLOW_FAULTS as error:
+            raise ValueError(f"cannot be decoded as an image ({error})".replace("\n", " ")) from None
+
+
+def _pillow_to_bgr(image: Image.Image) -> np.ndarray:
+    """A decoded Pillow image of any mode -> BGR uint8 (h, w, 3)."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+    elif image.mode == "I":  # 16-bit PNGs in older versions of Pillow
+        values = np.clip(np.asarray(image), 0, 65535)
+        grey = (values >> 8 if values.max() > 255 else values).astype(np.uint8)
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image), posinf=255.0, neginf=0.0)
+        grey = np.clip(values * 255.0 if values.max() <= 1.0 else values, 0, 255).round().astype(np.uint8)
+    else:
+        return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+    return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+
+
+def training_size(width: int, height: int, imgsz: int) -> tuple[int, int]:
+    """Width and height of an image scaled so that its long side is `imgsz`; the short side is rounded up."""
+    long_side = max(width, height)
+    # Integer arithmetic: a ratio in floating point can round a side that fits exactly up by one pixel.
+    return -(-width * imgsz // long_side), -(-height * imgsz // long_side)
+
+
+def resize_long_side(image: np.ndarray, imgsz: int, *, augment: bool) -> np.ndarray:
+    """Scale an image up or down so that its long side is `imgsz` pixels.
+
+    Linear interpolation for training (`augment`) or when enlarging, area averaging when reducing for
+    validation.
+    """
+    height, width = image.shape[:2]
+    size = training_size(width, height, imgsz)
+    if size == (width, height):
+        return image
+    enlarging = imgsz > max(width, height)
+    interpolation = cv2.INTER_LINEAR if augment or enlarging else cv2.INTER_AREA
+    return cv2.resize(image, size, interpolation=interpolation)

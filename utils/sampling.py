@@ -1,0 +1,175 @@
+"""Which images make up which batch: order, shards of several processes, weights, rectangles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from utils.errors import UserError
+
+Key = tuple[int, int] | tuple[int, int, int]
+"""(epoch, index), and a third number that tells the repeats of an image within an epoch apart."""
+
+_ORDER_STREAM = 1
+"""Keeps the generator of an epoch's order apart from those of its images, which share (seed, epoch)."""
+
+
+class RectBatches(NamedTuple):
+    """Images sorted by aspect ratio in batches of one shape each.
+
+    Attributes:
+        order: (n,) image indices, those of batch b at b x batch_size and after.
+        shapes: (batches, 2) int64, height and width in pixels.
+        batch_of: (n,) the batch of each image.
+    """
+
+    order: np.ndarray
+    shapes: np.ndarray
+    batch_of: np.ndarray
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """Height and width of the batch that image `index` is in."""
+        height, width = self.shapes[self.batch_of[index]]
+        return int(height), int(width)
+
+
+def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pad: float) -> RectBatches:
+    """Batches of rectangles with as little padding as the images of each allow.
+
+    A batch of landscapes only is as high as its squarest image asks for, one of portraits as wide, a mixed
+    one is square; sides are rounded up to `stride` after `pad` strides are added.
+
+    Args:
+        sizes: (n, 2) width and height of the images.
+    """
+    aspect = sizes[:, 1] / sizes[:, 0]
+    order = np.argsort(aspect, kind="stable")
+    count = len(order)
+    starts = np.arange(0, count, batch_size)
+    low = np.minimum.reduceat(aspect[order], starts)
+    high = np.maximum.reduceat(aspect[order], starts)
+    relative = np.ones((len(starts), 2))
+    relative[:, 0] = np.where(high < 1, high, 1.0)
+    relative[:, 1] = np.where(low > 1, 1 / low, 1.0)
+    shapes = np.ceil(relative * imgsz / stride + pad).astype(np.int64) * stride
+    batch_of = np.empty(count, np.int64)
+    batch_of[order] = np.arange(count) // batch_size
+    return RectBatches(order, shapes, batch_of)
+
+
+class BatchSampler(Sampler):
+    """Yields one list of keys for each batch of this rank, in an order that (seed, epoch) decides.
+
+    Args:
+        count: images in all.
+        batch_size: images per batch of this rank.
+        shuffle: a new order each epoch; of whole batches when `order` is given.
+        even: every rank gets equally many images (batches, when `order` is given), by repeating the first
+            ones; otherwise each image comes once, in one of the ranks.
+        order: (count,) images whose batches are fixed: those of `rect_batches`.
+
+    Attributes:
+        epoch: set it before iterating.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = True,
+        order: np.ndarray | None = None,
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
+        self.rank, self.world_size, self.even, self.order = rank, world_size, even, order
+        self.epoch = 0
+        self._weights: np.ndarray | None = None
+
+    def set_weights(self, weights: np.ndarray | None) -> None:
+        """Weights (count,) to draw images by, with replacement; None ends that.
+
+        Raises:
+            UserError: wrong length, negative or not finite, or all zero.
+        """
+        if weights is not None:
+            weights = np.asarray(weights, np.float64)
+            total = weights.sum() if weights.shape == (self.count,) and (weights >= 0).all() else 0.0
+            if not (np.isfinite(total) and total > 0):
+                raise UserError(
+                    f"image weights: {self.count} finite numbers >= 0, not all 0, are needed; check labels"
+                )
+            weights = weights / total
+        self._weights = weights
+
+    def __len__(self) -> int:
+        if self.order is not None:
+            return self._share(-(-self.count // self.batch_size))
+        return -(-self._share(self.count) // self.batch_size)
+
+    def _share(self, total: int) -> int:
+        """How many of `total` things this rank gets."""
+        if self.even:
+            return -(-total // self.world_size)
+        return len(range(self.rank, total, self.world_size))
+
+    def drawn(self) -> np.ndarray:
+        """The images of this epoch (count,) over all ranks; for mosaic, what the other tiles are drawn from.
+
+        All images in their own order, unless they are drawn by weight.
+        """
+        if self._weights is None:
+            return np.arange(self.count)
+        return self._generator().choice(self.count, self.count, p=self._weights)
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng(
+            np.random.SeedSequence((self.seed, self.epoch), spawn_key=(_ORDER_STREAM,))
+        )
+
+    def _mine(self, things: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's share of things, and how often each came before in the epoch."""
+        if self.even:
+            things = np.resize(things, -(-len(things) // self.world_size) * self.world_size)
+        mine = slice(self.rank, None, self.world_size)
+        return things[mine], _occurrence(things)[mine]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        if self.order is not None:
+            yield from self._fixed_batches()
+            return
+        indices = self.drawn()
+        if self.shuffle and self._weights is None:
+            indices = self._generator().permutation(indices)
+        indices, repeats = self._mine(indices)
+        for start in range(0, len(indices), self.batch_size):
+            stop = start + self.batch_size
+            yield self._keys(indices[start:stop], repeats[start:stop])
+
+    def _fixed_batches(self) -> Iterator[list[Key]]:
+        batches = np.arange(-(-self.count // self.batch_size))
+        if self.shuffle:
+            batches = self._generator().permutation(batches)
+        for batch, repeat in zip(*self._mine(batches)):
+            images = self.order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield self._keys(images, np.full(len(images), repeat))
+
+    def _keys(self, indices: np.ndarray, repeats: np.ndarray) -> list[Key]:
+        epoch = self.epoch
+        return [(epoch, i, r) if r else (epoch, i) for i, r in zip(indices.tolist(), repeats.tolist())]
+
+
+def _occurrence(values: np.ndarray) -> np.ndarray:
+    """How often each of `values` (n,) stands before its own place -> (n,): 4 7 4 4 -> 0 0 1 2."""
+    by_value = np.argsort(values, kind="stable")
+    ordered = values[by_value]
+    first = np.searchsorted(ordered, ordered)
+    result = np.empty(len(values), np.int64)
+    result[by_value] = np.arange(len(values)) - first
+    return result
