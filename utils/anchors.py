@@ -35,7 +35,7 @@ class DetectLike(Protocol):
 
 @dataclass
 class AnchorReport:
-    """What the check found: best possible recall before and after, anchors per box, and whether any changed."""
+    """What the check found: best possible recall before and after, anchors per box, whether any changed."""
 
     recall: float
     anchors_per_box: float
@@ -92,7 +92,7 @@ def kmean_anchors(
 
 
 def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Lloyd's algorithm from k-means++ seeds (Arthur and Vassilvitskii 2007); None if n clusters do not exist."""
+    """Lloyd's algorithm from k-means++ seeds (Arthur et al. 2007); None if n clusters do not exist."""
     if len(wh) < n:
         return None
     spread = wh.std(axis=0)
@@ -155,10 +155,11 @@ def check_anchors(
     thr: float = 4.0,
     seed: int = 0,
     generations: int = 1000,
+    force: bool = False,
 ) -> AnchorReport:
-    """Hold the anchors of `detect` against the boxes of `images`; replace them in place when others fit better.
+    """Hold the anchors of `detect` against the boxes of `images`; replace them in place if others fit better.
 
-    Anchors that reach a best possible recall of 0.98 stay. The order of the layers is put right either way.
+    Anchors that reach a best possible recall of 0.98 stay, unless `force` says that they mean nothing. The order of the layers is put right either way.
     """
     rng = np.random.default_rng((seed, 0xA2C4))
     stride = detect.stride.to(detect.anchors).view(-1, 1, 1)
@@ -170,13 +171,13 @@ def check_anchors(
     recall, per_box = best_possible_recall(wh, current, thr)
     report = AnchorReport(recall, per_box, recall, False, current)
     found = f"anchors: {per_box:.2f} match each box, best possible recall {recall:.4f}"
-    if recall > ENOUGH_RECALL:
+    if recall > ENOUGH_RECALL and not force:
         LOGGER.info("%s: they fit the data", found)
     else:
         LOGGER.info("%s: looking for better ones", found)
         better = kmean_anchors(wh, len(current), imgsz, thr, rng, generations)
         new_recall, _ = best_possible_recall(wh, better, thr)
-        if new_recall > recall:
+        if new_recall > recall or (force and new_recall == recall):
             report = AnchorReport(recall, per_box, new_recall, True, better)
             detect.anchors.copy_(torch.from_numpy(better).view_as(detect.anchors).to(detect.anchors) / stride)
             LOGGER.info("anchors: new ones reach %.4f: %s", new_recall, better.round(1).tolist())

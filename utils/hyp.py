@@ -17,7 +17,7 @@ LOGGER = logging.getLogger("yolo.hyp")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a hyperparameter may be: its default (that of hyp.scratch-low.yaml; None: optional) and its range."""
+    """What a hyperparameter may be: default (that of hyp.scratch-low.yaml; None: optional) and range."""
 
     default: float | None
     low: float

@@ -40,8 +40,8 @@ WIDTH = 20
 class ResultsCsv:
     """results.csv: one row per epoch, every column right-aligned to width 20, 5 significant digits.
 
-    The whole file is written anew at each row, so that a full disk never leaves half a row. Metrics of an epoch
-    that was not validated are nan.
+    The whole file is written anew at each row, so that a full disk never leaves half a row. Metrics of an
+    epoch that was not validated are nan.
 
     Args:
         path: the file.
@@ -126,11 +126,9 @@ class EpochBar:
         self.device = device
         self.world_size = world_size
         self.images = 0
-        self.bar = tqdm(
-            total=batches, disable=quiet, leave=True, bar_format="{desc} {bar:10} {n_fmt}/{total_fmt}"
-        )
         if not quiet:
             tqdm.write("".join(f"{name:>11}" for name in self.HEADER))
+        self.bar = tqdm(total=batches, disable=quiet, bar_format="{desc} {bar:10} {n_fmt}/{total_fmt}")
 
     def __call__(self, report: BatchReport) -> None:
         """Show how the epoch stands after a batch."""

@@ -21,7 +21,7 @@ BIASES, WEIGHTS, NORMS = range(3)
 
 
 def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Split parameters into biases, other weights (the only ones that decay) and norm weights, in this order."""
+    """Split parameters into biases, other weights (which alone decay) and norm weights, in this order."""
     groups: tuple[list[nn.Parameter], ...] = ([], [], [])
     for module in model.modules():
         is_norm = "Norm" in type(module).__name__ and type(module).__module__.startswith("torch.nn")
@@ -105,7 +105,7 @@ class LRSchedule:
         return (1 - epoch / self.epochs) * (1 - lrf) + lrf
 
     def apply(self, optimizer: torch.optim.Optimizer, iteration: int, epoch: int) -> int:
-        """Set rates and momentum for an iteration (counted over the run); returns how many batches make a step."""
+        """Set rates and momentum for an iteration, counted over the run; how many batches make a step."""
         target = self.hyp["lr0"] * self.factor(epoch)
         accumulate = accumulation(self.batch_size, self.hyp.get("nominal_batch", NOMINAL_BATCH))
         warmup = self.warmup_iterations
@@ -141,7 +141,7 @@ class ModelEMA:
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     def _tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The float entries of both state_dicts in one order; the tensors alias the models', so once is enough."""
+        """The float entries of both state_dicts in one order; they alias the models', so once is enough."""
         if self._pairs is None:
             source = model.state_dict()
             pairs = [
@@ -165,7 +165,7 @@ class ModelEMA:
 
 
 class EarlyStopping:
-    """Says when `patience` epochs have passed without a better fitness; a tie counts as better. 0 never stops."""
+    """Says when `patience` epochs have passed without a better fitness; a tie is better. 0 never stops."""
 
     def __init__(self, patience: int = 100) -> None:
         self.patience = patience if patience > 0 else math.inf
@@ -190,7 +190,7 @@ class EarlyStopping:
 
 
 class FrozenLayers:
-    """Layers that do not learn: no gradients, and their BatchNorm neither normalises by the batch nor counts it.
+    """Layers that do not learn: no gradients, and their BatchNorm uses and keeps its old statistics.
 
     Args:
         model: a DetectionModel; its rows are `model.model[i]`.

@@ -110,7 +110,7 @@ class Trainer:
         return images.float().div_(255)
 
     def _resize(self, images: Tensor, epoch: int, batch: int) -> Tensor:
-        """With multi_scale, bring the batch to a size drawn from (seed, epoch, batch), the same on all processes."""
+        """With multi_scale, the batch at a size drawn from (seed, epoch, batch), the same on all ranks."""
         if not self.multi_scale:
             return images
         rng = np.random.default_rng((self.seed, epoch, batch))
@@ -122,7 +122,7 @@ class Trainer:
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
     def _step(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> np.ndarray:
-        """Forward, backward and, when enough batches have come together, the optimizer; the loss items (3,)."""
+        """Forward, backward and, when enough batches are together, the optimizer; the loss items (3,)."""
         iteration = epoch * self.schedule.batches + batch
         accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
         with autocast(self.device, self.amp):
@@ -164,7 +164,7 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on as if there had been no break, pending gradients included."""
+        """All that a later process needs to go on as if nothing had been, pending gradients included."""
         pending = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         return {
             "model": self.model.state_dict(),
@@ -198,7 +198,7 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """Run the batch again and say which layer was the first to hold a weight, or give an output, not finite."""
+    """Run the batch again; which layer was the first to hold a weight, or give an output, not finite."""
     found: list[str] = []
 
     def look(name: str, module: nn.Module) -> Callable[..., None]:

@@ -1,0 +1,60 @@
+"""The network a training run starts from: a YAML's or a checkpoint's, with whatever weights fit it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from models.checkpoint import load_checkpoint, transfer
+from models.yolo import DetectionModel
+from utils.device import seeded
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.train")
+
+DEFAULT_WEIGHTS = "yolov5s.pt"
+
+
+def start_model(
+    cfg: str | Path,
+    weights: str | Path | None,
+    *,
+    names: dict[int, str],
+    anchors_per_layer: int | None = None,
+    seed: int = 0,
+) -> DetectionModel:
+    """Build the network for a data set and carry over the weights whose name and shape fit.
+
+    Args:
+        cfg: a model YAML; '' takes the network of `weights`.
+        weights: a checkpoint, ours or an official one; '' starts from scratch; None is '' with a `cfg`, else
+            yolov5s.pt.
+        names: the data set's classes; they decide the head.
+        anchors_per_layer: instead of the YAML's anchors, this many, to be searched.
+        seed: of the initial weights.
+
+    Raises:
+        UserError: neither a YAML nor weights, or one that cannot be used.
+    """
+    if weights is None:
+        weights = "" if cfg else DEFAULT_WEIGHTS
+        if not cfg and not Path(weights).is_file():
+            raise UserError(
+                f"neither --cfg nor --weights is given and {weights}, the default, is not here (nothing is "
+                "downloaded); give --cfg models/yolov5s.yaml to start from scratch, or --weights FILE"
+            )
+    if not cfg and not weights:
+        raise UserError("--weights '' starts from scratch and needs --cfg with a model YAML")
+    start = load_checkpoint(weights) if weights else None
+    with seeded(seed):
+        model = DetectionModel(cfg or start.model.yaml, nc=len(names), anchors=anchors_per_layer)
+    if model.ch != 3:
+        raise UserError(
+            f"{cfg or weights}: ch is {model.ch}, but images are loaded with 3 channels; set ch: 3"
+        )
+    if start is not None:
+        # Anchors that the YAML or the hyperparameters state are meant; those of the weights are not.
+        exclude = ("anchor",) if cfg or anchors_per_layer else ()
+        LOGGER.info("%s: %s", weights, transfer(model, start.model.state_dict(), exclude))
+    model.names = dict(names)
+    return model

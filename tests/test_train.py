@@ -1,0 +1,273 @@
+"""Training end to end on a few drawn shapes: it learns, resumes to the bit, and fails in one sentence."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_set import NAMES, TINY_MODEL, write_model, write_set
+
+import train
+from models.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.files import ROOT, save_yaml
+from utils.hyp import load_hyp
+from utils.loggers import read_results
+from utils.training import Trainer
+
+LEARN_HYP = load_hyp("hyp.no-augmentation.yaml") | {"nominal_batch": 8, "warmup_epochs": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shapes")
+    write_set(folder)
+    write_model(folder)
+    return folder
+
+
+def options(folder: Path, project: Path, **changes) -> dict:
+    base = {
+        "cfg": str(folder / "tiny.yaml"),
+        "data": str(folder / "shapes.yaml"),
+        "imgsz": 96,
+        "epochs": 2,
+        "batch_size": 8,
+        "workers": 0,
+        "project": str(project),
+        "device": "cpu",
+        "noplots": True,
+    }
+    return base | changes
+
+
+def tensors(value) -> list[torch.Tensor]:
+    """All tensors of nested data, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value, key=str)]
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def interrupt_in(monkeypatch: pytest.MonkeyPatch, epoch: int, after_batches: int = 1) -> None:
+    """Press Ctrl-C in an epoch, after some of its batches."""
+    original = Trainer.train_epoch
+
+    def interrupted(self, loader, number, on_batch=None):
+        def press(report):
+            if number == epoch and report.batch + 1 == after_batches:
+                raise KeyboardInterrupt
+            on_batch(report)
+
+        return original(self, loader, number, press)
+
+    monkeypatch.setattr(Trainer, "train_epoch", interrupted)
+
+
+def test_learns_the_shapes_and_leaves_all_files(folder: Path, tmp_path: Path) -> None:
+    hyp = LEARN_HYP | {"lr0": 0.01, "lrf": 0.1}
+    result = train.run(
+        **options(
+            folder, tmp_path, epochs=40, optimizer="Adam", hyp=hyp, cache="ram", name="cfg", noplots=False
+        )
+    )
+    rows = read_results(result.save_dir / "results.csv")
+    assert len(rows) == 40 and sum(rows[-1][1:4]) < 0.5 * sum(rows[0][1:4])
+    assert result.metrics.map50 > 0.45
+    assert result.save_dir == tmp_path / "tiny"
+    files = {path.name for path in result.save_dir.iterdir()}
+    curves = {f"{c}_curve.png" for c in ("F1", "P", "PR", "R")}
+    drawn = {f"train_batch{i}.jpg" for i in range(3)} | {"val_batch0_labels.jpg", "val_batch0_pred.jpg"}
+    others = {"hyp.yaml", "opt.yaml", "results.csv", "results.png", "labels.jpg", "labels_correlogram.jpg"}
+    assert files >= curves | drawn | others | {"confusion_matrix.png", "metrics.json", "weights"}
+    report = json.loads((result.save_dir / "metrics.json").read_text())
+    assert report["map50"] == pytest.approx(result.metrics.map50) and report["nc"] == 2
+    assert report["gflops"] > 0 and report["ms_per_image"] > 0 and report["versions"]["torch"]
+    assert [row["name"] for row in report["per_class"]] == NAMES
+    best = load_checkpoint(result.best)
+    assert best.training is None and best.model.names == dict(enumerate(NAMES))
+    assert best.meta["hyp"]["lr0"] == 0.01 and best.meta["opt"]["imgsz"] == 96
+    saved = yaml.safe_load((result.save_dir / "opt.yaml").read_text())
+    assert saved["hyp"] == yaml.safe_load((result.save_dir / "hyp.yaml").read_text())
+    assert load_checkpoint(result.last).training is None
+
+
+def test_resumed_run_equals_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = {"epochs": 4, "save_period": 1, "image_weights": True, "multi_scale": True}
+    whole = train.run(**options(folder, tmp_path, **same))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=3)
+        train.run(**options(folder, tmp_path, **same, name="broken"))
+    last = tmp_path / "broken" / "weights" / "last.pt"
+    state = load_checkpoint(last).training
+    assert state["epochs"] == 3 and state["gradients"]  # pending ones, too, come back
+    resumed = train.run(resume=str(last))
+    assert resumed.save_dir == tmp_path / "broken"
+    names = ("weights/epoch3.pt", "weights/epoch2.pt")
+    for a, b in ((load_checkpoint(whole.save_dir / n), load_checkpoint(resumed.save_dir / n)) for n in names):
+        pairs = list(zip(tensors(a.training), tensors(b.training), strict=True))
+        pairs += zip(a.model.state_dict().values(), b.model.state_dict().values())
+        assert len(pairs) > 60 and all(torch.equal(x, y) for x, y in pairs)
+    texts = [(r.save_dir / "results.csv").read_text() for r in (whole, resumed)]
+    assert texts[0] == texts[1]
+
+
+def test_ctrl_c_in_the_first_epoch_can_be_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "yolo")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=0, after_batches=2)
+        train.run(**options(folder, tmp_path, nosave=True))
+    assert "epoch 1/2 is not complete; it starts again from the weights of this moment" in caplog.text
+    result = train.run(resume=True, epochs=3)  # the newest last.pt below the working folder, and longer
+    assert result.save_dir == tmp_path / "exp" and len(read_results(result.save_dir / "results.csv")) == 3
+    with pytest.raises(UserError, match="has finished its 3 epochs"):
+        train.run(resume=str(result.last))
+    with pytest.raises(UserError, match="imgsz = 96 among them"):
+        train.run(resume=str(result.last), imgsz=128)
+    longer = train.run(resume=str(result.last), epochs=4, noval=True)
+    assert "keeps no optimizer state" in caplog.text
+    assert len(read_results(longer.save_dir / "results.csv")) == 4
+
+
+def test_full_disk_keeps_the_old_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, last = os.fsync, tmp_path / "exp" / "weights" / "last.pt"
+
+    def full(descriptor: int) -> None:
+        if last.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((UserError, OSError)) as caught:
+        train.run(**options(folder, tmp_path, noval=True))
+    assert "No space left" in str(caught.value)
+    assert load_checkpoint(last).training["epochs"] == 1
+    assert not list(last.parent.glob("*.part")) and not list(last.parent.glob(".*"))
+
+
+def test_a_loss_that_explodes_stops_and_keeps_the_last_good_checkpoint(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.train_epoch
+
+    def poisoned(self, loader, epoch, on_batch=None):
+        if epoch == 1:
+            with torch.no_grad():
+                self.model.model[2].conv.weight[0] = float("nan")
+        return original(self, loader, epoch, on_batch)
+
+    monkeypatch.setattr(Trainer, "train_epoch", poisoned)
+    with pytest.raises(UserError) as caught:
+        train.run(**options(folder, tmp_path))
+    assert "epoch 2/2, batch 1/3" in str(caught.value) and "model.2.conv (Conv2d)" in str(caught.value)
+    last = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
+    assert last.training["epochs"] == 1
+    assert all(torch.isfinite(v).all() for v in last.model.state_dict().values())
+
+
+def test_starts_from_weights_by_name_and_shape_and_freezes(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "yolo")
+    first = train.run(**options(folder, tmp_path, epochs=1, noval=True))
+    wider = TINY_MODEL | {"head": [[-1, 1, "Conv", [40, 3, 1]], [[2, 4], 1, "Detect", ["nc", "anchors"]]]}
+    save_yaml(tmp_path / "wider.yaml", wider)
+    changes = {"cfg": str(tmp_path / "wider.yaml"), "weights": str(first.last), "freeze": [3]}
+    second = train.run(**options(folder, tmp_path, **changes, noval=True, single_cls=True, rect=True))
+    assert "tensors transferred" in caplog.text
+    before, after = (load_checkpoint(r.last).model.state_dict() for r in (first, second))
+    frozen = [k for k in before if k.startswith(("model.0.", "model.1.", "model.2."))]
+    assert len(frozen) == 3 * 6
+    assert all(torch.allclose(before[k].float(), after[k].float(), atol=2e-3) for k in frozen)
+    assert not torch.equal(before["model.3.bn.running_mean"], after["model.3.bn.running_mean"])
+    model = load_checkpoint(second.last).model
+    assert model.nc == 1 and model.names == {0: "item"} and len(model.rows) == 6
+
+
+def test_anchors_per_layer_force_the_search(folder: Path, tmp_path: Path) -> None:
+    hyp = LEARN_HYP | {"anchors": 3.4}
+    result = train.run(**options(folder, tmp_path, epochs=1, hyp=hyp, noautoanchor=True, cos_lr=True))
+    detect = load_checkpoint(result.last).model.detect
+    pixels = detect.anchors * detect.stride.view(-1, 1, 1)
+    assert detect.na == 3 and pixels.min() > 10 and pixels.max() < 45  # the shapes' own 16 to 34 px
+
+
+def test_noval_and_nosave_wait_for_the_last_epoch(folder: Path, tmp_path: Path) -> None:
+    result = train.run(**options(folder, tmp_path, noval=True, nosave=True, label_smoothing=0.1))
+    rows = read_results(result.save_dir / "results.csv")
+    assert rows[0][4] != rows[0][4] and rows[1][4] == rows[1][4]  # nan, then a figure
+    assert {p.name for p in (result.save_dir / "weights").iterdir()} == {"last.pt", "best.pt"}
+
+
+def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(train, "fitness", lambda metrics: next(scores))
+    result = train.run(**options(folder, tmp_path, epochs=5, patience=2))
+    assert len(read_results(result.save_dir / "results.csv")) == 3
+    assert load_checkpoint(result.best).meta["epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
+        ({"rect": True, "image_weights": True}, "use one"),
+        ({"sync_bn": True}, "--sync-bn needs several GPUs"),
+        ({"freeze": [99]}, "--freeze 99"),
+        ({"amp": "fp16"}, "--amp fp16"),
+        ({"cfg": "", "weights": ""}, "needs --cfg"),
+        ({"cfg": ""}, "neither --cfg nor --weights"),
+        ({"weights": "nowhere.pt"}, "nowhere.pt"),
+        ({"hyp": {"lr_0": 1.0}}, "did you mean 'lr0'"),
+        ({"optimizer": "LAMB"}, "optimizer='LAMB'"),
+        ({"resume": "nowhere/last.pt"}, "nowhere/last.pt: no such file"),
+        ({"quad": True}, "quad"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        train.run(**options(folder, tmp_path / "runs", **changes))
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_only_what_the_command_line_says_is_given() -> None:
+    assert train.given_options(["--resume", "--epochs", "7"]) == {"resume": True, "epochs": 7}
+    assert train.given_options(["--img", "64", "--cache", "--freeze", "1", "2"]) == {
+        "imgsz": 64,
+        "cache": "ram",
+        "freeze": [1, 2],
+    }
+
+
+def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += [str(ROOT / "train.py"), "--noplots", "--device", "cpu", "--workers", "0", "--imgsz", "96"]
+    command += ["--cfg", str(folder / "tiny.yaml"), "--data", str(folder / "shapes.yaml")]
+    command += ["--epochs", "2", "--batch-size", "8", "--project", str(tmp_path), "--noval"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = read_results(tmp_path / "exp" / "results.csv")
+    assert len(rows) == 2 and sum(rows[1][1:4]) > 0
+    assert not (tmp_path / "exp2").exists()

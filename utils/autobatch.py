@@ -1,0 +1,84 @@
+"""How many images a GPU can train on at once: measured at small batches, extended along a line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from utils.device import autocast
+
+LOGGER = logging.getLogger("yolo.autobatch")
+
+FALLBACK = 16
+TRIED = (1, 2, 4, 8, 16)
+FRACTION = 0.8
+LIMIT = 1024
+
+
+def choose_batch_size(
+    model: nn.Module, imgsz: int, device: torch.device, amp: torch.dtype | None, fraction: float = FRACTION
+) -> int:
+    """The batch that takes about `fraction` of the memory still free on a CUDA device; elsewhere 16."""
+    if device.type != "cuda":
+        LOGGER.info("--batch-size -1 measures GPU memory; on %s it is %d", device.type, FALLBACK)
+        return FALLBACK
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0]
+    sizes, used = _measure(lambda batch: _step(model, batch, imgsz, device, amp), device)
+    batch = fit_batch_size(sizes, used, free * fraction)
+    LOGGER.info(
+        "batch size %d: about %.0f %% of %.1f GiB free on %s", batch, fraction * 100, free / 2**30, device
+    )
+    return batch
+
+
+def fit_batch_size(sizes: list[int], used: list[float], budget: float) -> int:
+    """The batch whose memory, on a line through (sizes, used bytes), meets the budget.
+
+    If one of TRIED did not fit, at most the largest that did; out of 1..1024 or without two measurements, 16.
+    """
+    if len(sizes) < 2:
+        return sizes[0] if sizes else 1
+    slope, start = np.polyfit(sizes, used, 1)
+    batch = int((budget - start) / slope) if slope > 0 else 0
+    if len(sizes) < len(TRIED):
+        batch = min(batch, sizes[-1])
+    if not 1 <= batch <= LIMIT:
+        LOGGER.warning("the batch size found, %d, is not within 1 to %d; using %d", batch, LIMIT, FALLBACK)
+        return FALLBACK
+    return batch
+
+
+def _measure(step: Callable[[int], None], device: torch.device) -> tuple[list[int], list[float]]:
+    """Peak memory of one step at each batch of TRIED, up to the first that does not fit."""
+    sizes, used = [], []
+    for batch in TRIED:
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            step(batch)
+        except torch.cuda.OutOfMemoryError:
+            break
+        finally:
+            torch.cuda.empty_cache()
+        sizes.append(batch)
+        used.append(float(torch.cuda.max_memory_reserved(device)))
+    return sizes, used
+
+
+def _step(model: nn.Module, batch: int, imgsz: int, device: torch.device, amp: torch.dtype | None) -> None:
+    """Forward and backward of a batch of zeros, leaving the model's weights and statistics as they were."""
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    images = torch.zeros(batch, 3, imgsz, imgsz, device=device)
+    try:
+        with autocast(device, amp):
+            raws = model(images.to(memory_format=torch.channels_last))
+        sum(raw.float().mean() for raw in raws).backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(statistics[name])

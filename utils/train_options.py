@@ -1,0 +1,125 @@
+"""train.py's command line: its options, which of them were given, and which cannot work."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.cli import Parser
+from utils.device import AMP_MODES, world_size
+from utils.errors import UserError
+from utils.files import ROOT
+from utils.optim import OPTIMIZERS
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(description="Train a detector.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--weights", help="checkpoint to start from, '' for none (default: none with --cfg, else yolov5s.pt)")
+    add("--cfg", default="", help="model YAML")
+    add("--data", default="data/coco128.yaml", help="dataset YAML")
+    add("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
+    add("--epochs", type=int, default=100)
+    add("--batch-size", type=int, default=16, help="total over all GPUs; -1 finds what fits the GPU")
+    add("--imgsz", "--img", "--img-size", type=int, default=640, help="train and val size in pixels")
+    add("--rect", action="store_true", help="rectangular training (no shuffle, no mosaic)")
+    add("--resume", nargs="?", const=True, default=False, help="go on with the newest or the given last.pt")
+    add("--nosave", action="store_true", help="save only after the last epoch")
+    add("--noval", action="store_true", help="validate only after the last epoch")
+    add("--noautoanchor", action="store_true", help="keep the model's anchors, whatever the data")
+    add("--noplots", action="store_true", help="draw nothing")
+    add(
+        "--cache",
+        nargs="?",
+        const="ram",
+        choices=("ram", "disk", "val"),
+        help="keep decoded images ('val': val's)",
+    )
+    add(
+        "--image-weights", action="store_true", help="show images of rare and badly learnt classes more often"
+    )
+    add("--device", default="", help="0, 0,1, cpu or mps")
+    add("--multi-scale", action="store_true", help="vary the size by +-50 %%")
+    add("--single-cls", action="store_true", help="treat all classes as one")
+    add("--optimizer", choices=OPTIMIZERS, default="SGD")
+    add("--sync-bn", action="store_true", help="SyncBatchNorm, with several GPUs")
+    add("--workers", type=int, default=8, help="loader processes of each rank")
+    add("--project", default=str(ROOT / "runs" / "train"), help="folder of runs")
+    add("--name", default="exp", help="folder in it; 'cfg' is the stem of --cfg")
+    add("--exist-ok", action="store_true", help="write into project/name even if it exists")
+    add("--cos-lr", action="store_true", help="cosine schedule instead of a linear one")
+    add("--label-smoothing", type=float, default=0.0, help="epsilon of the class targets")
+    add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0 never stops")
+    add(
+        "--freeze",
+        nargs="+",
+        type=int,
+        default=[0],
+        help="one number n: the first n rows; several: those rows",
+    )
+    add("--save-period", type=int, default=-1, help="also save epochN.pt every so many epochs")
+    add("--seed", type=int, default=0)
+    add(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=-1,
+        help="set by older launchers; torchrun's is used",
+    )
+    add("--amp", choices=AMP_MODES, default="auto", help="mixed precision")
+    add(
+        "--plugins",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="Python files that register blocks of your own",
+    )
+    return parser
+
+
+def parse_opt(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line with all defaults."""
+    return build_parser().parse_args(argv)
+
+
+def given_options(argv: list[str] | None = None) -> dict[str, Any]:
+    """Only what the command line says: a resumed run takes the rest from where it was interrupted."""
+    parser = build_parser()
+    full = parser.parse_args(argv)
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return {name: getattr(full, name) for name in vars(parser.parse_args(argv))}
+
+
+def check_options(opt: argparse.Namespace) -> None:
+    """Refuse values and combinations that cannot work; single values of list options become lists.
+
+    Raises:
+        UserError: which option, its value, and what it may be.
+    """
+    opt.freeze = [opt.freeze] if isinstance(opt.freeze, int) else list(opt.freeze)
+    opt.plugins = [opt.plugins] if isinstance(opt.plugins, str | Path) else list(opt.plugins)
+    least = {"epochs": 1, "imgsz": 1, "workers": 0, "patience": 0, "seed": 0}
+    for name, value in least.items():
+        if getattr(opt, name) < value:
+            raise UserError(f"--{name} {getattr(opt, name)}: must be at least {value}")
+    if not 0.0 <= opt.label_smoothing < 1.0:
+        raise UserError(f"--label-smoothing {opt.label_smoothing}: must lie in 0 to 1")
+    if opt.batch_size < 1 and opt.batch_size != -1:
+        raise UserError(f"--batch-size {opt.batch_size}: must be at least 1, or -1 to find what fits the GPU")
+    if opt.save_period < 1 and opt.save_period != -1:
+        raise UserError(f"--save-period {opt.save_period}: must be at least 1, or -1 for none")
+    if opt.rect and opt.image_weights:
+        raise UserError(
+            "--rect keeps images in the order of their shapes, --image-weights draws them; use one"
+        )
+    if opt.sync_bn and (world_size() == 1 or opt.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError("--sync-bn needs several GPUs; start with 'torchrun --nproc_per_node N train.py ...'")
+    if world_size() > 1 and (opt.batch_size < 1 or opt.batch_size % world_size()):
+        raise UserError(
+            f"--batch-size {opt.batch_size}: is shared by {world_size()} processes; give a multiple of that"
+        )
