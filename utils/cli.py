@@ -40,6 +40,8 @@ def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argpars
     values = {dest: options.get(dest, action.default) for dest, action in actions.items()}
     for dest, action in actions.items():
         given = values[dest]
+        if given == action.default:  # a default may be outside the choices: None for "not asked for"
+            continue
         for value in given if isinstance(given, list | tuple) else [given]:
             if dest in options and action.choices is not None and value not in action.choices:
                 raise UserError(f"run() got {dest}={value!r}; it takes one of {list(action.choices)}")
