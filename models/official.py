@@ -152,7 +152,7 @@ def _sentence(path: Path, error: Exception) -> str:
         )
     text = str(error)
     if "persistent_load of storage" in text:
-        return f"{path}: is a model in the container of torch before 1.6; save it again with YOLOv5 v6.0 or later"
+        return f"{path}: is a model in torch's container before 1.6; save it again with YOLOv5 v6.0 or later"
     told = re.search(r"WeightsUnpickler error: (.*)", text)
     reason = re.split(r"[\n.]", told[1] if told else text.strip())[0] or "no message"
     return (

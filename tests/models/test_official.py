@@ -142,7 +142,7 @@ def test_a_model_in_the_oldest_container_is_told_apart_from_damage(tmp_path, mon
     path = tmp_path / "old.pt"
     with monkeypatch.context() as patch:
         torch.save(as_official(tiny(), patch), path, _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match="container of torch before 1.6"):
+    with pytest.raises(UserError, match="container before 1.6"):
         load_checkpoint(path)
 
 

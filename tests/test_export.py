@@ -1,0 +1,264 @@
+"""export.py: files that agree with PyTorch, say what they are, and are whole or absent."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+import yaml
+
+import export
+from export import ExportError, ExportResult, parse_opt
+from models.backends import load_backend
+from models.checkpoint import save_checkpoint
+from models.metadata import PROJECT, SCHEMA
+from models.yolo import DetectionModel
+from utils.errors import UserError
+from utils.files import ROOT
+
+TINY = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30]],
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]], [-1, 1, "Conv", [8, 3, 2]]],
+    "head": [[[2], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    model = DetectionModel(TINY)
+    model.names = {0: "cat", 1: "dog"}
+    model.detect.m[0].weight.data.normal_(0, 0.5)  # scores over the whole of 0..1, as after training
+    save_checkpoint(tmp_path / "best.pt", model, meta={})
+    return tmp_path / "best.pt"
+
+
+def files_in(folder):
+    return sorted(os.listdir(folder))
+
+
+def test_both_formats_agree_with_pytorch(weights):
+    results = export.run(weights=str(weights), include=["torchscript", "onnx"], imgsz=[64])
+    assert [r.format for r in results] == ["torchscript", "onnx"]
+    for result in results:
+        assert isinstance(result, ExportResult)
+        assert result.path == weights.with_suffix(f".{result.format}")
+        assert 0 < result.max_score_diff < 1e-4
+        assert 0 < result.max_box_diff < 1e-2
+        assert result.size_mb == pytest.approx(result.path.stat().st_size / 1e6)
+        assert result.seconds > 0
+    assert files_in(weights.parent) == ["best.onnx", "best.pt", "best.torchscript"]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("simplify", [False, True])
+def test_onnx_has_the_promised_names_and_axes(weights, dynamic, simplify):
+    if simplify:
+        pytest.importorskip("onnxslim", reason="onnxslim is optional")
+    (result,) = export.run(
+        weights=str(weights),
+        include=["onnx"],
+        imgsz=[32, 64],
+        batch_size=2,
+        dynamic=dynamic,
+        simplify=simplify,
+    )
+    graph = onnx.load(result.path)
+    axes = [
+        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (graph.graph.input[0], graph.graph.output[0])
+    ]
+    assert graph.graph.input[0].name == "images"
+    assert graph.graph.output[0].name == "output0"
+    assert len(graph.graph.input) == len(graph.graph.output) == 1
+    if dynamic:
+        assert axes == [["batch", 3, "height", "width"], ["batch", "anchors", 7]]
+    else:
+        assert axes == [[2, 3, 32, 64], [2, 2 * 8 * 16, 7]]
+    properties = {p.key: p.value for p in graph.metadata_props}
+    assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
+    assert properties["author"] == PROJECT
+    assert properties["task"] == "detect"
+    assert json.loads(properties["schema"]) == SCHEMA
+    assert json.loads(properties["stride"]) == 4
+    assert json.loads(properties["imgsz"]) == [32, 64]
+    assert json.loads(properties["batch"]) == 2
+    assert json.loads(properties["dynamic"]) is dynamic
+    assert "mean" in properties["normalisation"]
+    assert graph.opset_import[0].version == 17
+
+
+def test_torchscript_carries_its_metadata(weights):
+    export.run(weights=str(weights), imgsz=[32, 64])
+    extra = {"config.txt": ""}
+    torch.jit.load(str(weights.with_suffix(".torchscript")), _extra_files=extra)
+    metadata = json.loads(extra["config.txt"])
+    assert metadata["shape"] == [1, 3, 32, 64]
+    assert metadata["names"] == {"0": "cat", "1": "dog"}
+    assert metadata["stride"] == 4
+
+
+def test_dynamic_file_is_checked_at_a_second_size_and_batch(weights, monkeypatch):
+    shapes = []
+    compare = export.compare
+    monkeypatch.setattr(
+        export,
+        "compare",
+        lambda model, path, batches, half: (
+            shapes.extend(b.shape for b in batches) or compare(model, path, batches, half=half)
+        ),
+    )
+    export.run(weights=str(weights), include=["onnx"], imgsz=[32, 64], dynamic=True)
+    assert [tuple(s) for s in shapes] == [(1, 3, 32, 64), (2, 3, 36, 32)]
+
+
+def test_reference_is_the_model_before_fusion_and_untouched(weights, monkeypatch):
+    seen = []
+    compare = export.compare
+
+    def spy(model, path, batches, half):
+        seen.append((model.is_fused, model.training, model.detect.export))
+        return compare(model, path, batches, half=half)
+
+    monkeypatch.setattr(export, "compare", spy)
+    export.run(weights=str(weights), include=["onnx", "torchscript"], imgsz=[32])
+    assert seen == [(False, False, False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("place", "amount", "sentence"),
+    [
+        ((..., 4), 0.01, r"by 0\.01 in a score \(allowed 0\.001\)"),
+        ((..., 0), 1.0, r"and 1 px in a box \(allowed 0\.5\)"),
+    ],
+)
+def test_file_that_differs_is_removed_and_the_other_format_still_made(
+    weights, monkeypatch, place, amount, sentence
+):
+    honest = export._Decoded.forward
+
+    def wrong(self, batch):
+        output = honest(self, batch).clone()
+        output[place] += amount
+        return output
+
+    def write_wrong(job, path):
+        with monkeypatch.context() as patch:
+            patch.setattr(export._Decoded, "forward", wrong)
+            export.write_onnx(job, path)
+
+    monkeypatch.setitem(export.EXPORTERS, "onnx", export.Exporter(".onnx", write_wrong))
+    weights.with_suffix(".onnx").write_bytes(b"an older file")
+    with pytest.raises(ExportError, match=sentence) as failure:
+        export.run(weights=str(weights), include=["onnx", "torchscript"], imgsz=[32])
+    assert "1 of 2 formats failed" in str(failure.value)
+    assert [r.format for r in failure.value.results] == ["torchscript"]
+    assert weights.with_suffix(".onnx").read_bytes() == b"an older file"
+    assert files_in(weights.parent) == ["best.onnx", "best.pt", "best.torchscript"]
+
+
+def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
+    def broken(job, path):
+        path.write_bytes(b"half a file")
+        raise RuntimeError("no such operator\nand a page of graph")
+
+    monkeypatch.setitem(export.EXPORTERS, "onnx", export.Exporter(".onnx", broken))
+    with pytest.raises(
+        ExportError, match=r"onnx \(the exporter stopped with RuntimeError: no such operator;"
+    ):
+        export.run(weights=str(weights), include=["onnx"], imgsz=[32])
+    assert files_in(weights.parent) == ["best.pt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            {"include": ["onnx", "engine"]},
+            "--include engine: not available in this version; available: torchscript, onnx",
+        ),
+        ({"include": ["word"]}, "--include word: not a format; available: torchscript, onnx"),
+        ({"half": True}, "--half: float16 needs a CUDA device"),
+        ({"half": True, "dynamic": True}, "--half and --dynamic exclude each other"),
+        ({"simplify": True}, "--simplify works on ONNX files only"),
+        ({"opset": 99}, "--opset 99: must be 11 to 20"),
+        ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
+        ({"imgsz": [32, 32, 32]}, "--imgsz 32 32 32: give one side or height and width"),
+        ({"imgsz": [0]}, "--imgsz 0"),
+        ({"weights": "best.onnx"}, "only a .pt checkpoint can be exported"),
+        ({"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
+        ({"device": "7"}, "--device 7"),
+        ({"int8": True}, "unknown options .*int8"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_any_work(weights, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        export.run(**{"weights": str(weights), **options})
+    assert files_in(weights.parent) == ["best.pt"]
+
+
+def test_sizes_are_rounded_up_to_the_stride():
+    assert export._image_size([33, 64], 32) == (64, 64)
+    assert export._image_size(40, 8) == (40, 40)
+
+
+def test_check_image_can_come_from_the_users_data(weights, tmp_path):
+    folder = tmp_path / "data" / "images" / "val"
+    folder.mkdir(parents=True)
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:, :16] = (255, 0, 0)  # blue on the left, in BGR
+    cv2.imwrite(str(folder / "a.png"), image)
+    data = tmp_path / "data" / "own.yaml"
+    data.write_text(
+        yaml.safe_dump({"path": ".", "train": "images/val", "val": "images/val", "names": ["a", "b"]})
+    )
+    assert export._photograph(str(data)).name == "a.png"
+    batch = export._check_batch(str(data), 3, 2, (32, 32))
+    assert batch.shape == (2, 3, 32, 32)
+    assert batch[0, :, 0, 0].tolist() == [0, 0, 1], "RGB in 0..1"
+    assert torch.equal(batch[1], batch[0].flip(2)), "every other image is mirrored"
+    assert len(export.run(weights=str(weights), data=str(data), imgsz=[32])) == 1
+
+
+def test_command_line_names_and_aliases():
+    opt = parse_opt(["--img", "320", "416", "--batch", "4", "--include", "onnx", "--dynamic"])
+    assert (opt.imgsz, opt.batch_size, opt.include, opt.dynamic, opt.opset) == (
+        [320, 416],
+        4,
+        ["onnx"],
+        True,
+        17,
+    )
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--include", "tflite"], 1), (["--keras"], 1)])
+def test_script_exits_with_a_code_and_no_traceback(weights, arguments, code):
+    command = [
+        sys.executable,
+        str(ROOT / "export.py"),
+        "--weights",
+        str(weights),
+        "--imgsz",
+        "32",
+        *arguments,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=weights.parent)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert len(done.stderr.strip().splitlines()) == 1
+    else:
+        assert "torchscript: at most" in done.stdout
+        images = torch.zeros(1, 3, 32, 32)
+        wanted = load_backend(weights).predict(images)
+        found = load_backend(Path(str(weights).replace(".pt", ".torchscript"))).predict(images)
+        torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
