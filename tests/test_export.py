@@ -240,7 +240,14 @@ def test_command_line_names_and_aliases():
     )
 
 
-@pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--include", "tflite"], 1), (["--keras"], 1)])
+def test_options_without_meaning_yet_are_not_accepted(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_opt(["--keras"])
+    assert stop.value.code == 1
+    assert "--keras" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--include", "tflite"], 1)])
 def test_script_exits_with_a_code_and_no_traceback(weights, arguments, code):
     command = [
         sys.executable,
