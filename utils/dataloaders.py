@@ -12,6 +12,7 @@ import math
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -181,10 +182,23 @@ def collate(items: Sequence[Item]) -> Batch:
     return images, torch.from_numpy(targets), [item.path for item in items], [item.shape for item in items]
 
 
-class Refusal(NamedTuple):
-    """What the user has to know, on its way out of a worker: torch would wrap an exception in a traceback."""
+@dataclass
+class _Made:
+    """What comes out of a worker: a batch, or the sentence the user has to read.
 
-    sentence: str
+    A UserError raised in a worker would reach the main process wrapped in a traceback, and torch turns tuples
+    into lists when it pins their memory: hence a class of our own.
+    """
+
+    batch: Batch | None = None
+    refusal: str = ""
+
+    def pin_memory(self) -> _Made:
+        """Put the tensors where a GPU can fetch them; torch calls this."""
+        if self.batch is not None:
+            images, targets, *rest = self.batch
+            self.batch = (images.pin_memory(), targets.pin_memory(), *rest)
+        return self
 
 
 class _Batches(Dataset):
@@ -196,15 +210,15 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | Refusal:
+    def __getitems__(self, keys: Sequence[Key]) -> _Made:
         try:
-            return collate([self.dataset[key] for key in keys])
+            return _Made(collate([self.dataset[key] for key in keys]))
         except UserError as error:
-            return Refusal(str(error))
+            return _Made(refusal=str(error))
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _as_is(made: _Made) -> _Made:
+    return made
 
 
 def _start_worker(_: int) -> None:
@@ -272,10 +286,10 @@ class Loader:
             drawn = self.sampler.drawn()
             self.dataset.population.copy_(torch.from_numpy(drawn))
         try:
-            for batch in self._torch:
-                if isinstance(batch, Refusal):
-                    raise UserError(batch.sentence)
-                yield batch
+            for made in self._torch:
+                if made.batch is None:
+                    raise UserError(made.refusal)
+                yield made.batch
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
                 raise

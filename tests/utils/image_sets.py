@@ -1,0 +1,36 @@
+"""Small image sets on disk, packed without a dataset YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.imageset import EMPTY, FOUND, ImageSet, Packed, Record, ScanReport
+
+
+def write_images(folder: Path, sizes: Sequence[tuple[int, int]], *, polygons: bool = False) -> ImageSet:
+    """One JPEG for each (width, height): smooth noise with i % 4 bright boxes in image i."""
+    paths, records = [], []
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (width, height) in enumerate(sizes):
+        generator = np.random.default_rng(i)
+        noise = generator.integers(40, 120, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+        image = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+        labels, segments = [], []
+        for kind in range(i % 4):
+            w, h = (float(v) for v in generator.uniform(0.15, 0.4, 2))
+            x, y = (float(v) for v in generator.uniform(0.22, 0.78, 2))
+            x1, y1, x2, y2 = x - w / 2, y - h / 2, x + w / 2, y + h / 2
+            image[int(y1 * height) : int(y2 * height), int(x1 * width) : int(x2 * width)] = 240
+            labels.append((kind, x, y, w, h))
+            segments.append(np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float32))
+        path = folder / f"{i:03d}.jpg"
+        cv2.imwrite(str(path), image)
+        paths.append(str(path))
+        rows = np.array(labels, np.float32).reshape(-1, 5)
+        status = FOUND if labels else EMPTY
+        records.append(Record(status, width, height, rows, segments if polygons else [], []))
+    return ImageSet(Packed.from_records(paths, records), ScanReport(total=len(paths)))
