@@ -13,6 +13,9 @@ from utils.dataloaders import DetectionDataset, Loader, _Made, build_loader, cou
 from utils.errors import UserError
 from utils.sampling import BatchSampler
 
+# Four workers are the point of a test here, however few processors there are.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 SIZES = [
     (120, 80),
     (80, 120),
