@@ -159,7 +159,8 @@ def check_anchors(
 ) -> AnchorReport:
     """Hold the anchors of `detect` against the boxes of `images`; replace them in place if others fit better.
 
-    Anchors that reach a best possible recall of 0.98 stay, unless `force` says that they mean nothing. The order of the layers is put right either way.
+    Anchors that reach a best possible recall of 0.98 stay, unless `force` says that they mean nothing. The
+    order of the layers is put right either way.
     """
     rng = np.random.default_rng((seed, 0xA2C4))
     stride = detect.stride.to(detect.anchors).view(-1, 1, 1)

@@ -45,7 +45,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, Adam or AdamW over the three groups of `param_groups`.
 
-    Weight decay is scaled to the images that a step really sees. `batch_size` is the total over all processes.
+    Weight decay is scaled to the images that a step really sees; `batch_size` counts those of all processes.
 
     Raises:
         UserError: an optimizer that is not offered.

@@ -1,4 +1,4 @@
-"""The epoch loop on a net of three layers: steps, accumulation, clipping, seeds, state, and naming what went bad."""
+"""The epoch loop on a net of three layers: steps, clipping, seeds, state, and naming what went bad."""
 
 from __future__ import annotations
 
