@@ -36,7 +36,7 @@ _ACTIVATION_TEXT = re.compile(r"(?:torch\.)?(?:nn\.)?(\w+)(?:\(([^()]*)\))?")
 
 
 def activation_factory(text: str) -> Callable[[], nn.Module]:
-    """What makes the activation a YAML names: 'ReLU6', 'nn.SiLU()' or 'nn.LeakyReLU(0.1)', in place if it can.
+    """What makes the activation a YAML names: 'ReLU6', 'nn.SiLU()', 'nn.LeakyReLU(0.1)'; in place if it can.
 
     The text is looked up, never evaluated: a name of `ACTIVATIONS` and, in brackets, numbers only.
 

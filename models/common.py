@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from models.activations import Activation, make_activation
 from models.depthwise import convolution
 
+
 def autopad(
     k: int | tuple[int, ...], p: int | tuple[int, ...] | None = None, d: int = 1
 ) -> int | tuple[int, ...]:
@@ -240,7 +241,7 @@ class SPPF(nn.Module):
 
 
 class Focus(nn.Module):
-    """Every 2x2 square of pixels becomes four channel groups, then a Conv: stride 2 without losing a pixel."""
+    """Every 2x2 square of pixels becomes four channel groups, then a Conv: stride 2 without loss."""
 
     def __init__(
         self,
@@ -325,7 +326,7 @@ class TransformerBlock(nn.Module):
 
 
 class Contract(nn.Module):
-    """Space to channels: (N, C, H, W) -> (N, C*gain^2, H/gain, W/gain), new channels in order (row, column, C)."""
+    """Space to channels: (N, C, H, W) -> (N, C*gain^2, H/gain, W/gain), in order (row, column, C)."""
 
     def __init__(self, gain: int = 2) -> None:
         super().__init__()
@@ -367,7 +368,7 @@ class Concat(nn.Module):
 
 
 class Sum(nn.Module):
-    """Sum of n maps of one shape; with `weight` all but the first are weighed by 2 * sigmoid(w), 1 at the start."""
+    """Sum of n maps; with `weight` all but the first are weighed by 2 * sigmoid(w), which starts at 1."""
 
     def __init__(self, n: int, weight: bool = False) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Fold BatchNorm into the convolution it directly follows, wherever the data flows that way.
 
-Which convolution a BatchNorm follows is seen by running the network once and watching what every convolution's
-result is used for: not by class name, not by attribute name. So a Sequential, a pair of attributes and a user's own
-block all fold, and a BatchNorm behind a concatenation does not.
+Which convolution a BatchNorm follows is seen by running the network once and watching what every
+convolution's result is used for: not by class name, not by attribute name. So a Sequential, a pair of
+attributes and a user's own block all fold, and a BatchNorm behind a concatenation does not.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Detect(nn.Module):
-    """One 1x1 convolution per level; na anchors per cell, each with x, y, w, h, objectness and nc class logits.
+    """One 1x1 convolution per level; na anchors per cell, each with x, y, w, h, objectness, nc class logits.
 
     Attributes:
         anchors: buffer (nl, na, 2), width and height in units of the level's stride.
@@ -46,8 +46,8 @@ class Detect(nn.Module):
     def set_stride(self, strides: Sequence[float]) -> None:
         """State each level's stride: anchors in pixels become anchors in cells, biases get their prior.
 
-        The prior expects 8 objects in a 640 px image, each class equally likely, so the first steps of training
-        do not have to unlearn a map full of objects.
+        The prior expects 8 objects in a 640 px image, each class equally likely, so the first steps of
+        training do not have to unlearn a map full of objects.
         """
         stride = torch.tensor(list(strides), dtype=torch.float32, device=self.anchors.device)
         self.anchors.div_(stride.view(-1, 1, 1))
@@ -64,9 +64,9 @@ class Detect(nn.Module):
             x: nl maps (N, ch_i, ny_i, nx_i).
         Returns:
             Training: nl raw maps (N, na, ny, nx, 5 + nc), views of the convolutions' results.
-            Evaluation: (decoded (N, boxes, 5 + nc), raw maps); with `export` the decoded tensor alone. Decoded
-            rows are x, y, w, h in pixels of the input, objectness and class probabilities, float32, in order of
-            level, anchor, row, column.
+            Evaluation: (decoded (N, boxes, 5 + nc), raw maps); with `export` the decoded tensor alone.
+            Decoded rows are x, y, w, h in pixels of the input, objectness and class probabilities, float32,
+            in order of level, anchor, row, column.
         """
         raws = []
         for conv, level in zip(self.m, x):
@@ -79,8 +79,10 @@ class Detect(nn.Module):
         return decoded if self.export else (decoded, raws)
 
     def _decode(self, raw: Tensor, level: int) -> Tensor:
-        """(N, na, ny, nx, no) logits -> (N, na*ny*nx, no). In float32: in half precision a cell of a large map
-        has no room left for its fraction."""
+        """(N, na, ny, nx, no) logits -> (N, na*ny*nx, no) boxes and probabilities.
+
+        In float32: in half precision a coordinate on a large map has no bits left for its fraction.
+        """
         n, _, ny, nx, _ = raw.shape
         y = raw.float().sigmoid()
         rows = torch.arange(ny, device=raw.device, dtype=torch.float32).view(1, 1, ny, 1)

@@ -1,4 +1,4 @@
-"""From a model YAML to layers: every row is checked, its shapes inferred without weights, and only then built."""
+"""From a model YAML to layers: every row checked, its shapes inferred without weights, only then built."""
 
 from __future__ import annotations
 
@@ -34,9 +34,8 @@ KEYS = (
     "mean",
     "std",
 )
-_POSITIVE = frozenset(
-    "c2 k s g d n heads layers gain stride expand out_channels kernel_size groups dilation".split()
-)
+_POSITIVE = frozenset({"c2", "k", "s", "g", "d", "n", "e", "heads", "layers", "gain", "stride", "expand"})
+_POSITIVE |= {"out_channels", "kernel_size", "groups", "dilation"}
 
 
 @dataclass
@@ -87,12 +86,9 @@ def parse_model(
     """
     check_keys(cfg, source)
     rows = _read_rows(cfg, source)
-    try:
-        with default_activation(cfg.get("activation")):
-            _infer(rows, cfg, ch, source)
-            layers = nn.Sequential(*(_build(row) for row in rows))
-    except ValueError as error:
-        raise UserError(f"{source}: activation: {error}") from None
+    with default_activation(cfg.get("activation")):
+        _infer(rows, cfg, ch, source)
+        layers = nn.Sequential(*(_build(row) for row in rows))
     return layers, rows
 
 
@@ -118,8 +114,13 @@ def check_keys(cfg: dict[str, Any], source: str) -> None:
     for key in ("depth_multiple", "width_multiple"):
         if key in cfg and not (_accepts(cfg[key], float) and 0 < cfg[key] < math.inf):
             raise UserError(f"{source}: {key}: {cfg[key]!r} is not a number above 0")
-    if cfg.get("activation") is not None and not isinstance(cfg["activation"], str):
-        raise UserError(f"{source}: activation: {cfg['activation']!r} is no name such as 'ReLU6'")
+    activation = cfg.get("activation")
+    if activation is not None and not isinstance(activation, str):
+        raise UserError(f"{source}: activation: {activation!r} is no name such as 'ReLU6'")
+    try:
+        activation_factory(activation or "SiLU")
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 _REMEDY = {
@@ -214,10 +215,11 @@ def _infer(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> None:
         shapes = [rows[s].shape if s >= 0 else (1, ch, PROBE, PROBE) for s in row.sources]
         try:
             _check_sizes(row, rows, shapes)
+            if row.spec.output:
+                _complete_output(row, [rows[s].stride for s in row.sources], cfg)
             _complete_args(row, [shape[1] for shape in shapes], cfg)
             if row.spec.output:
-                _check_output(row, rows, cfg)
-                row.params = _count(_dry_build(row))
+                row.params = _count(_dry_build(row, "meta"))
             else:
                 _dry_run(row, shapes)
         except RowError as error:
@@ -301,16 +303,16 @@ def _expected(row: Row) -> str:
     return f"[{', '.join(words)}]"
 
 
-def _check_output(row: Row, rows: list[Row], cfg: dict[str, Any]) -> None:
-    """The detector's output: levels and anchors agree, strides are whole; int anchors become placeholders."""
-    bound = row.spec.signature.bind(*row.args).arguments
-    if bound["nc"] != cfg["nc"]:
-        raise RowError(f"its nc is {bound['nc']!r} but the model's is {cfg['nc']!r}; write nc there")
-    for s in row.sources:
-        if rows[s].stride != int(rows[s].stride):
-            raise RowError(f"layer {s} has stride {rows[s].stride:g}, expected a whole number")
-    strides = [rows[s].stride for s in row.sources]
-    row.args[1] = pixel_anchors(bound["anchors"], strides)
+def _complete_output(row: Row, strides: list[float], cfg: dict[str, Any]) -> None:
+    """The detector's output: its nc and anchors are the model's, one level for each source, strides whole."""
+    for source, stride in zip(row.sources, strides):
+        if stride != int(stride):
+            raise RowError(f"layer {source} has stride {stride:g}, expected a whole number")
+    for i, name in enumerate(list(row.spec.signature.parameters)[: len(row.args)]):
+        if name == "nc" and row.args[i] != cfg["nc"]:
+            raise RowError(f"its nc is {row.args[i]!r} but the model's is {cfg['nc']!r}; write nc there")
+        if name == "anchors":
+            row.args[i] = pixel_anchors(row.args[i], strides)
 
 
 def pixel_anchors(anchors: Any, strides: Sequence[float]) -> list[list[float]]:
@@ -343,32 +345,49 @@ def pixel_anchors(anchors: Any, strides: Sequence[float]) -> list[list[float]]:
     return [list(map(float, level)) for level in anchors]
 
 
-def _dry_build(row: Row) -> nn.Module:
-    """Build a row without memory for its weights; what its constructor refuses becomes the row's error."""
+_CANNOT = (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError)
+
+
+def _dry_build(row: Row, device: str) -> nn.Module:
+    """Build a row to look at it; what its constructor refuses becomes the row's error."""
     try:
-        with torch.device("meta"):
-            return _build(row)
-    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+        with torch.device(device):
+            return _build(row).eval()
+    except _CANNOT as error:
         raise RowError(f"cannot be built with {row.args}: {_first_line(error)}") from None
 
 
 def _dry_run(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Infer a row's output shape, parameters and stride from those of its sources."""
-    layer = _dry_build(row).eval()
-    maps = [torch.empty(shape, device="meta") for shape in shapes]
+    """Infer a row's output shape, parameters and stride from those of its sources.
+
+    Without memory or arithmetic; a block that needs real numbers to run gets them once.
+    """
+    layer = _dry_build(row, "meta")
     try:
-        with torch.no_grad():
-            y = layer(maps if row.spec.joins else maps[0])
-    except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
-        inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
-        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_first_line(error)}") from None
+        y = _run(layer, row, shapes, "meta")
+    except _CANNOT:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                y = _run(_dry_build(row, "cpu"), row, shapes, "cpu")
+        except _CANNOT as error:
+            inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
+            raise RowError(
+                f"cannot take an input of {inputs} with {row.args}: {_first_line(error)}"
+            ) from None
     if not isinstance(y, torch.Tensor) or y.ndim != 4 or 0 in y.shape:
         raise RowError("gives no map (N, C, H, W), which every row but the last must")
-    heights, widths = PROBE / y.shape[2], PROBE / y.shape[3]
-    if heights != widths:
-        raise RowError(f"has stride {heights:g} down but {widths:g} across, expected one stride")
-    row.shape, row.out_channels, row.stride = tuple(y.shape), y.shape[1], heights
+    down, across = PROBE / y.shape[2], PROBE / y.shape[3]
+    if down != across:
+        raise RowError(f"has stride {down:g} down but {across:g} across, expected one stride")
+    row.shape, row.out_channels, row.stride = tuple(y.shape), y.shape[1], down
     row.params = _count(layer)
+
+
+def _run(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: str) -> Any:
+    """One forward of a row on empty maps."""
+    maps = [torch.zeros(shape, device=device) for shape in shapes]
+    with torch.no_grad():
+        return layer(maps if row.spec.joins else maps[0])
 
 
 def _first_line(error: Exception) -> str:
@@ -396,7 +415,7 @@ def _build(row: Row) -> nn.Module:
 
 
 def _accepts(value: Any, hint: Any) -> bool:
-    """Whether a YAML value is of the kind a constructor's annotation states; unknown annotations accept all."""
+    """Whether a YAML value is of the kind an annotation states; annotations not known here accept all."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_accepts(value, option) for option in typing.get_args(hint))

@@ -8,7 +8,8 @@ A block of the user's own, in the user's own file, registers in the same way as 
     class MyBlock(nn.Module):
         def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1): ...
 
-and is loaded by `--plugins my_blocks.py`. The row `[-1, 1, MyBlock, [64, 3, 2]]` then builds MyBlock(c, 64, 3, 2).
+and is loaded by `--plugins my_blocks.py`. The row `[-1, 1, MyBlock, [64, 3, 2]]` then builds
+MyBlock(c, 64, 3, 2), where c is the channels that come in.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ class BlockSpec:
         name: what a YAML calls it.
         cls: the module's class.
         channels: 'in_out': the row's first argument is c2, and the constructor takes (c1, c2, *rest);
-            'in': it takes (c1, *row); 'same': it takes the row as it is; 'sources': it takes (*row, list of the
-            sources' channels).
+            'in': it takes (c1, *row); 'same': it takes the row as it is; 'sources': it takes (*row, list of
+            the sources' channels).
         scale_width: whether c2 is multiplied by width_multiple and rounded up to a multiple of 8.
         repeat: 'outside': `number` copies in a Sequential, the first with the row's stride and channels, the
-            others c2 -> c2 at stride 1; 'inside': `number` becomes the constructor's argument after the channels.
+            others c2 -> c2 at stride 1; 'inside': `number` becomes the constructor's argument after c2.
         joins: whether it takes a list of maps (Concat) rather than one.
         output: whether it is the detector's output; decided here and never by a channel number.
-        stride: the constructor's parameter that holds the stride, found by name ('s' or 'stride') when absent.
+        stride: the constructor's parameter that holds the stride; None: 's' or 'stride' if it has one.
         check: (arguments by name, channels of the sources) -> what is wrong, or None.
         source: the plug-in file that registered it, None for ours.
     """

@@ -126,8 +126,8 @@ class DetectionModel(nn.Module):
         """Detect.
 
         Args:
-            x: (N, ch, H, W) float RGB in 0..1, H and W multiples of the largest stride. A model of one channel
-                takes RGB too and sees its luma.
+            x: (N, ch, H, W) float RGB in 0..1, H and W multiples of the largest stride. A model of one
+                channel takes RGB too and sees its luma.
             augment: test-time augmentation, in evaluation only.
         Returns:
             As `Detect.forward`; with `augment` (decoded rows of all passes, None).
@@ -158,8 +158,8 @@ class DetectionModel(nn.Module):
     def _forward_augmented(self, x: Tensor) -> tuple[Tensor, None]:
         """Three passes: full size, mirrored at 0.83, and 0.67, all told in the full image's pixels.
 
-        The full pass drops its coarsest level and the smallest pass its finest: large objects are found better in
-        the small image and small ones in the large.
+        The full pass drops its coarsest level and the smallest pass its finest: large objects are found
+        better in the small image and small ones in the large.
         """
         if self.training or self.detect.export:
             raise ValueError("augment=True needs a model in eval mode that is not being exported")
@@ -180,7 +180,7 @@ class DetectionModel(nn.Module):
         return torch.cat(passes, 1), None
 
     def fuse(self) -> DetectionModel:
-        """Fold every BatchNorm that directly follows a convolution, in place; the model is in eval mode then."""
+        """Fold every BatchNorm that directly follows a convolution, in place; eval mode is set."""
         self.eval()
         if not self.is_fused:
             weight = self.detect.m[0].weight
@@ -191,7 +191,7 @@ class DetectionModel(nn.Module):
 
 
 def _scaled(x: Tensor, scale: float, multiple: int) -> tuple[Tensor, tuple[float, float]]:
-    """An image batch scaled and padded at the right and bottom to a multiple; and the scale reached (h, w)."""
+    """A batch scaled and padded at the right and bottom to a multiple; and the scale reached (h, w)."""
     if scale == 1.0:
         return x, (1.0, 1.0)
     height, width = x.shape[2:]
@@ -217,13 +217,19 @@ def _plain(anchors: Any) -> Any:
 def build_parser() -> Parser:
     """Options of the script."""
     parser = Parser(description="Build a model from its YAML and print its layers and what they cost.")
-    parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML; a bare name is searched in models/")
+    parser.add_argument(
+        "--cfg", default="yolov5s.yaml", help="model YAML; a bare name is searched in models/"
+    )
     parser.add_argument("--nc", type=int, default=None, help="classes, instead of the YAML's")
-    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="pixels (h w)")
+    parser.add_argument(
+        "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="pixels (h w)"
+    )
     parser.add_argument("--device", default="cpu", help="where --profile and --line-profile measure")
     parser.add_argument("--profile", action="store_true", help="measure a forward pass and a training step")
     parser.add_argument("--line-profile", action="store_true", help="GFLOPs and milliseconds of every layer")
-    parser.add_argument("--plugins", nargs="+", default=[], metavar="FILE", help="your own .py files with blocks")
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="FILE", help="your own .py files with blocks"
+    )
     return parser
 
 
@@ -277,7 +283,10 @@ def _table_lines(table: list[dict[str, Any]]) -> list[str]:
     widths = [max(len(str(line[i])) for line in cells) for i in range(len(cells[0]))]
     left = (4, 5, 6)
     return [
-        "  ".join(f"{cell!s:<{w}}" if i in left else f"{cell!s:>{w}}" for i, (cell, w) in enumerate(zip(line, widths)))
+        "  ".join(
+            f"{cell!s:<{w}}" if i in left else f"{cell!s:>{w}}"
+            for i, (cell, w) in enumerate(zip(line, widths))
+        )
         for line in cells
     ]
 

@@ -1,7 +1,7 @@
 """What a network costs: parameters, GFLOPs, latency, and the same layer by layer.
 
-One definition of GFLOPs: twice the multiply-accumulates of convolutions and matrix products (attention included) at
-the stated size, in 10^9. Normalisation, activations, pooling and resizing are not counted.
+One definition of GFLOPs: twice the multiply-accumulates of convolutions and matrix products (attention
+included) at the stated size, in 10^9. Normalisation, activations, pooling and resizing are not counted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def gflops(model: nn.Module, imgsz: Size = 640) -> float:
 def latency(
     fn: Callable[[], Any], repeats: int = 30, warmup: int = 5, device: torch.device | None = None
 ) -> dict[str, float]:
-    """Milliseconds of a call: min, mean, median, p90 and p95 over `repeats` calls after `warmup` unmeasured ones."""
+    """Milliseconds of a call: min, mean, median, p90, p95 of `repeats` calls after `warmup` unmeasured."""
     device = device or torch.device("cpu")
     for _ in range(warmup):
         fn()
@@ -61,12 +61,15 @@ def latency(
 
 
 def summary(model: nn.Module, imgsz: Size = 640) -> dict[str, float]:
-    """Layers (modules that do something and hold no others), parameters before and after fusion, and GFLOPs of a DetectionModel."""
-    fused = _weightless_copy(model).fuse()
+    """A DetectionModel's layers, parameters before and after fusion, and GFLOPs.
+
+    Layers are the modules that do something and hold no others.
+    """
+    fused = _on_copy(model, lambda twin: count_parameters(twin.fuse()))
     return {
         "layers": sum(1 for m in model.modules() if not isinstance(m, nn.Identity) and not [*m.children()]),
         "parameters": count_parameters(model),
-        "parameters_fused": count_parameters(fused),
+        "parameters_fused": fused,
         "gflops": gflops(model, imgsz),
     }
 
@@ -77,7 +80,10 @@ def layer_table(model: nn.Module, imgsz: Size = 640, timed: bool = False) -> lis
     `shape` is the output's for one image, without the batch; a list of shapes for the detector's output. With
     `timed` also gflops and ms, the median of five runs on the model's own device.
     """
-    shapes, times = _shapes_and_times(model, imgsz, repeats=5 if timed else 0)
+    if timed:
+        shapes, times = _shapes_and_times(model, imgsz, repeats=5)
+    else:
+        shapes, times = _on_copy(model, lambda twin: _shapes_and_times(twin, imgsz, repeats=0))
     macs = _macs(model, imgsz) if timed else {}
     table = []
     for row in model.rows:
@@ -114,26 +120,35 @@ def _weightless_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
+def _on_copy(model: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
+    """Do something to a copy: one without weights, or a real one where an operation needs numbers to run."""
+    try:
+        return work(_weightless_copy(model))
+    except (NotImplementedError, RuntimeError):
+        return work(copy.deepcopy(model).cpu().float().eval())
+
+
+def _image_for(model: nn.Module, imgsz: Size) -> Tensor:
+    """One grey image of that size, on the model's device and of its kind."""
+    parameter = next(model.parameters())
+    shape = (1, _input_channels(model), *_height_width(imgsz))
+    return torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device)
+
+
 def _input_channels(model: nn.Module) -> int:
     return getattr(model, "ch", 3)
 
 
 def _macs(model: nn.Module, imgsz: Size) -> Counter[int]:
-    """Multiply-accumulates by row of `model.model`; what lies in no row is under -1.
-
-    Counted without arithmetic where every operation knows its shapes, else by a real run of a copy on the CPU.
-    """
-    shape = (1, _input_channels(model), *_height_width(imgsz))
-    try:
-        return _count_macs(_weightless_copy(model), torch.empty(shape, device="meta"))
-    except (NotImplementedError, RuntimeError):
-        real = copy.deepcopy(model).cpu().float().eval()
-        return _count_macs(real, torch.zeros(shape))
+    """Multiply-accumulates by row of `model.model`; what lies in no row is under -1."""
+    return _on_copy(model, lambda twin: _count_macs(twin, _image_for(twin, imgsz)))
 
 
 def _count_macs(model: nn.Module, image: Tensor) -> Counter[int]:
     """Run a copy under thop, our counters in place of its own, and the counter of functional products."""
-    from thop import profile  # here: it prints nothing, but importing it costs a second that no other use needs
+    from thop import (
+        profile,
+    )  # here: it prints nothing, but importing it costs a second that no other use needs
 
     functional = _FunctionalMacs(model)
     with functional:
@@ -149,7 +164,7 @@ def _count_macs(model: nn.Module, image: Tensor) -> Counter[int]:
 
 
 def _counters(model: nn.Module) -> dict[type[nn.Module], Callable[[nn.Module, Any, Any], None]]:
-    """thop's rule for every class in the network, subclasses included, which thop itself would count as nothing."""
+    """A rule for thop for every class in the network: it knows no subclasses and counts them as nothing."""
     rules: dict[type[nn.Module], Callable[[nn.Module, Any, Any], None]] = {}
     for module in model.modules():
         kind = type(module)
@@ -267,7 +282,9 @@ def _einsum_macs(equation: str, tensors: list[Tensor]) -> int:
     if len(inputs) < 2:
         return 0
     if len(inputs) > 2 or "." in equation:
-        raise UserError(f"einsum {equation!r}: its cost cannot be counted; write it as products of two tensors")
+        raise UserError(
+            f"einsum {equation!r}: its cost cannot be counted; write it as products of two tensors"
+        )
     sizes = {c: n for labels, tensor in zip(inputs, tensors) for c, n in zip(labels, tensor.shape)}
     macs = 1
     for size in sizes.values():
@@ -277,37 +294,32 @@ def _einsum_macs(equation: str, tensors: list[Tensor]) -> int:
 
 def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list[Any], list[float]]:
     """Each row's output shape, and its median milliseconds when `repeats` is above 0."""
-    subject = model if repeats else _weightless_copy(model)
-    parameter = next(subject.parameters())
-    shape = (1, _input_channels(model), *_height_width(imgsz))
-    image = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
-    if repeats:
-        image.fill_(0.5)
-    shapes: list[Any] = [None] * len(subject.model)
+    image = _image_for(model, imgsz)
+    shapes: list[Any] = [None] * len(model.model)
     starts = [0.0] * len(shapes)
     times: list[list[float]] = [[] for _ in shapes]
 
     def before(index: int) -> None:
-        synchronize(parameter.device)
+        synchronize(image.device)
         starts[index] = time.perf_counter()
 
     def after(index: int, y: Any) -> None:
-        synchronize(parameter.device)
+        synchronize(image.device)
         times[index].append(1e3 * (time.perf_counter() - starts[index]))
         shapes[index] = _shape_of(y)
 
     handles = []
-    for index, layer in enumerate(subject.model):
+    for index, layer in enumerate(model.model):
         handles.append(layer.register_forward_pre_hook(lambda *_, index=index: before(index)))
         handles.append(layer.register_forward_hook(lambda m, x, y, index=index: after(index, y)))
-    training = subject.training
+    training = model.training
     try:
         with torch.no_grad():
-            subject.eval()
+            model.eval()
             for _ in range(repeats + 1):  # the first run warms up
-                subject(image)
+                model(image)
     finally:
-        subject.train(training)
+        model.train(training)
         for handle in handles:
             handle.remove()
     return shapes, [sorted(t[1:])[len(t[1:]) // 2] if len(t) > 1 else 0.0 for t in times]
