@@ -254,8 +254,7 @@ def _write(job: tuple[str, int, str, int]) -> int:
 
 
 def _start_worker() -> None:
-    """One thread each, since there is a process per core; Ctrl-C is the parent's to handle."""
-    cv2.setNumThreads(1)
+    """Ctrl-C is the parent's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -306,8 +305,15 @@ def _run(jobs: list[tuple[str, int, str, int]], workers: int) -> int:
     bar = {"total": len(jobs), "desc": "drawing digits", "unit": "image", "dynamic_ncols": True}
     if workers < 2:
         return sum(tqdm(map(_write, jobs), **bar))
-    with multiprocessing.get_context().Pool(workers, initializer=_start_worker) as pool:
-        return sum(tqdm(pool.imap_unordered(_write, jobs, chunksize=8), **bar))
+    # One OpenCV thread, since there is a process per core. Said before the fork: a forked child that asks for
+    # one thread waits for ever for the pool of threads that only its parent has.
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        with multiprocessing.get_context().Pool(workers, initializer=_start_worker) as pool:
+            return sum(tqdm(pool.imap_unordered(_write, jobs, chunksize=8), **bar))
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _rename(temporary: Path, folder: Path) -> None:

@@ -270,7 +270,12 @@ def _candidate_roots(yaml_path: Path, given: str) -> list[Path]:
     places = [yaml_path.absolute().parent / path, Path.cwd() / path, ROOT / path]
     if given:
         places.append(_home(given))
-    return list(dict.fromkeys(Path(os.path.normpath(p)) for p in places))
+    places = list(dict.fromkeys(Path(os.path.normpath(p)) for p in places))
+    if os.environ.get("YOLOV5_DATASETS_DIR") and path.parts[:2] == ("..", "datasets"):
+        # Set on purpose, it takes the place of the folder beside the project that such a path names.
+        home, default = Path(os.path.normpath(_home(given))), Path(os.path.normpath(ROOT / path))
+        places = list(dict.fromkeys([home, *(p for p in places if p != default)]))
+    return places
 
 
 def _home(given: str) -> Path:

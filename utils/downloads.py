@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import hashlib
 import http.client
 import logging
@@ -87,12 +89,21 @@ def fetch(
         return dest
     dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(dest.name + ".part")
+    total = _receive_all(url, part, dest, size, attempts, pause)
+    _check(part, url, size if size is not None else total, sha256, md5)
+    os.replace(part, dest)
+    return dest
+
+
+def _receive_all(
+    url: str, part: Path, dest: Path, size: int | None, attempts: int, pause: float
+) -> int | None:
+    """Connections until the part is whole. Returns the length that the server told, if it did."""
     failures = 0
     while True:
         before = _length(part)
         try:
-            total = _receive(url, part, size)
-            break
+            return _receive(url, part, size)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 raise UserError(
@@ -109,9 +120,6 @@ def fetch(
             )
         LOGGER.warning("%s: %s, trying again", url, reason)
         time.sleep(pause * 2 ** max(failures - 1, 0))
-    _check(part, url, size if size is not None else total, sha256, md5)
-    os.replace(part, dest)
-    return dest
 
 
 def _length(path: Path) -> int:
@@ -120,12 +128,11 @@ def _length(path: Path) -> int:
 
 def _raise_if_disk(error: BaseException, dest: Path) -> None:
     """A full or read-only disk is no reason to ask the server again."""
-    if isinstance(error, OSError) and getattr(error, "filename", None) is None and error.errno != 28:
+    if not isinstance(error, OSError) or isinstance(error, urllib.error.URLError):
         return
-    if isinstance(error, OSError) and not isinstance(error, urllib.error.URLError) and error.strerror:
-        raise UserError(
-            f"{dest}: cannot be written ({error.strerror}); make room or choose another folder"
-        ) from None
+    if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        reason = error.strerror or error
+        raise UserError(f"{dest}: cannot be written ({reason}); make room or choose another folder") from None
 
 
 class _Broken(OSError):
@@ -234,6 +241,7 @@ _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
+    gzip.BadGzipFile,
     lzma.LZMAError,
     EOFError,
     RuntimeError,  # encrypted
@@ -272,6 +280,8 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as opened:
                 _extract(_tar_members(archive, opened), opened.extractfile, archive, temporary)
+                while opened.fileobj.read(_BLOCK):
+                    pass  # a compressed stream's checksum stands behind the last member
         else:
             raise UserError(
                 f"{archive}: neither a zip nor a tar (or cut short); delete it and fetch it again"

@@ -1,0 +1,315 @@
+"""Downloads against a server in a thread, and archives that should not be trusted."""
+
+import errno
+import hashlib
+import io
+import stat
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from utils import datasets
+from utils.downloads import fetch, file_name, is_archive, unpack
+from utils.errors import UserError
+
+BODY = bytes(range(256)) * 1500
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Serves server.body: at most server.break_after bytes an answer when set, in ranges if server.ranges."""
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append(self.headers.get("Range"))
+        if self.path.startswith("/status/"):
+            self.send_error(int(self.path.split("/")[-1]))
+            return
+        begin, asked = 0, self.headers.get("Range")
+        if asked and server.ranges:
+            begin = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if begin >= len(server.body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(server.body)}")
+                self.end_headers()
+                return
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{len(server.body) - 1}/{len(server.body)}")
+        else:
+            self.send_response(200)
+        rest = server.body[begin:]
+        if server.tell_length:
+            self.send_header("Content-Length", str(len(rest)))
+        self.end_headers()
+        self.wfile.write(rest[: server.break_after] if server.break_after else rest)
+        self.close_connection = True
+
+    def log_message(self, *args):
+        """Quiet."""
+
+
+@pytest.fixture
+def server():
+    running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    running.body, running.break_after, running.ranges, running.tell_length = BODY, 0, True, True
+    running.asked = []
+    running.url = f"http://127.0.0.1:{running.server_port}"
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path):
+    dest = tmp_path / "new" / "a.bin"
+    digest = hashlib.sha256(BODY).hexdigest()
+    fetch(f"{server.url}/a.bin", dest, len(BODY), digest, md5=hashlib.md5(BODY).hexdigest())
+    assert dest.read_bytes() == BODY
+    assert [p.name for p in dest.parent.iterdir()] == ["a.bin"]
+    fetch(f"{server.url}/a.bin", dest, len(BODY), digest)
+    assert len(server.asked) == 1
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path):
+    server.break_after = 100_000
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", pause=0)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert server.asked == [None, "bytes=100000-", "bytes=200000-", "bytes=300000-"]
+
+
+def test_a_later_run_goes_on_with_the_part_that_an_earlier_one_left(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(BODY[:1234])
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert server.asked == ["bytes=1234-"]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_a_whole_part_is_recognised(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(BODY)
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_a_part_longer_than_the_file_starts_over(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(BODY + b"more")
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", pause=0)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_a_server_without_ranges_sends_it_all_again(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "a.bin.part").write_bytes(b"x" * 5000)
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_no_progress_ends_in_a_sentence_and_keeps_the_part(server, tmp_path):
+    server.ranges, server.break_after = False, 1000
+    with pytest.raises(UserError, match="cannot be fetched .*1000 of 384000 bytes.*put the file at"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", attempts=2, pause=0)
+    assert not (tmp_path / "a.bin").exists()
+    assert (tmp_path / "a.bin.part").stat().st_size == 1000
+
+
+def test_truncation_that_the_server_does_not_own_up_to(server, tmp_path):
+    server.tell_length, server.break_after = False, 5000
+    with pytest.raises(UserError, match="5000 bytes came where 384000 are expected"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", len(BODY), pause=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_size_and_wrong_digest_leave_nothing(server, tmp_path):
+    with pytest.raises(UserError, match="offers 384000 bytes where 7 are expected"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", 7)
+    with pytest.raises(UserError, match="its sha256 is .* where 00 is expected"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha256="00")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("code", "asked"), [(404, 1), (503, 2)])
+def test_error_codes_are_sentences_and_only_passing_ones_are_tried_again(server, tmp_path, code, asked):
+    with pytest.raises(UserError, match=str(code)):
+        fetch(f"{server.url}/status/{code}", tmp_path / "a.bin", attempts=2, pause=0)
+    assert len(server.asked) == asked
+
+
+def test_no_server_and_other_schemes(server, tmp_path):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch(f"{server.url}/a", tmp_path / "a", attempts=1, pause=0)
+    with pytest.raises(UserError, match="only http"):
+        fetch(tmp_path.as_uri(), tmp_path / "a")
+
+
+def test_file_names_of_urls_stay_in_the_folder():
+    assert file_name("https://x.org/a/b.zip?token=1#f") == "b.zip"
+    assert file_name("https://x.org/a/..%2f..%2fetc%2fpasswd") == "passwd"
+    assert file_name("https://x.org/") == "download"
+    assert file_name("https://x.org/..") == "download"
+    assert is_archive("A.TAR.GZ")
+    assert not is_archive("a.yaml")
+
+
+def test_a_full_disk_is_not_tried_again(server, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("utils.downloads._copy", full)
+    with pytest.raises(UserError, match="a.bin: cannot be written .No space left on device"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", pause=0)
+    assert len(server.asked) == 1
+
+
+# archives
+
+
+def _zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def _tar(path, members, mode="w"):
+    with tarfile.open(path, mode) as archive:
+        for member, data in members:
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_archives_unpack_and_merge(tmp_path, kind):
+    names = {"d/images/a.txt": b"1" * 1000, "d/b.txt": b"2"}
+    archive = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        _zip(archive, names)
+    else:
+        _tar(
+            archive, [(tarfile.TarInfo(n), d) for n, d in names.items()], "w:gz" if kind == "tar.gz" else "w"
+        )
+    (tmp_path / "out" / "d").mkdir(parents=True)
+    (tmp_path / "out" / "d" / "mine.txt").write_text("stays")
+    unpack(archive, tmp_path / "out")
+    found = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.txt")}
+    assert found == names | {"d/mine.txt": b"stays"}
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "C:\\evil", "..\\evil", "\\evil"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_no_member_leaves_the_folder(tmp_path, name, kind):
+    archive = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        _zip(archive, {"good.txt": b"1", name: b"2"})
+    else:
+        _tar(archive, [(tarfile.TarInfo("good.txt"), b"1"), (tarfile.TarInfo(name), b"2")])
+    with pytest.raises(UserError, match="would leave the folder"):
+        unpack(archive, tmp_path / "in" / "out")
+    assert not list((tmp_path / "in").rglob("*.txt"))
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, kind):
+    member = tarfile.TarInfo("x")
+    member.type, member.linkname = kind, "/etc/passwd"
+    _tar(tmp_path / "x.tar", [(tarfile.TarInfo("good"), b"1"), (member, b"")])
+    with pytest.raises(UserError, match="link or a device"):
+        unpack(tmp_path / "x.tar", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    info = zipfile.ZipInfo("link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(info, "/etc")
+    with pytest.raises(UserError, match="link or a device"):
+        unpack(tmp_path / "x.zip", tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", ["cut", "flipped", "other"])
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_broken_archives_leave_nothing(tmp_path, fault, kind):
+    archive, data = tmp_path / f"x.{kind}", hashlib.sha512(b"x").digest() * 500
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as opened:
+            opened.writestr("a", data)
+    else:
+        _tar(archive, [(tarfile.TarInfo("a"), data)], "w:gz")
+    whole = bytearray(archive.read_bytes())
+    if fault == "cut":
+        whole = whole[: len(whole) // 2]
+    elif fault == "flipped":
+        whole[len(whole) // 2] ^= 255
+    else:
+        whole = b"<html>404</html>"
+    archive.write_bytes(whole)
+    with pytest.raises(UserError, match=f"x.{kind}"):
+        unpack(archive, tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_member_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    archive = _zip(tmp_path / "x.zip", {"a": b"1" * 5_000_000})
+    monkeypatch.setattr("utils.downloads.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(UserError, match="needs 4 MiB .* 0 are free"):
+        unpack(archive, tmp_path / "out")
+
+
+# a data set from the network
+
+
+@pytest.fixture
+def remote(server, tmp_path, monkeypatch):
+    """A dataset YAML whose images are a zip on the server."""
+    import cv2
+    import numpy as np
+
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "fetched"))
+    monkeypatch.chdir(tmp_path)
+    png = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    _zip(tmp_path / "r.zip", {"tiny/images/t/a.png": png, "tiny/labels/t/a.txt": "0 .5 .5 .5 .5\n"})
+    server.body = (tmp_path / "r.zip").read_bytes()
+    path = tmp_path / "conf" / "tiny.yaml"
+    path.parent.mkdir()
+    path.write_text(
+        "path: ../datasets/tiny\ntrain: images/t\nval: images/t\nnames: [a]\n"
+        f"download: {server.url}/tiny.zip\n"
+    )
+    return path
+
+
+def test_a_missing_data_set_is_fetched_once(server, remote, tmp_path):
+    for _ in range(2):
+        config = datasets.load_dataset(remote)
+        assert config.root == tmp_path / "fetched" / "tiny"
+    assert len(datasets.load_images(config, "train").all_labels) == 1
+    assert len(server.asked) == 1
+    assert sorted(p.name for p in (tmp_path / "fetched").iterdir()) == ["tiny"]
+
+
+def test_without_the_server_the_sentence_says_what_to_put_where(server, remote, tmp_path):
+    server.body = b""
+    remote.write_text(remote.read_text().replace("tiny.zip", "status/404"))
+    with pytest.raises(
+        UserError, match=f"404.*unpack it by hand, so that {tmp_path / 'fetched' / 'tiny'} exists"
+    ):
+        datasets.load_dataset(remote)
+
+
+def test_a_zip_is_a_data_set_too(remote, tmp_path):
+    _zip(tmp_path / "mine.zip", {"m/data.yaml": "train: i\nval: i\nnames: [a]\n", "m/i/a.txt": ""})
+    config = datasets.load_dataset(tmp_path / "mine.zip")
+    assert config.root == tmp_path / "fetched" / "mine" / "m"
