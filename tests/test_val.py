@@ -1,0 +1,278 @@
+"""val.py: the evaluation loop against known predictors, and the command line on a small set of images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import val
+from models.checkpoint import save_checkpoint
+from models.yolo import DetectionModel
+from utils.boxes import letterbox, xywhn2xyxy, xyxy2xywhn
+from utils.device import seeded
+from utils.errors import UserError
+from utils.evaluation import ImageResult, evaluate
+from utils.files import ROOT
+
+NAMES = {0: "dark", 1: "light"}
+SIZES = [(60, 90), (90, 60), (64, 64), (50, 120), (33, 77)]  # (h, w)
+CPU = torch.device("cpu")
+
+
+def labelled_images(rng: np.random.Generator):
+    """Native images with two boxes each, labels normalised; the fourth has none."""
+    for number, (h, w) in enumerate(SIZES):
+        image = rng.integers(0, 255, (h, w, 3), np.uint8)
+        xy = rng.uniform(0.25, 0.35, (2, 2)) + [[0, 0], [0.35, 0.35]]
+        labels = np.column_stack(([0, 1], xy, rng.uniform(0.2, 0.3, (2, 2)))).astype(np.float32)
+        yield image, labels[: 0 if number == 3 else 2]
+
+
+def batches(size: int = 96):
+    """What a loader yields: all images of `labelled_images` letterboxed into one batch of 3 and one of 2."""
+    pending = []
+    for number, (image, labels) in enumerate(labelled_images(np.random.default_rng(0))):
+        native = image.shape[:2]
+        image, ratio, pad = letterbox(image, size, auto=False)
+        boxes = xywhn2xyxy(labels[:, 1:], native[1] * ratio[1], native[0] * ratio[0], *pad)
+        rows = np.column_stack((np.zeros(len(labels)), labels[:, 0], xyxy2xywhn(boxes, size, size)))
+        pending.append(
+            (torch.from_numpy(image.transpose(2, 0, 1).copy()), rows, f"{number}.jpg", (native, (ratio, pad)))
+        )
+    for group in (pending[:3], pending[3:]):
+        targets = [
+            np.column_stack((np.full(len(rows), i), rows[:, 1:])) for i, (_, rows, _, _) in enumerate(group)
+        ]
+        images, _, paths, shapes = zip(*group)
+        yield (
+            torch.stack(images),
+            torch.from_numpy(np.concatenate(targets)).float(),
+            list(paths),
+            list(shapes),
+        )
+
+
+class Oracle(nn.Module):
+    """Predicts the targets themselves, moved by `shift` pixels, with one box of noise per image."""
+
+    def __init__(self, shift: float = 0.0) -> None:
+        super().__init__()
+        self.shift = shift
+        self.upcoming = batches()
+
+    def forward(self, images: torch.Tensor, augment: bool = False):
+        assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
+        _, targets, _, _ = next(self.upcoming)
+        size = images.shape[-1]
+        decoded = torch.zeros(len(images), 6, 7)
+        for i in range(len(images)):
+            mine = targets[targets[:, 0] == i]
+            decoded[i, : len(mine), :4] = mine[:, 2:] * size + torch.tensor([self.shift, 0, 0, 0])
+            decoded[i, : len(mine), 4] = 0.9
+            decoded[i, torch.arange(len(mine)), 5 + mine[:, 1].long()] = 0.9
+        return decoded, [images.new_full((len(images), 1, 2, 2, 7), 2.0).bfloat16()]
+
+
+def test_a_perfect_model_scores_0_995_and_every_image_counts():
+    found = []
+    result = evaluate(Oracle(), batches(), names=NAMES, device=CPU, on_image=found.append, progress=False)
+    assert result.metrics.map == pytest.approx(0.995) and result.metrics.map50 == pytest.approx(0.995)
+    assert (result.seen, result.instances) == (5, 8)
+    assert result.maps == pytest.approx([0.995, 0.995])
+    assert set(result.speed) == {"preprocess", "inference", "nms"} and result.loss is None
+    assert np.diag(result.confusion.matrix).tolist() == [4, 4, 0]
+    for image, (native, labels) in zip(found, labelled_images(np.random.default_rng(0))):
+        assert isinstance(image, ImageResult) and image.shape == native.shape[:2]
+        expected = xywhn2xyxy(labels[:, 1:], image.shape[1], image.shape[0])
+        np.testing.assert_allclose(image.labels[:, 1:], expected, atol=1e-3)
+        np.testing.assert_allclose(np.sort(image.detections[:, :4], 0), np.sort(expected, 0), atol=1e-3)
+
+
+def test_boxes_off_by_half_score_nothing():
+    result = evaluate(Oracle(shift=40), batches(), names=NAMES, device=CPU, progress=False)
+    assert result.metrics.map50 < 0.05 and result.seen == 5
+    assert result.confusion.matrix[:2, 2].tolist() == [4, 4]
+
+
+def test_loss_gets_float32_maps_and_is_averaged_over_batches():
+    seen = []
+
+    def loss(raws, targets):
+        seen.append((raws[0].dtype, len(targets)))
+        return raws[0].sum(), torch.tensor([float(len(targets)), 2, 3])
+
+    result = evaluate(Oracle(), batches(), names=NAMES, device=CPU, loss=loss, progress=False)
+    assert seen == [(torch.float32, 6), (torch.float32, 2)]
+    assert result.loss == pytest.approx((4, 2, 3))
+
+
+def test_mode_of_the_model_is_put_back():
+    model = Oracle().train()
+    evaluate(model, batches(), names=NAMES, device=CPU, progress=False)
+    assert model.training
+    evaluate(Oracle().eval(), batches(), names=NAMES, device=CPU, progress=False)
+
+
+def test_single_cls_counts_every_class_as_one():
+    """The oracle still says class 1 for half the objects; the labels of a single-class loader are all 0."""
+
+    def one_class():
+        for images, targets, paths, shapes in batches():
+            targets[:, 1] = 0
+            yield images, targets, paths, shapes
+
+    blind = evaluate(Oracle(), one_class(), names={0: "item"}, device=CPU, single_cls=True, progress=False)
+    assert blind.metrics.map50 == pytest.approx(0.995)
+    assert blind.confusion.matrix.shape == (2, 2) and blind.confusion.matrix[0, 0] == 8
+
+
+def test_hybrid_labels_turn_up_as_detections():
+    found = []
+    options = {"names": NAMES, "device": CPU, "progress": False}
+    evaluate(Oracle(shift=40), batches(), hybrid=True, on_image=found.append, **options)
+    for image in found:
+        certain = image.detections[image.detections[:, 4] == 1]
+        order = lambda boxes: boxes[boxes[:, 0].argsort()]  # noqa: E731
+        np.testing.assert_allclose(order(certain[:, :4]), order(image.labels[:, 1:]), atol=1e-3)
+
+
+def test_plots_are_drawn(tmp_path):
+    evaluate(Oracle(), batches(), names=NAMES, device=CPU, plots_dir=tmp_path, progress=False)
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"} <= names
+    assert {f"val_batch{i}_{kind}.jpg" for i in (0, 1) for kind in ("labels", "pred")} <= names
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A folder with a data set of five images, its YAML, and a tiny untrained checkpoint of two classes."""
+    folder = tmp_path_factory.mktemp("val")
+    for kind in ("images", "labels"):
+        (folder / "set" / kind / "val").mkdir(parents=True)
+    for number, (image, labels) in enumerate(labelled_images(np.random.default_rng(0))):
+        cv2.imwrite(str(folder / "set" / "images" / "val" / f"{number:03d}.png"), image)
+        text = "\n".join(" ".join(f"{v:g}" for v in row) for row in labels.tolist())
+        (folder / "set" / "labels" / "val" / f"{number:03d}.txt").write_text(text)
+    data = {"path": str(folder / "set"), "train": "images/val", "val": "images/val", "names": NAMES}
+    (folder / "set.yaml").write_text(yaml.safe_dump(data))
+    data["names"] = {0: "dark", 1: "light", 2: "grey"}
+    (folder / "three.yaml").write_text(yaml.safe_dump(data))
+    cfg = yaml.safe_load((ROOT / "models" / "yolov5n.yaml").read_text())
+    with seeded(0):
+        model = DetectionModel({**cfg, "nc": 2, "depth_multiple": 0.1, "width_multiple": 0.125})
+    save_checkpoint(folder / "tiny.pt", model, meta={"seed": 7})
+    return folder
+
+
+def options(project: Path, tmp_path: Path, **extra):
+    common = {"weights": project / "tiny.pt", "data": project / "set.yaml", "imgsz": 96, "batch_size": 2}
+    return {**common, "device": "cpu", "workers": 0, "project": tmp_path / "runs", **extra}
+
+
+def test_run_writes_what_was_asked_for(project, tmp_path):
+    result = val.run(
+        **options(project, tmp_path, save_txt=True, save_conf=True, save_json=True, coco_eval=True)
+    )
+    assert (result.seen, result.instances) == (5, 8)
+    folder = result.save_dir
+    assert folder == tmp_path / "runs" / "exp"
+    report = json.loads((folder / "metrics.json").read_text())
+    assert report["map50"] == result.metrics.map50 and report["imgsz"] == 96 and report["nc"] == 2
+    assert report["seed"] == 7 and report["images"] == 5 and "torch" in report["versions"]
+    assert report["parameters"] > 1000 and report["gflops"] > 0
+    assert report["ms_per_image"] == pytest.approx(sum(result.speed.values()))
+    assert report["coco"]["map50"] == result.coco.map50
+    rows = json.loads((folder / "tiny_predictions.json").read_text())
+    assert {row["image_id"] for row in rows} <= set(range(5)) and len(rows) > 0
+    assert {row["category_id"] for row in rows} <= {0, 1}
+    text = sorted((folder / "labels").glob("*.txt"))
+    assert sum(len(p.read_text().splitlines()) for p in text) == len(rows)
+    assert all(len(line.split()) == 6 for p in text for line in p.read_text().splitlines())
+    assert val.run(**options(project, tmp_path)).save_dir.name == "exp2"
+
+
+def test_coco_and_our_own_figures_agree(project, tmp_path):
+    """Both measures rank the same boxes; with YOLOv5's interpolation they differ by about a point at most."""
+    result = val.run(**options(project, tmp_path, coco_eval=True, save_hybrid=True))
+    assert result.metrics.map50 > 0.9  # hybrid: the labels are among the predictions
+    assert result.coco.map50 == pytest.approx(result.metrics.map50, abs=0.02)
+
+
+def test_batch_size_does_not_change_the_figures(project, tmp_path):
+    """Square images, so that only the batching differs."""
+    two = val.run(**options(project, tmp_path, task="speed", batch_size=2))
+    five = val.run(**options(project, tmp_path, task="speed", batch_size=5))
+    assert two.metrics.map50 == pytest.approx(five.metrics.map50, abs=1e-6)
+
+
+def test_study_writes_a_row_per_size(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(val, "STUDY_SIZES", (64, 96))
+    result = val.run(**options(project, tmp_path, task="study"))
+    table = np.loadtxt(result.save_dir / "study_set_tiny.txt")
+    assert table.shape == (2, 10) and (table[:, 8] > 0).all()
+    assert zipfile.ZipFile(result.save_dir / "study.zip").namelist() == ["study_set_tiny.txt"]
+    assert (result.save_dir / "study.png").is_file()
+
+
+def test_study_sizes_are_256_to_1536():
+    assert val.STUDY_SIZES[0] == 256 and val.STUDY_SIZES[-1] == 1536 and len(val.STUDY_SIZES) == 11
+
+
+def test_ensemble_of_two_checkpoints(project, tmp_path):
+    weights = [project / "tiny.pt", project / "tiny.pt"]
+    one = val.run(**options(project, tmp_path))
+    two = val.run(**options(project, tmp_path, weights=weights))
+    assert two.metrics.map50 == pytest.approx(one.metrics.map50, abs=1e-6)  # twins suppress each other
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"data": "three.yaml"}, "2 classes .* has 3"),
+        ({"task": "test"}, "no 'test' split"),
+        ({"weights": "absent.pt"}, "absent.pt"),
+        ({"conf_thres": 1.5}, "confidence threshold"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"half": True}, "--half"),
+        ({"colour": "red"}, "unknown options"),
+    ],
+)
+def test_mistakes_are_one_sentence(project, tmp_path, change, sentence):
+    change = {k: project / v if k in ("data", "weights") else v for k, v in change.items()}
+    with pytest.raises(UserError, match=sentence) as caught:
+        val.run(**options(project, tmp_path, **change))
+    assert "\n" not in str(caught.value)
+    runs = tmp_path / "runs"
+    assert not runs.exists() or not list(runs.iterdir())  # no empty folder stays behind
+
+
+def test_command_line_ends_with_a_sentence_and_code_1(project):
+    command = [
+        sys.executable,
+        "val.py",
+        "--weights",
+        str(project / "absent.pt"),
+        "--data",
+        str(project / "set.yaml"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "absent.pt" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_short_options_of_the_fact_sheet():
+    opt = val.parse_opt(["--img", "320", "--batch", "4", "--conf", "0.01", "--iou", "0.7"])
+    assert (opt.imgsz, opt.batch_size, opt.conf_thres, opt.iou_thres) == (320, 4, 0.01, 0.7)
+    default = val.parse_opt([])
+    assert (default.batch_size, default.imgsz, default.conf_thres, default.iou_thres) == (32, 640, 0.001, 0.6)
+    assert (default.max_det, default.task, default.workers, default.name) == (300, "val", 8, "exp")

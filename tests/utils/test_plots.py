@@ -1,0 +1,136 @@
+"""Plots: sizes and contents of grids, the pictures of labels, results and study, no global matplotlib state."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.drawing import colour
+from utils.errors import UserError
+from utils.files import ROOT
+from utils.plots import (
+    RESULT_COLUMNS,
+    plot_images,
+    plot_labels,
+    plot_results,
+    plot_study,
+    targets_to_detections,
+    to_bgr,
+)
+
+NAMES = {0: "dark", 1: "light"}
+
+
+def near(image: np.ndarray, bgr: tuple[int, int, int]) -> np.ndarray:
+    """Where an image that went through JPEG has a colour."""
+    return (np.abs(image.astype(int) - bgr) < 40).all(2)
+
+
+def test_grid_holds_sixteen_images_within_1920_pixels(tmp_path):
+    plot_images(
+        torch.zeros(20, 3, 640, 512, dtype=torch.uint8), torch.zeros(0, 6), None, tmp_path / "a.jpg", NAMES
+    )
+    height, width = cv2.imread(str(tmp_path / "a.jpg")).shape[:2]
+    assert height == 1920 and width == 4 * int(512 * 1920 / (4 * 640))
+
+
+def test_grid_of_five_is_three_by_three(tmp_path):
+    images = torch.full((5, 3, 40, 60), 0.5)
+    plot_images(images, torch.zeros(0, 6), [f"{i}.jpg" for i in range(5)], tmp_path / "a.jpg", NAMES)
+    grid = cv2.imread(str(tmp_path / "a.jpg"))
+    assert grid.shape == (120, 180, 3)
+    assert (grid[100:, :] > 240).all()  # the third row is empty
+    assert abs(int(grid[10, 30, 0]) - 128) < 5
+
+
+def test_boxes_lie_where_the_targets_say(tmp_path):
+    targets = torch.tensor([[1.0, 1, 0.5, 0.5, 0.5, 0.5]])
+    plot_images(torch.zeros(2, 3, 200, 200, dtype=torch.uint8), targets, None, tmp_path / "a.jpg", NAMES)
+    grid = cv2.imread(str(tmp_path / "a.jpg"))
+    drawn = near(grid, colour(1))
+    assert not drawn[:, :200].any()  # the first image has no box
+    ys, xs = np.nonzero(drawn[60:])  # below the label's patch
+    assert abs(xs.min() - 250) <= 2 and abs(xs.max() - 350) <= 2 and abs(ys.max() + 60 - 150) <= 2
+
+
+def test_uncertain_predictions_are_left_out(tmp_path):
+    found = [torch.tensor([[20.0, 20, 180, 180, 0.25, 0]])]
+    before = found[0].clone()
+    plot_images(torch.zeros(1, 3, 200, 200, dtype=torch.uint8), found, None, tmp_path / "a.jpg", NAMES)
+    assert not near(cv2.imread(str(tmp_path / "a.jpg")), colour(0)).any()
+    found[0][0, 4] = 0.26
+    plot_images(torch.zeros(1, 3, 200, 200, dtype=torch.uint8), found, None, tmp_path / "b.jpg", NAMES)
+    assert near(cv2.imread(str(tmp_path / "b.jpg")), colour(0)).sum() > 400
+    assert torch.equal(found[0][:, :4], before[:, :4])
+
+
+def test_targets_to_detections():
+    targets = torch.tensor([[1.0, 3, 0.5, 0.5, 0.2, 0.4], [0, 2, 0.25, 0.5, 0.5, 1]])
+    first, second, third = targets_to_detections(targets, 3, width=200, height=100)
+    np.testing.assert_allclose(first, [[0, 0, 100, 100, 1, 2]], atol=1e-4)
+    np.testing.assert_allclose(second, [[80, 30, 120, 70, 1, 3]], atol=1e-4)
+    assert third.shape == (0, 6)
+
+
+def test_to_bgr_turns_channels_and_scales():
+    image = torch.zeros(3, 2, 2)
+    image[0] = 1.0
+    assert to_bgr(image)[0, 0].tolist() == [0, 0, 255]
+    assert to_bgr(torch.full((1, 2, 2), 7, dtype=torch.uint8))[0, 0].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_label_pictures_of_any_number_of_labels(tmp_path, count):
+    rng = np.random.default_rng(0)
+    labels = np.column_stack((rng.integers(0, 2, count), rng.uniform(0, 1, (count, 4)))).astype(np.float32)
+    plot_labels(SimpleNamespace(all_labels=labels), NAMES, tmp_path)
+    for name in ("labels.jpg", "labels_correlogram.jpg"):
+        assert cv2.imread(str(tmp_path / name)).shape == (1600, 1600, 3)
+
+
+def write_results(path, rows: int) -> None:
+    header = ",".join(f"{f'column{c}':>20}" for c in range(14))
+    values = [",".join(f"{r + c / 10:>20.5g}" for c in range(14)) for r in range(rows)]
+    path.write_text("\n".join([header, *values]) + "\n")
+
+
+@pytest.mark.parametrize("rows", [1, 12])
+def test_results_picture(tmp_path, rows):
+    write_results(tmp_path / "results.csv", rows)
+    assert plot_results(tmp_path / "results.csv") == tmp_path / "results.png"
+    assert cv2.imread(str(tmp_path / "results.png")).shape == (1200, 2800, 3)
+    assert RESULT_COLUMNS == (1, 2, 3, 4, 5, 8, 9, 10, 6, 7)
+
+
+def test_results_with_unvalidated_epochs(tmp_path):
+    write_results(tmp_path / "results.csv", 6)
+    text = (tmp_path / "results.csv").read_text().replace("2.4", "nan")
+    (tmp_path / "results.csv").write_text(text)
+    assert plot_results(tmp_path / "results.csv").is_file()
+
+
+@pytest.mark.parametrize("text", ["", "epoch\n1\n", "a,b\nx,y\n"])
+def test_a_results_file_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "results.csv").write_text(text)
+    with pytest.raises(UserError, match=r"results\.csv"):
+        plot_results(tmp_path / "results.csv")
+    with pytest.raises(UserError, match="no such file"):
+        plot_results(tmp_path / "absent.csv")
+
+
+def test_study_picture(tmp_path):
+    tables = {"study_a_b": np.random.default_rng(0).random((3, 10))}
+    plot_study(tables, (256, 384, 512), tmp_path / "study.png")
+    assert cv2.imread(str(tmp_path / "study.png")) is not None
+
+
+def test_pyplot_is_never_imported():
+    """It would choose a display and keep figures in a global list."""
+    code = "import sys, utils.plots, utils.curves; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
