@@ -110,7 +110,7 @@ def plot_images(
         if not is_truth:
             found = found[found[:, 4] > SHOWN_CONFIDENCE]
         found[:, :4] *= scale
-        thickness = max(round((tile_h + tile_w) / 2 * 0.003), 1)
+        thickness = max(round((tile_h + tile_w) / 2 * 0.003), 2)
         tile = draw_detections(tile, found, names, line_thickness=thickness, hide_conf=is_truth)
         if paths is not None:
             cv2.putText(
