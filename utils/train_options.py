@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,8 @@ def build_parser() -> Parser:
     add("--noval", action="store_true", help="validate only after the last epoch")
     add("--noautoanchor", action="store_true", help="keep the model's anchors, whatever the data")
     add("--noplots", action="store_true", help="draw nothing")
-    add(
-        "--cache",
-        nargs="?",
-        const="ram",
-        choices=("ram", "disk", "val"),
-        help="keep decoded images ('val': val's)",
-    )
-    add(
-        "--image-weights", action="store_true", help="show images of rare and badly learnt classes more often"
-    )
+    add("--cache", nargs="?", const="ram", choices=("ram", "disk", "val"), help="keep decoded images")
+    add("--image-weights", action="store_true", help="show rare and badly learnt classes more often")
     add("--device", default="", help="0, 0,1, cpu or mps")
     add("--multi-scale", action="store_true", help="vary the size by +-50 %%")
     add("--single-cls", action="store_true", help="treat all classes as one")
@@ -54,30 +47,12 @@ def build_parser() -> Parser:
     add("--cos-lr", action="store_true", help="cosine schedule instead of a linear one")
     add("--label-smoothing", type=float, default=0.0, help="epsilon of the class targets")
     add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0 never stops")
-    add(
-        "--freeze",
-        nargs="+",
-        type=int,
-        default=[0],
-        help="one number n: the first n rows; several: those rows",
-    )
+    add("--freeze", nargs="+", type=int, default=[0], help="n: the first n rows; several: those rows")
     add("--save-period", type=int, default=-1, help="also save epochN.pt every so many epochs")
     add("--seed", type=int, default=0)
-    add(
-        "--local_rank",
-        "--local-rank",
-        type=int,
-        default=-1,
-        help="set by older launchers; torchrun's is used",
-    )
+    add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers older than torchrun")
     add("--amp", choices=AMP_MODES, default="auto", help="mixed precision")
-    add(
-        "--plugins",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="Python files that register blocks of your own",
-    )
+    add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
     return parser
 
 
@@ -101,6 +76,8 @@ def check_options(opt: argparse.Namespace) -> None:
     Raises:
         UserError: which option, its value, and what it may be.
     """
+    if opt.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(opt.local_rank))  # torchrun says it this way
     opt.freeze = [opt.freeze] if isinstance(opt.freeze, int) else list(opt.freeze)
     opt.plugins = [opt.plugins] if isinstance(opt.plugins, str | Path) else list(opt.plugins)
     least = {"epochs": 1, "imgsz": 1, "workers": 0, "patience": 0, "seed": 0}

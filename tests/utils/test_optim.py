@@ -153,3 +153,21 @@ def test_freeze_takes_a_count_or_rows(spec: list[int], numbers: list[int]) -> No
 def test_freeze_refuses_what_is_not_there(spec: list[int]) -> None:
     with pytest.raises(UserError, match="--freeze"):
         FrozenLayers(Tiny(), spec)
+
+
+def test_the_step_is_nesterov_momentum_whatever_the_memory_format() -> None:
+    """Two steps of the optimizer as built (fused where torch has it) against the formula."""
+    torch.manual_seed(0)
+    model = Tiny().to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, "SGD", HYP, 64)
+    weight = model.model[1][0].weight
+    value, buffer = weight.detach().clone(), torch.zeros_like(weight)
+    for _ in range(2):
+        optimizer.zero_grad()
+        images = torch.randn(2, 3, 9, 9).to(memory_format=torch.channels_last)
+        model.model[1](model.model[0](images)).square().sum().backward()
+        gradient = weight.grad + HYP["weight_decay"] * value
+        optimizer.step()
+        buffer = HYP["momentum"] * buffer + gradient
+        value = value - HYP["lr0"] * (gradient + HYP["momentum"] * buffer)
+        assert torch.allclose(weight, value, rtol=1e-5, atol=1e-6)
