@@ -20,6 +20,7 @@ from models.registry import REGISTRY, BlockSpec, lookup
 from utils.errors import UserError
 
 PROBE = 512  # pixels per side of the image that the rows' shapes are inferred with: strides up to 512
+MOST_REPEATS = 1000  # beyond it a slip of the pen would build for minutes
 KEYS = (
     "nc",
     "depth_multiple",
@@ -180,6 +181,8 @@ def _read_row(row: Row, raw: Any, cfg: dict[str, Any]) -> None:
         raise RowError(f"args is {_kind(args)} {args!r}, expected a list such as [64, 3, 2]")
     row.spec, row.from_, row.args = spec, from_, [_literal(arg, cfg) for arg in args]
     row.number = max(round(number * cfg.get("depth_multiple", 1.0)), 1) if number > 1 else 1
+    if row.number > MOST_REPEATS:
+        raise RowError(f"repeats {row.number} times after depth_multiple, expected at most {MOST_REPEATS}")
     row.sources = _sources(row.index, from_, spec)
 
 
@@ -364,16 +367,16 @@ def _dry_run(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
     """
     layer = _dry_build(row, "meta")
     try:
-        y = _run(layer, row, shapes, "meta")
-    except _CANNOT:
         try:
+            y = _run(layer, row, shapes, "meta")
+        except RuntimeError as error:
+            if "meta" not in str(error):  # a true mistake; otherwise the block asks for a tensor's values
+                raise
             with torch.random.fork_rng(devices=[]):
                 y = _run(_dry_build(row, "cpu"), row, shapes, "cpu")
-        except _CANNOT as error:
-            inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
-            raise RowError(
-                f"cannot take an input of {inputs} with {row.args}: {_first_line(error)}"
-            ) from None
+    except _CANNOT as error:
+        inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
+        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_first_line(error)}") from None
     if not isinstance(y, torch.Tensor) or y.ndim != 4 or 0 in y.shape:
         raise RowError("gives no map (N, C, H, W), which every row but the last must")
     down, across = PROBE / y.shape[2], PROBE / y.shape[3]

@@ -49,6 +49,7 @@ def broken(**changes):
         ({"head_2": [[-1, 6], 1, "Sum", [3]]}, ["head row 3", "n says 3", "lists 2"]),
         ({"head_2": [[10, 9], 1, "Sum", [2]]}, ["head row 3", "128, 256 channels"]),
         ({"backbone_2": [-1, 0, "C3", [128]]}, ["backbone row 3", "number is 0"]),
+        ({"backbone_2": [-1, 10**9, "C3", [128]]}, ["backbone row 3", "repeats 330000000 times"]),
         ({"backbone_2": [-1, "3", "C3", [128]]}, ["backbone row 3", "number is '3'"]),
         ({"backbone_2": [-1, 3, "C3", 128]}, ["backbone row 3", "args is number 128"]),
         ({"backbone_2": [-1, 3, "C3", []]}, ["backbone row 3", "no argument", "output channels"]),
