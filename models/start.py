@@ -48,9 +48,10 @@ def start_model(
     start = load_checkpoint(weights) if weights else None
     with seeded(seed):
         model = DetectionModel(cfg or start.model.yaml, nc=len(names), anchors=anchors_per_layer)
-    if model.ch != 3:
+    if model.ch not in (1, 3):
         raise UserError(
-            f"{cfg or weights}: ch is {model.ch}, but images are loaded with 3 channels; set ch: 3"
+            f"{cfg or weights}: ch is {model.ch}, but images have 3 channels (one: their luma); "
+            "set ch: 3 or ch: 1"
         )
     if start is not None:
         # Anchors that the YAML or the hyperparameters state are meant; those of the weights are not.
