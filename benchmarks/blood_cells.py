@@ -3,9 +3,9 @@
     python benchmarks/blood_cells.py --voc BCCD --cfg models/yolov5n.yaml models/yolov5-mobilenetv2.yaml
 
 converts the Pascal VOC folder (Annotations, ImageSets/Main, JPEGImages) into a scratch folder, trains every
-net from scratch with every seed by the stock recipe (320 px, batch 16, 60 epochs, default hyperparameters)
-and prints a Markdown table: the best checkpoint on the validation images, the mean over the seeds, the
-seconds.
+net from scratch with every seed by one recipe (320 px, batch 16, 60 epochs, default hyperparameters unless
+--hyp names others) and prints a Markdown table: the best checkpoint on the validation images, the mean over
+the seeds, the seconds.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ def build_parser() -> Parser:
     parser.add_argument("--cfg", nargs="+", default=["models/yolov5n.yaml"], help="model YAMLs to train")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
@@ -57,6 +58,7 @@ def one_run(opt: Namespace, data: Path, cfg: str, seed: int) -> dict:
         cfg=cfg,
         weights="",
         data=str(data),
+        hyp=opt.hyp,
         imgsz=opt.imgsz,
         batch_size=opt.batch_size,
         epochs=opt.epochs,
@@ -89,7 +91,7 @@ def main() -> None:
         rows += [(Path(cfg).stem, str(seed), run) for seed, run in zip(opt.seeds, runs)]
         mean = {key: statistics.mean(run[key] for run in runs) for key in columns}
         rows.append((Path(cfg).stem, "mean", mean))
-    recipe = f"{opt.imgsz} px, batch {opt.batch_size}, {opt.epochs} epochs"
+    recipe = f"{opt.imgsz} px, batch {opt.batch_size}, {opt.epochs} epochs, {opt.hyp}"
     print(f"\n{describe(select_device(opt.device))}; {recipe}")
     print(f"| net | seed | {' | '.join(columns)} |\n|---|---|{'---|' * len(columns)}")
     for name, seed, run in rows:

@@ -78,6 +78,15 @@ class _Clock:
         return {stage: 1000 * s / max(images, 1) for stage, s in self.seconds.items()}
 
 
+def _plot_figures(
+    metrics: Metrics, confusion: ConfusionMatrix, names: Mapping[int, str], folder: Path
+) -> None:
+    """The confusion matrix and, where there was anything to count, the curves."""
+    plot_confusion(confusion, names, folder)
+    if metrics.curves is not None:
+        plot_curves(metrics.curves, names, folder)
+
+
 def evaluate(
     model: nn.Module | Any,
     loader: Iterable[tuple[Tensor, Tensor, list[str], list[Any]]],
@@ -110,14 +119,8 @@ def evaluate(
         amp: reduced precision of the forward pass of a DetectionModel.
         on_image: called for every image, in order.
     """
-    suppress = partial(
-        non_max_suppression,
-        conf_thres=conf_thres,
-        iou_thres=iou_thres,
-        multi_label=True,
-        agnostic=single_cls,
-        max_det=max_det,
-    )
+    thresholds = {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": max_det}
+    suppress = partial(non_max_suppression, multi_label=True, agnostic=single_cls, **thresholds)
     detect = _Detector(model, device, suppress, single_cls, augment, hybrid, amp, loss)
     stats, confusion = DetectionStats(), ConfusionMatrix(len(names))
     with _eval_mode(model), torch.no_grad():
@@ -130,14 +133,11 @@ def evaluate(
                 if on_image is not None:
                     on_image(image)
             if plots_dir is not None and number < PLOTTED_BATCHES:
-                stem = str(plots_dir / f"val_batch{number}")
-                plot_images(images, targets, paths, f"{stem}_labels.jpg", names)
-                plot_images(images, found, paths, f"{stem}_pred.jpg", names)
+                for kind, drawn in (("labels", targets), ("pred", found)):
+                    plot_images(images, drawn, paths, plots_dir / f"val_batch{number}_{kind}.jpg", names)
     metrics = stats.compute(dict(names))
     if plots_dir is not None:
-        plot_confusion(confusion, names, plots_dir)
-        if metrics.curves is not None:
-            plot_curves(metrics.curves, names, plots_dir)
+        _plot_figures(metrics, confusion, names, plots_dir)
     return ValResult(
         metrics=metrics,
         confusion=confusion,
