@@ -27,8 +27,10 @@ if __package__ in (None, ""):  # run as a script: the project's folder is not on
 
 from data.glyphs import FONTS, HELD_OUT, draw
 from data.grounds import colour, ground
+from utils.cli import Parser, setup_logging
 from utils.device import available_cpus
 from utils.errors import UserError
+from utils.files import datasets_dir
 
 LOGGER = logging.getLogger("yolo.digits")
 
@@ -327,9 +329,6 @@ def _rename(temporary: Path, folder: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    from utils.cli import Parser, setup_logging
-    from utils.datasets import datasets_dir
-
     parser = Parser(description="Draw the digits data set.")
     parser.add_argument("--out", type=Path, help="folder to make (default: digits in the datasets folder)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another set")

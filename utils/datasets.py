@@ -19,7 +19,7 @@ import numpy as np
 from utils.downloads import fetch as fetch_file
 from utils.downloads import file_name, is_archive, is_url, unpack
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, ROOT, find_file, load_yaml
+from utils.files import IMAGE_SUFFIXES, ROOT, datasets_dir, find_file, load_yaml
 from utils.imageset import CORRUPT, ImageSet, Packed, ScanReport
 from utils.labels import label_path
 from utils.scan import cache_path, log_report, scan
@@ -50,12 +50,6 @@ class DatasetConfig:
     nc: int
     label_names: dict[int, str]
     single_cls: bool = False
-
-
-def datasets_dir() -> Path:
-    """Where data sets are fetched to: $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder."""
-    given = os.environ.get("YOLOV5_DATASETS_DIR")
-    return Path(given).expanduser() if given else ROOT.parent / "datasets"
 
 
 def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = True) -> DatasetConfig:

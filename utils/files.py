@@ -24,6 +24,12 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
+def datasets_dir() -> Path:
+    """Where data sets are fetched to: $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder."""
+    given = os.environ.get("YOLOV5_DATASETS_DIR")
+    return Path(given).expanduser() if given else ROOT.parent / "datasets"
+
+
 def increment_dir(project: str | Path, name: str, exist_ok: bool = False) -> Path:
     """Create and return `project/name`, or `project/name2`, `name3`, ... when it exists already.
 
