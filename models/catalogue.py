@@ -57,6 +57,19 @@ def _check_concat(args: dict[str, Any], channels: list[int]) -> str | None:
     return None
 
 
+def _check_kernel(args: dict[str, Any], channels: list[int]) -> str | None:
+    """A kernel whose padding keeps the size, and which leaves no pixel out."""
+    if args["k"] % 2 == 0 or args["k"] < args["s"]:
+        return f"kernel {args['k']} at stride {args['s']}: expected an odd kernel, at least the stride"
+    return None
+
+
+def _check_mbconv(args: dict[str, Any], channels: list[int]) -> str | None:
+    if not 0 <= args["drop_connect_rate"] < 1:
+        return f"drop_connect_rate is {args['drop_connect_rate']}, expected a share from 0 to below 1"
+    return _check_kernel(args, channels)
+
+
 for block in (common.Conv, common.GhostConv, common.ConvBNReLU):
     register_block(block, check=_check_groups)
 for block in (
@@ -82,6 +95,11 @@ register_block(common.Contract, channels="same")
 register_block(common.Expand, channels="same", check=_check_expand)
 register_block(common.Concat, channels="same", joins=True, check=_check_concat)
 register_block(common.Sum, channels="same", joins=True, check=_check_sum)
+# EfficientNet
+register_block(common.stem)
+register_block(common.MBConvBlock, check=_check_mbconv)
+register_block(common.SeBlock, channels="in")
+
 register_block(Detect, channels="sources", joins=True, output=True)
 
 register_block(nn.Conv2d, "nn.Conv2d", check=_check_groups)
