@@ -151,13 +151,15 @@ class Run:
         if self.checkpoint is not None:
             return copy.deepcopy(self.checkpoint.model).requires_grad_(True)
         anchors = round(self.hyp["anchors"]) if "anchors" in self.hyp else None
-        return start_model(
-            self.opt.cfg,
-            self.opt.weights,
-            names=self.data.names,
-            anchors_per_layer=anchors,
-            seed=self.opt.seed,
-        )
+        with main_first():  # one process downloads what the others then find
+            return start_model(
+                self.opt.cfg,
+                self.opt.weights,
+                names=self.data.names,
+                anchors_per_layer=anchors,
+                seed=self.opt.seed,
+                backbone_weights=self.opt.backbone_weights,
+            )
 
     def _make_folder(self) -> Path:
         """The run's folder with its hyp.yaml and opt.yaml, made by the main process."""
@@ -225,7 +227,7 @@ class Run:
         self.trainer = Trainer(
             model=self.model,
             loss=self.loss,
-            optimizer=build_optimizer(self.model, opt.optimizer, self.hyp, opt.batch_size),
+            optimizer=build_optimizer(self.model, opt.optimizer, self.hyp, opt.batch_size, opt.backbone_lr),
             schedule=LRSchedule(
                 self.hyp, opt.epochs, len(self.loader), opt.batch_size, opt.cos_lr, warm_up=not finished
             ),
@@ -326,7 +328,7 @@ class Run:
 
     def _score(self, epoch: int, result: EpochResult, validate: bool) -> float | None:
         """Validate the average if asked to, write the epoch's row, and return its fitness."""
-        rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
+        rates = [group["lr"] for group in self.trainer.optimizer.param_groups[:3]]
         values, losses, score = [float("nan")] * 4, [float("nan")] * 3, None
         if validate:
             found = self._validate(self.trainer.ema.model, self.amp, self.loss)

@@ -34,6 +34,7 @@ KEYS = (
     "inplace",
     "mean",
     "std",
+    "pretrained",
 )
 _POSITIVE = frozenset({"c2", "k", "s", "g", "d", "n", "e", "heads", "layers", "gain", "stride", "expand"})
 _POSITIVE |= {"out_channels", "kernel_size", "groups", "dilation"}
