@@ -99,6 +99,12 @@ register_block(common.Sum, channels="same", joins=True, check=_check_sum)
 register_block(common.stem)
 register_block(common.MBConvBlock, check=_check_mbconv)
 register_block(common.SeBlock, channels="in")
+# MobileNetV3
+register_block(common.MobileNetV3Conv, check=_check_groups)
+register_block(common.MobileNetV3Block, check=_check_kernel)
+# YOLOv7's neck
+register_block(common.ELAN, repeat="inside")
+register_block(common.SPPCSPC)
 
 register_block(Detect, channels="sources", joins=True, output=True)
 

@@ -489,3 +489,5 @@ class InvertedResidual(nn.Module):
 
 # The other families have files of their own; their blocks are found here as well.
 from models.efficientnet import MBConvBlock, SeBlock, drop_connect, stem  # noqa: E402,F401
+from models.mobilenet import MobileNetV3Block, MobileNetV3Conv  # noqa: E402,F401
+from models.yolov7 import ELAN, SPPCSPC  # noqa: E402,F401
