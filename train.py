@@ -23,6 +23,7 @@ import torch
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from models.start import start_model
+from models.wrappers import is_named
 from models.yolo import DetectionModel
 from utils.anchors import check_anchors
 from utils.autobatch import choose_batch_size
@@ -168,10 +169,12 @@ class Run:
             if self.checkpoint:
                 folder = run_folder(self.checkpoint.path)
             else:
-                name = Path(opt.cfg).stem if opt.name == "cfg" and opt.cfg else opt.name
+                name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
                 folder = increment_dir(opt.project, name, opt.exist_ok)
             save_yaml(folder / "hyp.yaml", self.hyp)
             save_yaml(folder / "opt.yaml", self._options())
+            if is_named(opt.cfg) and not self.checkpoint:
+                save_yaml(folder / f"{cfg_name(opt.cfg)}.yaml", self.model.yaml)
             LOGGER.info("%s; saving to %s", describe(self.device), folder)
         return Path(from_main(folder))
 
@@ -454,6 +457,11 @@ class Run:
             plot_results(self.save_dir / "results.csv")
         LOGGER.info("results saved to %s", self.save_dir)
         return TrainResult(self.save_dir, best, last, found.metrics, seconds)
+
+
+def cfg_name(cfg: str | Path) -> str:
+    """What a run is called after its model: the YAML's stem, or 'timm-NAME'."""
+    return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
 
 
 def image_size(imgsz: int, stride: int) -> int:

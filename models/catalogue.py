@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from models import common
+from models import common, wrappers
 from models.activations import ACTIVATIONS
 from models.head import Detect
 from models.registry import register_block
@@ -107,6 +107,18 @@ register_block(common.ELAN, repeat="inside")
 register_block(common.SPPCSPC)
 
 register_block(Detect, channels="sources", joins=True, output=True)
+
+
+# Whole networks of other libraries
+def _check_index(args: dict[str, Any], channels: list[int]) -> str | None:
+    if not 0 <= args["i"] < len(channels):
+        return f"i is {args['i']} but there are {len(channels)} maps, 0 to {len(channels) - 1}"
+    return None
+
+
+register_block(wrappers.Timm, channels="in", many=True, reference="timm")
+register_block(wrappers.TorchVision, channels="in", many=True, reference="torchvision")
+register_block(wrappers.Index, channels="same", picks=True, check=_check_index)
 
 register_block(nn.Conv2d, "nn.Conv2d", check=_check_groups)
 register_block(nn.ConvTranspose2d, "nn.ConvTranspose2d", check=_check_groups)

@@ -125,13 +125,21 @@ def _torchvision_classifiers() -> Any:
     return torchvision.models
 
 
+def _installed(package: str) -> bool:
+    """Whether a package is there, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # what find_spec says of a name that is barred
+        return False
+
+
 def import_timm() -> Any:
     """timm, which is optional.
 
     Raises:
         UserError: it is not installed.
     """
-    if importlib.util.find_spec("timm") is None:
+    if not _installed("timm"):
         raise UserError("timm is not installed; 'pip install timm' brings its networks")
     import timm  # here: optional, and importing it costs seconds
 
@@ -139,12 +147,17 @@ def import_timm() -> Any:
 
 
 def _timm(name: str) -> tuple[nn.Module, Any, Any]:
-    network = _timm_network(name, pretrained=False)
+    network = timm_network(name, pretrained=False)
     cfg = network.pretrained_cfg
     return network, cfg["mean"], cfg["std"]
 
 
-def _timm_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
+def timm_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    """A network of timm, with its own weights on request.
+
+    Raises:
+        UserError: timm is not installed, or has no such network.
+    """
     timm = import_timm()
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.partition('.')[0]}*")[:4]
@@ -247,7 +260,7 @@ def imagenet_state(label: str) -> Mapping[str, Tensor]:
         load = lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True)  # noqa: E731
     else:
         what = f"timm.create_model('{name}', pretrained=True)"
-        load = lambda: _timm_network(name, pretrained=True).state_dict()  # noqa: E731
+        load = lambda: timm_network(name, pretrained=True).state_dict()  # noqa: E731
     try:
         return load()
     except UserError:

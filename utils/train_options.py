@@ -21,7 +21,7 @@ def build_parser() -> Parser:
     parser = Parser(description="Train a detector.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--weights", help="checkpoint to start from, '' for none (default: none with --cfg, else yolov5s.pt)")
-    add("--cfg", default="", help="model YAML")
+    add("--cfg", default="", help="model YAML, timm:NAME or torchvision:NAME")
     add("--data", default="data/coco128.yaml", help="dataset YAML")
     add("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
     add("--epochs", type=int, default=100)
