@@ -1,5 +1,5 @@
-"""Blocks a detector is built from: YOLOv5's own, then one section per light family. Imports nothing of the
-project but its activations and its depthwise convolution.
+"""Blocks a detector is built from: YOLOv5's own, MobileNetV2's, and by import those of the other families,
+each in a file of its own. Imports nothing else of the project but activations and the depthwise convolution.
 
 Names of children are the names of YOLOv5's state_dict, so weights carry over by name. Every family sets the
 BatchNorm eps and momentum it was trained with in its own blocks; nothing rewrites them later.
@@ -485,3 +485,9 @@ class InvertedResidual(nn.Module):
         """(N, c1, H, W) -> (N, c2, H/stride, W/stride)."""
         y = self.conv(x)
         return x + y if self.add else y
+
+
+# Families in files of their own, found here as well
+
+from models.ghostnet import GhostModule, GhostNetBottleneck, GhostNetStem  # noqa: E402,F401
+from models.mobilevit import ConvBNSiLU, MobileViTAttention, MV2Block  # noqa: E402,F401

@@ -46,6 +46,7 @@ class BlockSpec:
             'in': it takes (c1, *row); 'same': it takes the row as it is; 'sources': it takes (*row, list of
             the sources' channels).
         scale_width: whether c2 is multiplied by width_multiple and rounded up to a multiple of 8.
+        scale_also: further parameters of the constructor that are widths and are scaled in the same way.
         repeat: 'outside': `number` copies in a Sequential, the first with the row's stride and channels, the
             others c2 -> c2 at stride 1; 'inside': `number` becomes the constructor's argument after c2.
         joins: whether it takes a list of maps (Concat) rather than one.
@@ -64,6 +65,7 @@ class BlockSpec:
     output: bool = False
     stride: str | None = None
     check: Check | None = None
+    scale_also: tuple[str, ...] = ()
     source: str | None = None
 
     @property
@@ -101,6 +103,7 @@ def register_block(
     output: bool = False,
     stride: str | None = None,
     check: Check | None = None,
+    scale_also: Sequence[str] = (),
 ) -> Any:
     """Register a block, as a call or as a decorator with or without arguments; fields as in `BlockSpec`.
 
@@ -118,14 +121,31 @@ def register_block(
             output=output,
             stride=stride,
             check=check,
+            scale_also=scale_also,
         )
     label = name or cls.__name__
     where = _loading[-1] if _loading else None
     _check_rules(cls, label, channels, repeat, where)
+    unknown = [p for p in scale_also if p not in inspect.signature(cls).parameters]
+    if unknown:
+        prefix = f"{where}: " if where else ""
+        raise UserError(
+            f"{prefix}block {label}: scale_also names {unknown[0]!r}, no parameter of its constructor"
+        )
     if stride is None:
         stride = next((p for p in _STRIDE_NAMES if p in inspect.signature(cls).parameters), None)
     REGISTRY[label] = BlockSpec(
-        label, cls, channels, scale_width, repeat, joins, output, stride, check, source=where
+        label,
+        cls,
+        channels,
+        scale_width,
+        repeat,
+        joins,
+        output,
+        stride,
+        check,
+        tuple(scale_also),
+        source=where,
     )
     return cls
 
