@@ -70,6 +70,22 @@ def _check_mbconv(args: dict[str, Any], channels: list[int]) -> str | None:
     return _check_kernel(args, channels)
 
 
+def _check_odd(name: str, value: int) -> str | None:
+    return None if value % 2 else f"{name} is {value}, expected an odd number, which keeps the map's size"
+
+
+def _check_mobilevit(args: dict[str, Any], channels: list[int]) -> str | None:
+    if args["c_in"] != channels[0]:
+        return f"c_in, after width_multiple, is {args['c_in']} but {channels[0]} channels arrive"
+    return _check_odd("kernel", args["kernel"]) or _divides("heads", args["dim"], "dim", args["heads"])
+
+
+def _check_ghostnet(args: dict[str, Any], channels: list[int]) -> str | None:
+    if not 0 <= args["se_ratio"] <= 1:
+        return f"se_ratio is {args['se_ratio']}, expected 0 to 1"
+    return _check_odd("k", args["k"])
+
+
 for block in (common.Conv, common.GhostConv, common.ConvBNReLU):
     register_block(block, check=_check_groups)
 for block in (
@@ -128,3 +144,11 @@ for block in (nn.Upsample, nn.MaxPool2d, nn.AvgPool2d, nn.ZeroPad2d, nn.Identity
 for activation in ACTIVATIONS.values():
     if activation is not nn.Identity:
         register_block(activation, f"nn.{activation.__name__}", channels="same")
+
+# MobileViT and GhostNet
+register_block(common.ConvBNSiLU, check=_check_groups)
+register_block(common.MV2Block)
+register_block(common.MobileViTAttention, scale_also=("dim", "mlp_dim"), check=_check_mobilevit)
+register_block(common.GhostNetStem)
+register_block(common.GhostModule)
+register_block(common.GhostNetBottleneck, scale_also=("mid",), check=_check_ghostnet)

@@ -1,5 +1,5 @@
-"""Blocks a detector is built from: YOLOv5's own, then one section per light family. Imports nothing of the
-project but its activations and its depthwise convolution.
+"""Blocks a detector is built from: YOLOv5's own, MobileNetV2's, and by import those of the other families,
+each in a file of its own. Imports nothing else of the project but activations and the depthwise convolution.
 
 Names of children are the names of YOLOv5's state_dict, so weights carry over by name. Every family sets the
 BatchNorm eps and momentum it was trained with in its own blocks; nothing rewrites them later.
@@ -489,5 +489,7 @@ class InvertedResidual(nn.Module):
 
 # The other families have files of their own; their blocks are found here as well.
 from models.efficientnet import MBConvBlock, SeBlock, drop_connect, stem  # noqa: E402,F401
+from models.ghostnet import GhostModule, GhostNetBottleneck, GhostNetStem  # noqa: E402,F401
 from models.mobilenet import MobileNetV3Block, MobileNetV3Conv  # noqa: E402,F401
+from models.mobilevit import ConvBNSiLU, MobileViTAttention, MV2Block  # noqa: E402,F401
 from models.yolov7 import ELAN, SPPCSPC  # noqa: E402,F401

@@ -38,6 +38,7 @@ KEYS = (
 )
 _POSITIVE = frozenset({"c2", "k", "s", "g", "d", "n", "e", "heads", "layers", "gain", "stride", "expand"})
 _POSITIVE |= {"out_channels", "kernel_size", "groups", "dilation"}
+_POSITIVE |= {"dim", "depth", "kernel", "patch", "mlp_dim", "mid"}
 
 
 @dataclass
@@ -261,21 +262,27 @@ def _complete_args(row: Row, channels: list[int], cfg: dict[str, Any]) -> None:
         if not given or not _accepts(given[0], int) or given[0] < 1:
             found = repr(given[0]) if given else "no argument"
             raise RowError(f"found {found} as the first argument, expected the number of output channels")
-        c2 = given[0]
-        if spec.scale_width:
-            divisor = cfg.get("channel_multiple", 8)
-            c2 = math.ceil(c2 * cfg.get("width_multiple", 1.0) / divisor) * divisor
+        c2 = _scaled_width(given[0], cfg) if spec.scale_width else given[0]
         inside = [row.number] if spec.repeat == "inside" else []
         args = [channels[0], c2, *inside, *given[1:]]
     elif spec.channels == "in":
         args = [channels[0], *given]
     elif spec.channels == "sources":
         args = [*given, channels]
+    names = list(spec.signature.parameters)[: len(args)]
+    widths = [i for i, name in enumerate(names) if name in spec.scale_also and _accepts(args[i], int)]
+    args = [_scaled_width(arg, cfg) if i in widths else arg for i, arg in enumerate(args)]
     row.args = args
     bound = _bind(row, args, len(args) - len(given))
     problem = spec.check(bound, channels) if spec.check else None
     if problem:
         raise RowError(problem)
+
+
+def _scaled_width(width: int, cfg: dict[str, Any]) -> int:
+    """A width times width_multiple, rounded up to a multiple of 8 or of the YAML's channel_multiple."""
+    divisor = cfg.get("channel_multiple", 8)
+    return math.ceil(width * cfg.get("width_multiple", 1.0) / divisor) * divisor
 
 
 def _bind(row: Row, args: list[Any], added: int) -> dict[str, Any]:

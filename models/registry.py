@@ -14,6 +14,7 @@ MyBlock(c, 64, 3, 2), where c is the channels that come in.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import sys
@@ -46,6 +47,7 @@ class BlockSpec:
             'in': it takes (c1, *row); 'same': it takes the row as it is; 'sources': it takes (*row, list of
             the sources' channels).
         scale_width: whether c2 is multiplied by width_multiple and rounded up to a multiple of 8.
+        scale_also: further parameters of the constructor that are widths and are scaled in the same way.
         repeat: 'outside': `number` copies in a Sequential, the first with the row's stride and channels, the
             others c2 -> c2 at stride 1; 'inside': `number` becomes the constructor's argument after c2.
         joins: whether it takes a list of maps (Concat) rather than one.
@@ -67,6 +69,7 @@ class BlockSpec:
     output: bool = False
     stride: str | None = None
     check: Check | None = None
+    scale_also: tuple[str, ...] = ()
     source: str | None = None
     many: bool = False
     picks: bool = False
@@ -91,53 +94,40 @@ class BlockSpec:
         return 1 if self.channels in ("in_out", "in") else 0
 
 
+_RULES = {field.name for field in dataclasses.fields(BlockSpec)} - {"name", "cls", "source"}
 REGISTRY: dict[str, BlockSpec] = {}
 _loaded: dict[Path, str] = {}
 _loading: list[str] = []
 
 
-def register_block(
-    cls: type[nn.Module] | None = None,
-    name: str | None = None,
-    *,
-    channels: str = "in_out",
-    scale_width: bool = True,
-    repeat: str = "outside",
-    joins: bool = False,
-    output: bool = False,
-    stride: str | None = None,
-    check: Check | None = None,
-    many: bool = False,
-    picks: bool = False,
-    reference: str | None = None,
-) -> Any:
-    """Register a block, as a call or as a decorator with or without arguments; fields as in `BlockSpec`.
+def register_block(cls: type[nn.Module] | None = None, name: str | None = None, **rules: Any) -> Any:
+    """Register a block, as a call or as a decorator with or without arguments.
+
+    Args:
+        cls: the module's class; None when used as a decorator with arguments.
+        name: what a YAML calls it; the class's own name when absent.
+        rules: fields of `BlockSpec` other than name, cls and source.
 
     Raises:
         UserError: the name is taken by another block, or a rule is not one of those known.
     """
     if cls is None:
-        return lambda decorated: register_block(
-            decorated,
-            name,
-            channels=channels,
-            scale_width=scale_width,
-            repeat=repeat,
-            joins=joins,
-            output=output,
-            stride=stride,
-            check=check,
-            many=many,
-            picks=picks,
-            reference=reference,
-        )
+        return lambda decorated: register_block(decorated, name, **rules)
     label = name or cls.__name__
     where = _loading[-1] if _loading else None
-    _check_rules(cls, label, channels, repeat, where)
-    if stride is None:
-        stride = next((p for p in _STRIDE_NAMES if p in inspect.signature(cls).parameters), None)
-    rules = (channels, scale_width, repeat, joins, output, stride, check)
-    REGISTRY[label] = BlockSpec(label, cls, *rules, where, many, picks, reference)
+    prefix = f"{where}: block {label}" if where else f"block {label}"
+    unknown = sorted(set(rules) - _RULES)
+    if unknown:
+        raise UserError(f"{prefix}: {unknown[0]} is no rule; use those of {', '.join(sorted(_RULES))}")
+    _check_rules(cls, label, rules.get("channels", "in_out"), rules.get("repeat", "outside"), where)
+    parameters = inspect.signature(cls).parameters
+    absent = [p for p in rules.get("scale_also", ()) if p not in parameters]
+    if absent:
+        raise UserError(f"{prefix}: scale_also names {absent[0]!r}, no parameter of its constructor")
+    if rules.get("stride") is None:
+        rules["stride"] = next((p for p in _STRIDE_NAMES if p in parameters), None)
+    rules["scale_also"] = tuple(rules.get("scale_also", ()))
+    REGISTRY[label] = BlockSpec(label, cls, source=where, **rules)
     return cls
 
 

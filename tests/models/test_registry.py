@@ -98,6 +98,7 @@ def test_our_blocks_come_from_no_plugin():
         ("import torch\nimport no_such_module_at_all", ["line 2", "no_such_module_at_all"]),
         (PLUGIN.replace('name="PluginStage"', 'name="C3"'), ["C3", "taken"]),
         (PLUGIN.replace('repeat="inside"', 'repeat="around"'), ["around", "outside"]),
+        (PLUGIN.replace("scale_width=False", 'scale_also=["mid"]'), ["PluginStage", "'mid'", "no parameter"]),
     ],
 )
 def test_a_plugin_that_fails_is_named_and_undone(tmp_path, text, words):
