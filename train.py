@@ -23,6 +23,7 @@ import torch
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from models.start import start_model
+from models.wrappers import is_named
 from models.yolo import DetectionModel
 from utils.anchors import check_anchors
 from utils.autobatch import choose_batch_size
@@ -151,13 +152,15 @@ class Run:
         if self.checkpoint is not None:
             return copy.deepcopy(self.checkpoint.model).requires_grad_(True)
         anchors = round(self.hyp["anchors"]) if "anchors" in self.hyp else None
-        return start_model(
-            self.opt.cfg,
-            self.opt.weights,
-            names=self.data.names,
-            anchors_per_layer=anchors,
-            seed=self.opt.seed,
-        )
+        with main_first():  # one process downloads what the others then find
+            return start_model(
+                self.opt.cfg,
+                self.opt.weights,
+                names=self.data.names,
+                anchors_per_layer=anchors,
+                seed=self.opt.seed,
+                backbone_weights=self.opt.backbone_weights,
+            )
 
     def _make_folder(self) -> Path:
         """The run's folder with its hyp.yaml and opt.yaml, made by the main process."""
@@ -166,10 +169,12 @@ class Run:
             if self.checkpoint:
                 folder = run_folder(self.checkpoint.path)
             else:
-                name = Path(opt.cfg).stem if opt.name == "cfg" and opt.cfg else opt.name
+                name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
                 folder = increment_dir(opt.project, name, opt.exist_ok)
             save_yaml(folder / "hyp.yaml", self.hyp)
             save_yaml(folder / "opt.yaml", self._options())
+            if is_named(opt.cfg) and not self.checkpoint:
+                save_yaml(folder / f"{cfg_name(opt.cfg)}.yaml", self.model.yaml)
             LOGGER.info("%s; saving to %s", describe(self.device), folder)
         return Path(from_main(folder))
 
@@ -225,7 +230,7 @@ class Run:
         self.trainer = Trainer(
             model=self.model,
             loss=self.loss,
-            optimizer=build_optimizer(self.model, opt.optimizer, self.hyp, opt.batch_size),
+            optimizer=build_optimizer(self.model, opt.optimizer, self.hyp, opt.batch_size, opt.backbone_lr),
             schedule=LRSchedule(
                 self.hyp, opt.epochs, len(self.loader), opt.batch_size, opt.cos_lr, warm_up=not finished
             ),
@@ -326,7 +331,7 @@ class Run:
 
     def _score(self, epoch: int, result: EpochResult, validate: bool) -> float | None:
         """Validate the average if asked to, write the epoch's row, and return its fitness."""
-        rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
+        rates = [group["lr"] for group in self.trainer.optimizer.param_groups[:3]]
         values, losses, score = [float("nan")] * 4, [float("nan")] * 3, None
         if validate:
             found = self._validate(self.trainer.ema.model, self.amp, self.loss)
@@ -452,6 +457,11 @@ class Run:
             plot_results(self.save_dir / "results.csv")
         LOGGER.info("results saved to %s", self.save_dir)
         return TrainResult(self.save_dir, best, last, found.metrics, seconds)
+
+
+def cfg_name(cfg: str | Path) -> str:
+    """What a run is called after its model: the YAML's stem, or 'timm-NAME'."""
+    return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
 
 
 def image_size(imgsz: int, stride: int) -> int:

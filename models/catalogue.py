@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from models import common
+from models import common, wrappers
 from models.activations import ACTIVATIONS
 from models.head import Detect
 from models.registry import register_block
@@ -57,6 +57,19 @@ def _check_concat(args: dict[str, Any], channels: list[int]) -> str | None:
     return None
 
 
+def _check_kernel(args: dict[str, Any], channels: list[int]) -> str | None:
+    """A kernel whose padding keeps the size, and which leaves no pixel out."""
+    if args["k"] % 2 == 0 or args["k"] < args["s"]:
+        return f"kernel {args['k']} at stride {args['s']}: expected an odd kernel, at least the stride"
+    return None
+
+
+def _check_mbconv(args: dict[str, Any], channels: list[int]) -> str | None:
+    if not 0 <= args["drop_connect_rate"] < 1:
+        return f"drop_connect_rate is {args['drop_connect_rate']}, expected a share from 0 to below 1"
+    return _check_kernel(args, channels)
+
+
 for block in (common.Conv, common.GhostConv, common.ConvBNReLU):
     register_block(block, check=_check_groups)
 for block in (
@@ -82,7 +95,30 @@ register_block(common.Contract, channels="same")
 register_block(common.Expand, channels="same", check=_check_expand)
 register_block(common.Concat, channels="same", joins=True, check=_check_concat)
 register_block(common.Sum, channels="same", joins=True, check=_check_sum)
+# EfficientNet
+register_block(common.stem)
+register_block(common.MBConvBlock, check=_check_mbconv)
+register_block(common.SeBlock, channels="in")
+# MobileNetV3
+register_block(common.MobileNetV3Conv, check=_check_groups)
+register_block(common.MobileNetV3Block, check=_check_kernel)
+# YOLOv7's neck
+register_block(common.ELAN, repeat="inside")
+register_block(common.SPPCSPC)
+
 register_block(Detect, channels="sources", joins=True, output=True)
+
+
+# Whole networks of other libraries
+def _check_index(args: dict[str, Any], channels: list[int]) -> str | None:
+    if not 0 <= args["i"] < len(channels):
+        return f"i is {args['i']} but there are {len(channels)} maps, 0 to {len(channels) - 1}"
+    return None
+
+
+register_block(wrappers.Timm, channels="in", many=True, reference="timm")
+register_block(wrappers.TorchVision, channels="in", many=True, reference="torchvision")
+register_block(wrappers.Index, channels="same", picks=True, check=_check_index)
 
 register_block(nn.Conv2d, "nn.Conv2d", check=_check_groups)
 register_block(nn.ConvTranspose2d, "nn.ConvTranspose2d", check=_check_groups)

@@ -485,3 +485,9 @@ class InvertedResidual(nn.Module):
         """(N, c1, H, W) -> (N, c2, H/stride, W/stride)."""
         y = self.conv(x)
         return x + y if self.add else y
+
+
+# The other families have files of their own; their blocks are found here as well.
+from models.efficientnet import MBConvBlock, SeBlock, drop_connect, stem  # noqa: E402,F401
+from models.mobilenet import MobileNetV3Block, MobileNetV3Conv  # noqa: E402,F401
+from models.yolov7 import ELAN, SPPCSPC  # noqa: E402,F401

@@ -7,7 +7,7 @@ attributes and a user's own block all fold, and a BatchNorm behind a concatenati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -108,7 +108,25 @@ def adjacent_pairs(model: nn.Module, *inputs: Any) -> list[tuple[nn.Module, nn.M
         (conv, norm)
         for conv, norm in recorder.pairs(outputs)
         if norm.running_mean is not None and not norm.training and not (_ids(conv) | _ids(norm)) & shared
+        if _is_plain(conv) and (_is_plain(norm) or _rest_of(norm) is not None)
     ]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a subclass still computes what its weights say: torch's forward, one of ours, or padding first.
+
+    timm has convolutions that standardise their weights on the way; folding into those would be wrong.
+    """
+    kind = type(module)
+    owner = next(base for base in kind.__mro__ if "forward" in vars(base))
+    return owner.__module__.startswith(("torch.nn.", "models.")) or kind.__name__ == "Conv2dSame"
+
+
+def _rest_of(norm: nn.Module) -> nn.Module | None:
+    """What timm's BatchNorm with an activation inside does after normalising; None for any other class."""
+    if type(norm).__name__ == "BatchNormAct2d" and isinstance(getattr(norm, "act", None), nn.Module):
+        return norm.act  # its dropout, too, rests in eval mode
+    return None
 
 
 def _ids(module: nn.Module) -> set[int]:
@@ -127,19 +145,19 @@ def _shared_parameters(model: nn.Module) -> set[int]:
 
 
 def fuse_adjacent(model: nn.Module, *inputs: Any) -> int:
-    """Fold every such pair in place; the BatchNorm's place is taken by an identity. Returns how many."""
+    """Fold every such pair in place; identities take the BatchNorms' places. Returns how many."""
     pairs = adjacent_pairs(model, *inputs)
     for conv, norm in pairs:
         fold(conv, norm)
-    _replace(model, {id(norm) for _, norm in pairs})
+    _replace(model, {id(norm): _rest_of(norm) or nn.Identity() for _, norm in pairs})
     return len(pairs)
 
 
-def _replace(model: nn.Module, norms: Iterable[int]) -> None:
+def _replace(model: nn.Module, norms: dict[int, nn.Module]) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if id(child) in norms:
-                setattr(parent, name, nn.Identity())
+                setattr(parent, name, norms[id(child)])
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ KEYS = (
     "inplace",
     "mean",
     "std",
+    "pretrained",
 )
 _POSITIVE = frozenset({"c2", "k", "s", "g", "d", "n", "e", "heads", "layers", "gain", "stride", "expand"})
 _POSITIVE |= {"out_channels", "kernel_size", "groups", "dilation"}
@@ -48,7 +49,8 @@ class Row:
         section, section_row: 'backbone' or 'head', and the row's number in it, counted from 1.
         from_: the YAML's `from` as written. sources: the layers it means (-1: the image).
         number: copies after depth_multiple. name: the block. args: constructor arguments.
-        out_channels, stride: of the output; both 0 for the detector's output.
+        out_channels, stride: of the output; both 0 for the detector's output. Of a row that gives several
+            maps: of the last; `maps` has the shapes of all.
         params: parameters of the layer.
     """
 
@@ -65,6 +67,7 @@ class Row:
     params: int = 0
     spec: BlockSpec = field(default=None, repr=False)
     shape: tuple[int, ...] = field(default=(), repr=False)
+    maps: list[tuple[int, ...]] = field(default_factory=list, repr=False)
 
 
 class RowError(Exception):
@@ -217,6 +220,9 @@ def _infer(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> None:
     for row in rows:
         shapes = [rows[s].shape if s >= 0 else (1, ch, PROBE, PROBE) for s in row.sources]
         try:
+            _check_lists(row, rows)
+            if row.spec.picks:
+                shapes = rows[row.sources[0]].maps
             _check_sizes(row, rows, shapes)
             if row.spec.output:
                 _complete_output(row, [rows[s].stride for s in row.sources], cfg)
@@ -229,9 +235,19 @@ def _infer(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> None:
             raise _located(row, source, error) from None
 
 
+def _check_lists(row: Row, rows: list[Row]) -> None:
+    """A row that gives several maps is read by Index rows alone, and they read nothing else."""
+    for s in row.sources:
+        name, maps = (rows[s].name, len(rows[s].maps)) if s >= 0 else ("the image", 0)
+        if maps and not row.spec.picks:
+            raise RowError(f"layer {s}, {name}, gives {maps} maps; take one by a row [{s}, 1, Index, [0]]")
+        if row.spec.picks and not maps:
+            raise RowError(f"layer {s}, {name}, gives one map, expected a row of several such as Timm")
+
+
 def _check_sizes(row: Row, rows: list[Row], shapes: Sequence[tuple[int, ...]]) -> None:
     """All maps a row joins must have one size; the detector's output takes them as they come."""
-    if row.spec.output or len({shape[2:] for shape in shapes}) == 1:
+    if row.spec.output or row.spec.picks or len({shape[2:] for shape in shapes}) == 1:
         return
     found = ", ".join(f"layer {s} has stride {rows[s].stride:g}" for s in row.sources)
     raise RowError(f"cannot join maps of different strides: {found}; expected one stride for all")
@@ -356,6 +372,8 @@ def _dry_build(row: Row, device: str) -> nn.Module:
     try:
         with torch.device(device):
             return _build(row).eval()
+    except UserError as error:  # a block's own sentence
+        raise RowError(str(error)) from None
     except _CANNOT as error:
         raise RowError(f"cannot be built with {row.args}: {_first_line(error)}") from None
 
@@ -377,6 +395,9 @@ def _dry_run(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
     except _CANNOT as error:
         inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
         raise RowError(f"cannot take an input of {inputs} with {row.args}: {_first_line(error)}") from None
+    if row.spec.many:
+        row.maps = [tuple(m.shape) for m in y]
+        y = y[-1]
     if not isinstance(y, torch.Tensor) or y.ndim != 4 or 0 in y.shape:
         raise RowError("gives no map (N, C, H, W), which every row but the last must")
     down, across = PROBE / y.shape[2], PROBE / y.shape[3]
@@ -390,7 +411,7 @@ def _run(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: 
     """One forward of a row on empty maps."""
     maps = [torch.zeros(shape, device=device) for shape in shapes]
     with torch.no_grad():
-        return layer(maps if row.spec.joins else maps[0])
+        return layer(maps if row.spec.joins or row.spec.picks else maps[0])
 
 
 def _first_line(error: Exception) -> str:

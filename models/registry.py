@@ -53,6 +53,9 @@ class BlockSpec:
         stride: the constructor's parameter that holds the stride; None: 's' or 'stride' if it has one.
         check: (arguments by name, channels of the sources) -> what is wrong, or None.
         source: the plug-in file that registered it, None for ours.
+        many: whether it gives a list of maps, of which rows of `picks` blocks take one each.
+        picks: whether it takes the list of maps of a `many` block.
+        reference: for a row that is another library's network, named by its first argument: which library.
     """
 
     name: str
@@ -65,6 +68,9 @@ class BlockSpec:
     stride: str | None = None
     check: Check | None = None
     source: str | None = None
+    many: bool = False
+    picks: bool = False
+    reference: str | None = None
 
     @property
     def signature(self) -> inspect.Signature:
@@ -101,6 +107,9 @@ def register_block(
     output: bool = False,
     stride: str | None = None,
     check: Check | None = None,
+    many: bool = False,
+    picks: bool = False,
+    reference: str | None = None,
 ) -> Any:
     """Register a block, as a call or as a decorator with or without arguments; fields as in `BlockSpec`.
 
@@ -118,15 +127,17 @@ def register_block(
             output=output,
             stride=stride,
             check=check,
+            many=many,
+            picks=picks,
+            reference=reference,
         )
     label = name or cls.__name__
     where = _loading[-1] if _loading else None
     _check_rules(cls, label, channels, repeat, where)
     if stride is None:
         stride = next((p for p in _STRIDE_NAMES if p in inspect.signature(cls).parameters), None)
-    REGISTRY[label] = BlockSpec(
-        label, cls, channels, scale_width, repeat, joins, output, stride, check, source=where
-    )
+    rules = (channels, scale_width, repeat, joins, output, stride, check)
+    REGISTRY[label] = BlockSpec(label, cls, *rules, where, many, picks, reference)
     return cls
 
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from models.checkpoint import load_checkpoint, transfer
+from models.pretrained import load_backbone
 from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
@@ -22,6 +23,7 @@ def start_model(
     names: dict[int, str],
     anchors_per_layer: int | None = None,
     seed: int = 0,
+    backbone_weights: str | None = None,
 ) -> DetectionModel:
     """Build the network for a data set and carry over the weights whose name and shape fit.
 
@@ -32,6 +34,7 @@ def start_model(
         names: the data set's classes; they decide the head.
         anchors_per_layer: instead of the YAML's anchors, this many, to be searched.
         seed: of the initial weights.
+        backbone_weights: as in `models.pretrained.load_backbone`; None loads none.
 
     Raises:
         UserError: neither a YAML nor weights, or one that cannot be used.
@@ -57,5 +60,7 @@ def start_model(
         # Anchors that the YAML or the hyperparameters state are meant; those of the weights are not.
         exclude = ("anchor",) if cfg or anchors_per_layer else ()
         LOGGER.info("%s: %s", weights, transfer(model, start.model.state_dict(), exclude))
+    if backbone_weights:
+        LOGGER.info("--backbone-weights %s", load_backbone(model, backbone_weights))
     model.names = dict(names)
     return model

@@ -24,6 +24,7 @@ from models.fusion import fuse_adjacent
 from models.head import Detect
 from models.parsing import Row, parse_model
 from models.registry import load_plugins, plugins_of
+from models.wrappers import named_config
 from utils.cli import Parser, guard, overlay
 from utils.device import describe, select_device
 from utils.errors import UserError
@@ -58,7 +59,8 @@ class DetectionModel(nn.Module):
     ) -> None:
         """
         Args:
-            cfg: a model YAML (a bare name is searched under models/) or its contents.
+            cfg: a model YAML (a bare name is searched under models/), its contents, or 'timm:NAME' or
+                'torchvision:NAME' for that network under YOLOv5's neck.
             ch: channels of the image, unless the YAML has `ch`.
             nc, anchors: instead of the YAML's; anchors as lists per level or as a number per level.
         Raises:
@@ -205,6 +207,9 @@ def _read_config(cfg: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]
     """The YAML's contents, the caller's own to change, and what to call it in messages."""
     if isinstance(cfg, dict):
         return copy.deepcopy(cfg), "model configuration"
+    named = named_config(str(cfg))
+    if named is not None:
+        return named, str(cfg)
     path = find_file(cfg, "models")
     return load_yaml(path), str(path)
 
@@ -217,9 +222,7 @@ def _plain(anchors: Any) -> Any:
 def build_parser() -> Parser:
     """Options of the script."""
     parser = Parser(description="Build a model from its YAML and print its layers and what they cost.")
-    parser.add_argument(
-        "--cfg", default="yolov5s.yaml", help="model YAML; a bare name is searched in models/"
-    )
+    parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML (searched in models/) or timm:NAME")
     parser.add_argument("--nc", type=int, default=None, help="classes, instead of the YAML's")
     parser.add_argument(
         "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="pixels (h w)"

@@ -16,6 +16,7 @@ from tiny_set import NAMES, TINY_MODEL, write_model, write_set
 
 import train
 from models.checkpoint import load_checkpoint
+from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 from utils.hyp import load_hyp
@@ -271,3 +272,16 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
     rows = read_results(tmp_path / "exp" / "results.csv")
     assert len(rows) == 2 and sum(rows[1][1:4]) > 0
     assert not (tmp_path / "exp2").exists()
+
+
+def test_a_network_by_name_trains_and_resumes(folder: Path, tmp_path: Path) -> None:
+    named = {"cfg": "torchvision:shufflenet_v2_x0_5", "name": "cfg", "freeze": ["backbone"]}
+    result = train.run(**options(folder, tmp_path, imgsz=64, save_period=1, **named))
+    assert result.save_dir.name == "torchvision-shufflenet_v2_x0_5"
+    model = load_checkpoint(result.last).model
+    assert DetectionModel(result.save_dir / f"{result.save_dir.name}.yaml").yaml == model.yaml
+    first = load_checkpoint(result.save_dir / "weights" / "epoch0.pt")
+    kept = "model.0.net.conv1.0.weight"  # frozen
+    assert torch.equal(first.model.state_dict()[kept].half(), model.state_dict()[kept].half())
+    assert train.run(resume=str(first.path)).save_dir == result.save_dir
+    assert first.meta["opt"]["freeze"] == ["backbone"]

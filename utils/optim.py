@@ -18,6 +18,7 @@ OPTIMIZERS = ("SGD", "Adam", "AdamW")
 MIN_WARMUP_ITERATIONS = 100
 # The order that results.csv's x/lr0, x/lr1, x/lr2 follow.
 BIASES, WEIGHTS, NORMS = range(3)
+BACKBONE = "backbone"  # the section of a model's rows that may learn at a rate of its own
 
 
 def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
@@ -40,21 +41,40 @@ def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
     return max(round(nominal_batch / batch_size), 1)
 
 
+def backbone_rows(model: nn.Module) -> list[int]:
+    """Numbers of a DetectionModel's backbone rows."""
+    return [row.index for row in model.rows if row.section == BACKBONE]
+
+
+def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]]:
+    """The three groups of `param_groups`; with a scale the backbone's three follow those of the rest."""
+    groups = param_groups(model)
+    if scale is None:
+        return [{"params": group} for group in groups]
+    inside = {id(p) for number in backbone_rows(model) for p in model.model[number].parameters()}
+    rest = [{"params": [p for p in group if id(p) not in inside]} for group in groups]
+    own = [{"params": [p for p in group if id(p) in inside], "lr_scale": scale} for group in groups]
+    return rest + own
+
+
 def build_optimizer(
-    model: nn.Module, name: str, hyp: dict[str, Any], batch_size: int
+    model: nn.Module, name: str, hyp: dict[str, Any], batch_size: int, backbone_lr: float | None = None
 ) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, Adam or AdamW over the three groups of `param_groups`.
 
     Weight decay is scaled to the images that a step really sees; `batch_size` counts those of all processes.
+    With `backbone_lr` the backbone's rows have three groups of their own, at that rate where the others have
+    lr0; schedule and warm-up keep the proportion.
 
     Raises:
         UserError: an optimizer that is not offered.
     """
-    groups = param_groups(model)
+    scale = None if backbone_lr is None else backbone_lr / hyp["lr0"]
     nominal = hyp.get("nominal_batch", NOMINAL_BATCH)
     decay = hyp["weight_decay"] * batch_size * accumulation(batch_size, nominal) / nominal
-    arguments: list[dict[str, Any]] = [{"params": group, "weight_decay": 0.0} for group in groups]
-    arguments[WEIGHTS]["weight_decay"] = decay
+    arguments = _scaled_groups(model, scale)
+    for number, group in enumerate(arguments):
+        group["weight_decay"] = decay if number % 3 == WEIGHTS else 0.0
     device = next(model.parameters()).device.type
     if name == "SGD":
         own = {"momentum": hyp["momentum"], "nesterov": hyp["momentum"] > 0}
@@ -111,8 +131,8 @@ class LRSchedule:
         warmup = self.warmup_iterations
         share = min(iteration / warmup, 1.0) if warmup > 0 else 1.0
         for number, group in enumerate(optimizer.param_groups):
-            start = self.hyp["warmup_bias_lr"] if number == BIASES else 0.0
-            group["lr"] = start * (1 - share) + target * share
+            start = self.hyp["warmup_bias_lr"] if number % 3 == BIASES else 0.0
+            group["lr"] = (start * (1 - share) + target * share) * group.get("lr_scale", 1.0)
             if "momentum" in group:
                 first = self.hyp["warmup_momentum"] if self.warm_up else self.hyp["momentum"]
                 group["momentum"] = first * (1 - share) + self.hyp["momentum"] * share
@@ -194,20 +214,25 @@ class FrozenLayers:
 
     Args:
         model: a DetectionModel; its rows are `model.model[i]`.
-        spec: what --freeze was given: one number n freezes the first n rows, several exactly those rows.
+        spec: what --freeze was given: one number n freezes the first n rows, several exactly those rows, and
+            'backbone' (alone or among row numbers) all rows of the backbone.
 
     Raises:
         UserError: a row that the model does not have, or no row left to learn.
     """
 
-    def __init__(self, model: nn.Module, spec: list[int]) -> None:
+    def __init__(self, model: nn.Module, spec: list[int | str]) -> None:
         rows = list(model.model)
-        self.numbers = list(range(spec[0])) if len(spec) == 1 else sorted(set(spec))
+        if BACKBONE in spec:
+            self.numbers = sorted({n for n in spec if n != BACKBONE} | set(backbone_rows(model)))
+        else:
+            self.numbers = list(range(spec[0])) if len(spec) == 1 else sorted(set(spec))
         absent = [number for number in self.numbers if not 0 <= number < len(rows)]
-        if absent or (len(spec) == 1 and spec[0] < 0):
+        negative = any(n != BACKBONE and n < 0 for n in spec)
+        if absent or negative:
             raise UserError(
                 f"--freeze {' '.join(map(str, spec))}: the model's rows are 0 to {len(rows) - 1}; "
-                "give one number n for the first n rows, or several row numbers"
+                "give one number n for the first n rows, several row numbers, or backbone"
             )
         if len(self.numbers) == len(rows):
             raise UserError(

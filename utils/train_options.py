@@ -13,7 +13,7 @@ from utils.cli import Parser
 from utils.device import AMP_MODES, world_size
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.optim import OPTIMIZERS
+from utils.optim import BACKBONE, OPTIMIZERS
 
 
 def build_parser() -> Parser:
@@ -21,7 +21,7 @@ def build_parser() -> Parser:
     parser = Parser(description="Train a detector.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--weights", help="checkpoint to start from, '' for none (default: none with --cfg, else yolov5s.pt)")
-    add("--cfg", default="", help="model YAML")
+    add("--cfg", default="", help="model YAML, timm:NAME or torchvision:NAME")
     add("--data", default="data/coco128.yaml", help="dataset YAML")
     add("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
     add("--epochs", type=int, default=100)
@@ -47,13 +47,27 @@ def build_parser() -> Parser:
     add("--cos-lr", action="store_true", help="cosine schedule instead of a linear one")
     add("--label-smoothing", type=float, default=0.0, help="epsilon of the class targets")
     add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0 never stops")
-    add("--freeze", nargs="+", type=int, default=[0], help="n: the first n rows; several: those rows")
+    add(
+        "--freeze",
+        nargs="+",
+        type=_row,
+        default=[0],
+        metavar="N",
+        help="n: the first n rows; several: those rows; backbone: all of its rows",
+    )
+    add("--backbone-weights", default="", help="imagenet, a file, source/model or source/model=FILE")
+    add("--backbone-lr", type=float, help="initial learning rate of the backbone's rows (default: lr0)")
     add("--save-period", type=int, default=-1, help="also save epochN.pt every so many epochs")
     add("--seed", type=int, default=0)
     add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers older than torchrun")
     add("--amp", choices=AMP_MODES, default="auto", help="mixed precision")
     add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
     return parser
+
+
+def _row(text: str) -> int | str:
+    """A row's number, or the word for all rows of the backbone."""
+    return text if text == BACKBONE else int(text)
 
 
 def parse_opt(argv: list[str] | None = None) -> argparse.Namespace:
@@ -78,7 +92,7 @@ def check_options(opt: argparse.Namespace) -> None:
     """
     if opt.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(opt.local_rank))  # torchrun says it this way
-    opt.freeze = [opt.freeze] if isinstance(opt.freeze, int) else list(opt.freeze)
+    opt.freeze = [opt.freeze] if isinstance(opt.freeze, int | str) else list(opt.freeze)
     opt.plugins = [opt.plugins] if isinstance(opt.plugins, str | Path) else list(opt.plugins)
     least = {"epochs": 1, "imgsz": 1, "workers": 0, "patience": 0, "seed": 0}
     for name, value in least.items():
@@ -88,6 +102,14 @@ def check_options(opt: argparse.Namespace) -> None:
         raise UserError(f"--label-smoothing {opt.label_smoothing}: must lie in 0 to 1")
     if opt.batch_size < 1 and opt.batch_size != -1:
         raise UserError(f"--batch-size {opt.batch_size}: must be at least 1, or -1 to find what fits the GPU")
+    if opt.backbone_lr is not None and not 0.0 < opt.backbone_lr < float("inf"):
+        raise UserError(
+            f"--backbone-lr {opt.backbone_lr:g}: must be above 0; --freeze backbone keeps it as it is"
+        )
+    if opt.backbone_lr is not None and BACKBONE in opt.freeze:
+        raise UserError("--freeze backbone leaves --backbone-lr nothing to do; use one")
+    if opt.backbone_weights and opt.weights:
+        raise UserError("--weights and --backbone-weights both fill the backbone; use one")
     if opt.save_period < 1 and opt.save_period != -1:
         raise UserError(f"--save-period {opt.save_period}: must be at least 1, or -1 for none")
     if opt.rect and opt.image_weights:

@@ -138,7 +138,7 @@ def test_the_posts_models_build_unchanged_and_the_incomplete_one_is_refused():
         with torch.device("meta"):
             model = DetectionModel(POSTS / f"{name}.yaml", nc=nc)
         assert sum(p.numel() for p in model.parameters()) == parameters
-    with pytest.raises(UserError, match=r"yolov5-efficient\.yaml: backbone row 1 .*stem"):
+    with pytest.raises(UserError, match=r"yolov5-efficient\.yaml: head row 8 .*no row is Detect"):
         DetectionModel(POSTS / "yolov5-efficient.yaml")
 
 
@@ -226,5 +226,14 @@ NAMES = [
     *("Conv", "DWConv", "DWConvTranspose2d", "Bottleneck", "BottleneckCSP", "C3", "C3x", "C3TR", "C3Ghost"),
     *("C3SPP", "CrossConv", "SPP", "SPPF", "Focus", "GhostConv", "GhostBottleneck", "MixConv2d"),
     *("TransformerBlock", "Contract", "Expand", "Concat", "Sum", "Classify", "Detect", "ConvBNReLU"),
-    *("InvertedResidual", "nn.Conv2d", "nn.ConvTranspose2d", "nn.BatchNorm2d", "nn.Upsample"),
+    *(
+        "InvertedResidual",
+        "stem",
+        "MBConvBlock",
+        "SeBlock",
+        "nn.Conv2d",
+        "nn.ConvTranspose2d",
+        "nn.BatchNorm2d",
+        "nn.Upsample",
+    ),
 ]

@@ -1,0 +1,234 @@
+"""Whole networks of other libraries as one row, whose maps feed an ordinary neck.
+
+    [-1, 1, Timm, [mobilenetv4_conv_small]]     # 0: a list of maps at strides 8, 16, 32
+    [0, 1, Index, [2]]                          # 1: the map at stride 32
+
+Channels and strides are read from the network itself. Nothing is downloaded to build one: weights come by
+`train.py --backbone-weights imagenet`. `--cfg timm:NAME` and `--cfg torchvision:NAME` write such a YAML.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.references import import_timm, timm_network, torchvision_weights
+from utils.device import seeded
+from utils.errors import UserError
+
+STRIDES = (8, 16, 32)
+_PROBE = 128  # pixels per side of the image a network's strides are read with
+_MAX_WIDTH = (128, 256, 512)  # of a written neck, per level: YOLOv5s's
+
+
+class Timm(nn.Module):
+    """A network of timm without its classifier.
+
+    Args:
+        c1: channels of the image. name: as timm knows it, with or without a weights' tag.
+        strides: of the maps to give, each the last one of its stride.
+    """
+
+    def __init__(self, c1: int, name: str, strides: tuple[int, ...] = STRIDES) -> None:
+        super().__init__()
+        try:
+            with torch.device("meta"):
+                probe = timm_network(name, pretrained=False, in_chans=c1, features_only=True)
+            picked = _last_of_each(f"timm/{name}", probe.feature_info.reduction(), strides)
+            indices = tuple(probe.feature_info.out_indices[i] for i in picked)
+            self.net = timm_network(
+                name, pretrained=False, in_chans=c1, features_only=True, out_indices=indices
+            )
+        except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError, LookupError) as error:
+            raise UserError(f"timm/{name}: gives no feature maps ({_first_line(error)})") from None
+        self.channels_last = "NHWC" in str(getattr(self.net, "output_fmt", ""))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, c1, H, W) -> list of (N, Ci, H/si, W/si)."""
+        maps = self.net(x)
+        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last else list(maps)
+
+
+class TorchVision(nn.Module):
+    """A classifier of torchvision, cut off behind its last map.
+
+    Args:
+        c1: channels of the image, 3. name: as torchvision knows it.
+        maps: strides (the last stage of each is given) or names of layers, such as features.13.
+    """
+
+    def __init__(self, c1: int, name: str, maps: tuple[int | str, ...] = STRIDES) -> None:
+        super().__init__()
+        torchvision_weights(name)  # refuses what torchvision does not have
+        from torchvision.models import get_model
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        if c1 != 3:
+            raise UserError(f"torchvision/{name}: takes images of 3 channels, not {c1}")
+        with torch.device("cpu"):
+            network = get_model(name, weights=None)
+            nodes = [m for m in maps if isinstance(m, str)] or _stage_nodes(name, network, maps)
+            try:
+                self.net = create_feature_extractor(
+                    network, return_nodes={n: str(i) for i, n in enumerate(nodes)}
+                )
+            except (ValueError, RuntimeError, TypeError) as error:
+                raise UserError(f"torchvision/{name}: gives no feature maps ({_first_line(error)})") from None
+        device = torch.get_default_device()
+        if device.type == "meta":
+            self.net.to(device)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> list of (N, Ci, H/si, W/si)."""
+        maps = self.net(x)
+        return [maps[str(i)] for i in range(len(maps))]
+
+
+class Index(nn.Module):
+    """One map of a list."""
+
+    def __init__(self, i: int) -> None:
+        super().__init__()
+        self.i = i
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """List of maps -> the i-th."""
+        return x[self.i]
+
+
+def _last_of_each(label: str, found: list[int], strides: tuple[int, ...]) -> list[int]:
+    """Positions of the last map of each stride."""
+    absent = [s for s in strides if s not in found]
+    if absent:
+        raise UserError(
+            f"{label}: its maps have strides {', '.join(map(str, found))}, none {absent[0]}; a "
+            f"detector's neck needs {', '.join(map(str, strides))}"
+        )
+    return [max(i for i, stride in enumerate(found) if stride == wanted) for wanted in strides]
+
+
+def _stages(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
+    """A classifier's stages: its children, those of a Sequential at the top taken one by one."""
+    stages = []
+    for name, child in network.named_children():
+        if not prefix and isinstance(child, nn.Sequential) and name == "features":
+            stages += _stages(child, f"{name}.")
+        else:
+            stages.append((prefix + name, child))
+    return stages
+
+
+def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> list[str]:
+    """Names of the last stage of each stride, seen by running the network once."""
+    shapes: OrderedDict[str, int] = OrderedDict()
+    handles = []
+    for stage, module in _stages(network):
+
+        def note(module: nn.Module, args: tuple, result: Any, stage: str = stage) -> None:
+            if isinstance(result, Tensor) and result.ndim == 4 and result.shape[2] > 1:
+                shapes[stage] = _PROBE // result.shape[2]
+
+        handles.append(module.register_forward_hook(note))
+    network.eval()
+    with torch.no_grad():
+        network(torch.zeros(1, 3, _PROBE, _PROBE))
+    network.train()
+    for handle in handles:
+        handle.remove()
+    names = list(shapes)
+    return [names[i] for i in _last_of_each(f"torchvision/{name}", list(shapes.values()), tuple(strides))]
+
+
+def is_named(text: Any) -> bool:
+    """Whether a text stands for a network of another library rather than for a file."""
+    return str(text).startswith(("timm:", "torchvision:"))
+
+
+def named_config(text: str) -> dict[str, Any] | None:
+    """The YAML that `timm:NAME` or `torchvision:NAME` stands for; None for any other text.
+
+    The neck is YOLOv5's, as wide as the maps allow and never wider than YOLOv5s's.
+    """
+    if not is_named(text):
+        return None
+    source, _, name = str(text).partition(":")
+    blocks = {"timm": Timm, "torchvision": TorchVision}
+    mean, std = _statistics(source, name)
+    with seeded(0):
+        layer = blocks[source](3, name).eval()
+    channels = _channels(layer)
+    widths = [
+        max(8, round(min(c if i < 2 else c / 2, most) / 8) * 8)
+        for i, (c, most) in enumerate(zip(channels, _MAX_WIDTH))
+    ]
+    return _neck(type(layer).__name__, name, widths) | {
+        "pretrained": f"{source}/{name}",
+        "mean": [float(v) for v in mean],
+        "std": [float(v) for v in std],
+    }
+
+
+def _channels(layer: nn.Module) -> list[int]:
+    """Channels of a wrapper's maps."""
+    with torch.no_grad():
+        return [m.shape[1] for m in layer(torch.zeros(1, 3, _PROBE, _PROBE))]
+
+
+def _statistics(source: str, name: str) -> tuple[Any, Any]:
+    """Mean and standard deviation of the input that a network's weights were trained with."""
+    if source == "torchvision":
+        rules = torchvision_weights(name).transforms()
+        return rules.mean, rules.std
+    timm = import_timm()
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        timm_network(name, pretrained=False)  # says that there is none
+    return cfg.mean, cfg.std
+
+
+def _neck(block: str, name: str, widths: list[int]) -> dict[str, Any]:
+    """YOLOv5's PAN over a wrapper's three maps; anchors are YOLOv5's for COCO."""
+    p3, p4, p5 = widths
+    up = [-1, 1, "nn.Upsample", ["None", 2, "nearest"]]
+    return {
+        "nc": 80,
+        "depth_multiple": 1.0,
+        "width_multiple": 1.0,
+        "anchors": [
+            [10, 13, 16, 30, 33, 23],
+            [30, 61, 62, 45, 59, 119],
+            [116, 90, 156, 198, 373, 326],
+        ],
+        "backbone": [
+            [-1, 1, block, [name]],
+            [0, 1, "Index", [0]],
+            [0, 1, "Index", [1]],
+            [0, 1, "Index", [2]],
+        ],
+        "head": [
+            [-1, 1, "SPPF", [p5, 5]],
+            [-1, 1, "Conv", [p4, 1, 1]],
+            up,
+            [[-1, 2], 1, "Concat", [1]],
+            [-1, 1, "C3", [p4, False]],
+            [-1, 1, "Conv", [p3, 1, 1]],
+            up,
+            [[-1, 1], 1, "Concat", [1]],
+            [-1, 1, "C3", [p3, False]],
+            [-1, 1, "Conv", [p3, 3, 2]],
+            [[-1, 9], 1, "Concat", [1]],
+            [-1, 1, "C3", [p4, False]],
+            [-1, 1, "Conv", [p4, 3, 2]],
+            [[-1, 5], 1, "Concat", [1]],
+            [-1, 1, "C3", [p5, False]],
+            [[12, 15, 18], 1, "Detect", ["nc", "anchors"]],
+        ],
+    }
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:160] if text else type(error).__name__

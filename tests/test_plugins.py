@@ -1,0 +1,86 @@
+"""A block of the user's own, in the user's own file: train, resume, val, detect and export with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tiny_set import TINY_MODEL, write_set
+
+import detect
+import export
+import train
+import val
+from models import registry
+from models.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.files import save_yaml
+
+BLOCKS = """
+import torch
+from torch import nn
+
+from models.registry import register_block
+
+
+@register_block
+class GatedConv(nn.Module):
+    def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1):
+        super().__init__()
+        self.conv = nn.Conv2d(c1, 2 * c2, k, s, k // 2, bias=False)
+        self.bn = nn.BatchNorm2d(2 * c2)
+
+    def forward(self, x):
+        value, gate = self.bn(self.conv(x)).chunk(2, 1)
+        return value * torch.sigmoid(gate)
+"""
+
+
+@pytest.fixture
+def forget(monkeypatch):
+    """Undo what a plug-in registers, as a new process would."""
+    kept = dict(registry.REGISTRY)
+
+    def undo() -> None:
+        registry.REGISTRY.clear()
+        registry.REGISTRY.update(kept)
+        for module in registry._loaded.values():
+            sys.modules.pop(module, None)
+        registry._loaded.clear()
+
+    yield undo
+    undo()
+
+
+def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
+    data, blocks, cfg = write_set(tmp_path, train=8, val=4), tmp_path / "my_blocks.py", tmp_path / "mine.yaml"
+    blocks.write_text(BLOCKS)
+    rows = [row if row[3][0] != 24 else [-1, 1, "GatedConv", [24, 3, 2]] for row in TINY_MODEL["backbone"]]
+    save_yaml(cfg, TINY_MODEL | {"backbone": rows})
+    common = {"data": str(data), "imgsz": 96, "batch_size": 4, "workers": 0, "device": "cpu"}
+    common |= {"project": str(tmp_path / "runs"), "plugins": [str(blocks)]}
+
+    result = train.run(cfg=str(cfg), epochs=2, save_period=1, noplots=True, **common)
+    forget()
+    first = result.save_dir / "weights" / "epoch0.pt"
+    with pytest.raises(UserError, match=r"uses GatedConv from a plug-in; add --plugins .*my_blocks\.py"):
+        load_checkpoint(first)
+    assert torch.load(first, weights_only=True)["plugins"] == {"GatedConv": str(blocks)}
+
+    last = train.run(resume=str(first)).last  # opt.yaml knows the plug-in
+    forget()
+    assert val.run(weights=str(last), **common).seen == 4
+    forget()
+    detected = {"weights": str(last), "source": str(tmp_path / "images" / "val"), "imgsz": 96}
+    detect.run(**detected, device="cpu", plugins=[str(blocks)], project=str(tmp_path / "runs"), name="found")
+    assert len(list((tmp_path / "runs" / "found").glob("*.png"))) == 4
+    forget()
+    file = export.run(weights=str(last), imgsz=[96], include=["onnx"], device="cpu", plugins=[str(blocks)])[0]
+    forget()
+    net = cv2.dnn.readNetFromONNX(str(file.path))  # the file needs no plug-in
+    net.setInput(np.zeros((1, 3, 96, 96), np.float32))
+    assert net.forward().shape[2] == 7
