@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from parity import randomise_norms
 from torch import nn
 
 from models import common
@@ -54,20 +55,6 @@ STRIDES = {
     "ConvBNReLU": 2,
     "InvertedResidual strided": 2,
 }
-
-
-def randomise_norms(module: nn.Module) -> None:
-    """BatchNorm as after training: folding fresh ones would prove little."""
-    generator = torch.Generator().manual_seed(1)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            for tensor, low, high in (
-                (m.running_mean, -0.5, 0.5),
-                (m.running_var, 0.5, 2.0),
-                (m.weight.data, 0.5, 1.5),
-                (m.bias.data, -0.5, 0.5),
-            ):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) * (high - low) + low)
 
 
 def build(name: str) -> nn.Module:
