@@ -1,32 +1,29 @@
-"""Export a checkpoint to TorchScript or ONNX, each file checked against PyTorch on a real image.
+"""Export a checkpoint to other formats, each file checked against PyTorch on a real image.
 
 python export.py --weights runs/train/exp/weights/best.pt --include onnx torchscript --imgsz 640 --dynamic
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import importlib.util
-import json
 import logging
-import os
 import shutil
 import tempfile
 import time
-import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+import models.formats  # noqa: F401 registers the formats
 from models.backends import load_backend
 from models.checkpoint import load_checkpoint
+from models.exporting import EXPORTERS, Exporter, Job
 from models.metadata import Metadata
 from models.registry import load_plugins
 from models.yolo import DetectionModel
@@ -35,17 +32,15 @@ from utils.cli import Parser, guard, overlay
 from utils.datasets import list_images, load_dataset
 from utils.device import select_device
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, ROOT, find_file
+from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
 from utils.images import load_image
 
 LOGGER = logging.getLogger("yolo.export")
 
 # How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
-TOLERANCE = {False: (1e-3, 0.5), True: (2e-2, 4.0)}  # by --half: float16 keeps 11 bits
+TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
-LATER = (
-    "openvino engine coreml saved_model pb tflite edgetpu tfjs paddle ncnn executorch".split()  # noqa: SIM905
-)
+ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 
 
 @dataclass(frozen=True)
@@ -75,109 +70,6 @@ class ExportError(UserError):
     def __init__(self, message: str, results: list[ExportResult]) -> None:
         super().__init__(message)
         self.results = results
-
-
-@dataclass(frozen=True)
-class Job:
-    """What an exporter works on.
-
-    Attributes:
-        model: fused, in eval mode, in the precision asked for, its head giving the decoded tensor alone.
-        example: (N, ch, H, W) on the model's device.
-        metadata: what the file is to say about itself.
-        opt: the command line's options.
-    """
-
-    model: DetectionModel
-    example: Tensor
-    metadata: Metadata
-    opt: Namespace
-
-
-@dataclass(frozen=True)
-class Exporter:
-    """A format: the suffix of its files and what writes one."""
-
-    suffix: str
-    write: Callable[[Job, Path], None]
-
-
-class _Decoded(nn.Module):
-    """The model as a function of the images alone, which is all that a graph can keep."""
-
-    def __init__(self, model: DetectionModel) -> None:
-        super().__init__()
-        self.model = model
-        self.eval()  # exporters put back the mode they found here, in every module below
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-
-@contextlib.contextmanager
-def _quiet(verbose: bool = False) -> Iterator[None]:
-    """Without torch's notes that tracing is an old road: the check below says whether it led home."""
-    with warnings.catch_warnings():
-        if not verbose:
-            warnings.simplefilter("ignore")
-        yield
-
-
-def write_torchscript(job: Job, path: Path) -> None:
-    """Trace the model; metadata go into the extra file `config.txt` as JSON."""
-    entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
-    with torch.no_grad(), _quiet(job.opt.verbose):
-        script = torch.jit.trace(_Decoded(job.model), job.example, check_trace=False, strict=False)
-    script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-def write_onnx(job: Job, path: Path) -> None:
-    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
-    onnx = _require("onnx", "--include onnx")
-    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
-    with torch.no_grad(), _quiet(job.opt.verbose):
-        # The tracing exporter, not the torch.export one: it names the free axes, keeps the opset asked for
-        # and takes a tenth of the time; both give the same figures.
-        torch.onnx.export(
-            _Decoded(job.model),
-            (job.example,),
-            str(path),
-            dynamo=False,
-            verbose=job.opt.verbose,
-            opset_version=job.opt.opset,
-            input_names=["images"],
-            output_names=["output0"],
-            dynamic_axes=axes if job.opt.dynamic else None,
-        )
-    graph = onnx.load(str(path))
-    if job.opt.simplify:
-        graph = _require("onnxslim", "--simplify").slim(graph)
-    last = graph.graph.output[0].type.tensor_type.shape.dim[2]
-    last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
-    onnx.helper.set_model_props(graph, job.metadata.entries())
-    graph.producer_name = job.metadata.entries()["author"]
-    onnx.checker.check_model(graph, full_check=True)
-    onnx.save(graph, str(path))
-
-
-def _require(package: str, wanted_by: str) -> Any:
-    """An optional package, or the sentence that names it."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"{wanted_by}: needs the package {package}; pip install {package}")
-    return importlib.import_module(package)
-
-
-EXPORTERS = {
-    "torchscript": Exporter(".torchscript", write_torchscript),
-    "onnx": Exporter(".onnx", write_onnx),
-}
 
 
 def build_parser() -> Parser:
@@ -249,12 +141,10 @@ def _check_options(opt: Namespace) -> list[str]:
     formats = list(dict.fromkeys([opt.include] if isinstance(opt.include, str) else opt.include))
     absent = [name for name in formats if name not in EXPORTERS]
     if absent:
-        what = "not available in this version" if set(absent) <= set(LATER) else "not a format"
+        what = "not a format of this project" if set(absent) <= ELSEWHERE else "not a format"
         raise UserError(f"--include {' '.join(absent)}: {what}; available: {', '.join(EXPORTERS)}")
     if opt.half and opt.dynamic:
         raise UserError("--half and --dynamic exclude each other; leave one of them out")
-    if opt.simplify and "onnx" not in formats:
-        raise UserError("--simplify works on ONNX files only; add --include onnx or leave it out")
     if opt.opset not in OPSETS:
         raise UserError(
             f"--opset {opt.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; 17 runs nearly everywhere"
@@ -311,7 +201,7 @@ def _export_one(
 ) -> ExportResult:
     """Write one format under a temporary name, check it, and only then put it where it belongs."""
     exporter = EXPORTERS[name]
-    target = weights.with_suffix(exporter.suffix)
+    target = weights.with_name(weights.stem + _check_exporter(exporter, job.opt))
     started = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix=f".{weights.stem}.", suffix=".part", dir=weights.parent))
     try:
@@ -319,11 +209,32 @@ def _export_one(
         _write(name, exporter, job, part)
         score, box = compare(reference, part, batches, half=job.opt.half)
         seconds = time.perf_counter() - started
-        _judge(name, score, box, job.opt.half)
-        os.replace(part, target)
+        _judge(name, score, box, precision_of(job.opt))
+        replace_path(part, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return ExportResult(name, target, seconds, target.stat().st_size / 1e6, score, box)
+    return ExportResult(name, target, seconds, path_size(target) / 1e6, score, box)
+
+
+def precision_of(opt: Namespace) -> str:
+    """The precision asked for, as exporters name it."""
+    return "fp16" if opt.half else "fp32"
+
+
+def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
+    """How the file's name will end; what the platform or the format cannot do stops here."""
+    if reason := exporter.unavailable():
+        raise UserError(reason)
+    precision = precision_of(opt)
+    if precision not in exporter.endings:
+        can = ", ".join(exporter.endings)
+        raise UserError(f"--include {exporter.name}: cannot be written in {precision}, only in {can}")
+    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "simplify": opt.simplify}
+    for option in sorted(option for option, given in asked.items() if given):
+        if option not in exporter.options:
+            flag = "--batch-size above 1" if option == "batch" else f"--{option}"
+            raise UserError(f"--include {exporter.name}: {exporter.title} files cannot have {flag}")
+    return exporter.endings[precision]
 
 
 def _write(name: str, exporter: Exporter, job: Job, part: Path) -> None:
@@ -370,10 +281,10 @@ def compare(
     return max(scores), max(boxes)
 
 
-def _judge(name: str, score: float, box: float, half: bool) -> None:
+def _judge(name: str, score: float, box: float, precision: str) -> None:
     """Say how close the file is, and refuse it when that is not close enough."""
     LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
-    score_limit, box_limit = TOLERANCE[half]
+    score_limit, box_limit = TOLERANCE[precision]
     if score > score_limit or box > box_limit:
         raise UserError(
             f"differs from PyTorch by {score:.2g} in a score (allowed {score_limit:g}) and {box:.2g} px in a "

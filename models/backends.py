@@ -1,23 +1,22 @@
 """One `predict(images)` over a checkpoint, an ensemble of checkpoints and every exported format.
 
-A format is a class registered for the suffixes of its files; `load_backend` picks it by the file's suffix.
+A format is a class registered for how its files' names end; `load_backend` picks it by the name. The exported
+formats live in `models/formats`.
 """
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.checkpoint import load_checkpoint
-from models.metadata import Metadata, Names, decode, parse_metadata
+from models.metadata import Metadata, Names
 from models.yolo import LUMA, DetectionModel
 from utils.errors import UserError
 from utils.files import find_file
@@ -141,11 +140,11 @@ Opener = Callable[[Path, torch.device, Options], Backend]
 FORMATS: dict[str, Opener] = {}
 
 
-def register_format(*suffixes: str) -> Callable[[Opener], Opener]:
-    """Register what opens the files of these suffixes (lower-case, with the dot)."""
+def register_format(*endings: str) -> Callable[[Opener], Opener]:
+    """Register what opens the files, or folders, whose names end like this (lower-case; a dot included)."""
 
     def register(opener: Opener) -> Opener:
-        FORMATS.update(dict.fromkeys(suffixes, opener))
+        FORMATS.update(dict.fromkeys(endings, opener))
         return opener
 
     return register
@@ -184,17 +183,20 @@ def load_backend(
     openers = [_opener(Path(file)) for file in files]
     if dnn and any(Path(file).suffix.lower() != ".onnx" for file in files):
         raise UserError(f"--dnn: OpenCV runs .onnx files only, not {files[0]}; leave --dnn out")
-    backends = [opener(find_file(file), device, options) for opener, file in zip(openers, files)]
+    backends = [opener(find_file(file, folder=True), device, options) for opener, file in zip(openers, files)]
     return backends[0] if len(backends) == 1 else Ensemble(backends)
 
 
 def _opener(path: Path) -> Opener:
-    """What opens a file, by its own suffix; the folders above it do not matter."""
-    try:
-        return FORMATS[path.suffix.lower()]
-    except KeyError:
+    """What opens a file or folder, by how its own name ends; the folders above it do not matter."""
+    import models.formats  # noqa: F401 registers the exported formats, which are made of what is defined here
+
+    name = path.name.lower()
+    endings = [ending for ending in FORMATS if name.endswith(ending)]
+    if not endings:
         known = ", ".join(sorted(FORMATS))
-        raise UserError(f"{path}: no format has the suffix {path.suffix!r}; give one of {known}") from None
+        raise UserError(f"{path}: no format has a name that ends like this; give one of {known}")
+    return FORMATS[max(endings, key=len)]
 
 
 @register_format(".pt")
@@ -244,141 +246,9 @@ class Ensemble(Backend):
         return torch.cat([member._run(images, augment) for member in self.members], dim=1)
 
 
-@register_format(".torchscript")
-class TorchScriptBackend(Backend):
-    """An exported TorchScript file; its metadata is the extra file `config.txt` (JSON)."""
-
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
-        extra = {"config.txt": ""}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch calls the format old; files of it are about
-                self.network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{path}: is not a TorchScript file or is damaged ({reason[:100]})") from None
-        metadata = parse_metadata(path, _json_object(extra["config.txt"]), options.names)
-        if metadata.device not in (None, device.type):  # tracing wrote the device into the graph
-            raise UserError(
-                f"{path}: was exported for {metadata.device} and cannot run on {device.type}; "
-                "export it again with the --device it is to run on"
-            )
-        super().__init__(path, device, metadata)
-        _check_precision(path, self.half, options.half, device)
-
-    def _run(self, images: Tensor, augment: bool) -> Tensor:
-        output = self.network(images)
-        return output if isinstance(output, Tensor) else output[0]
-
-
-def _json_object(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text, empty when it is not one."""
-    value = decode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
-    return value if isinstance(value, dict) else {}
-
-
-def _check_precision(path: Path, exported_half: bool, wanted_half: bool, device: torch.device) -> None:
+def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: torch.device) -> None:
     """Refuse a precision the file was not exported in, and float16 files where there is no CUDA."""
     if wanted_half and not exported_half:
         raise UserError(f"{path}: was exported in float32; leave --half out or export it with --half")
     if exported_half and device.type != "cuda":
         raise UserError(f"{path}: is in float16, which needs a CUDA device; export it without --half")
-
-
-@register_format(".onnx")
-def open_onnx(path: Path, device: torch.device, options: Options) -> Backend:
-    """An exported ONNX file, run by ONNX Runtime or, on request, by OpenCV."""
-    return (OpenCvBackend if options.dnn else OnnxBackend)(path, device, options)
-
-
-class OnnxBackend(Backend):
-    """An ONNX file run by ONNX Runtime; its metadata are the model's properties."""
-
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
-        runtime = _import_onnxruntime(path)
-        self.session = _open_session(runtime, path, device)
-        metadata = parse_metadata(path, self.session.get_modelmeta().custom_metadata_map, options.names)
-        first = self.session.get_inputs()[0]
-        batch, _, height, width = first.shape
-        metadata.dynamic = metadata.dynamic or not all(isinstance(n, int) for n in (batch, height, width))
-        if not metadata.dynamic:  # the graph knows better than any note about it
-            metadata.batch, metadata.imgsz = batch, (height, width)
-        metadata.half = first.type == "tensor(float16)"
-        super().__init__(path, device, metadata)
-        _check_precision(path, self.half, options.half, device)
-        self.input = first.name
-
-    def _run(self, images: Tensor, augment: bool) -> Tensor:
-        (output, *_) = self.session.run(None, {self.input: np.ascontiguousarray(images.cpu().numpy())})
-        return torch.from_numpy(output).to(self.device)
-
-
-def _import_onnxruntime(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(
-            f"{path}: needs ONNX Runtime; pip install onnxruntime, or add --dnn for OpenCV"
-        ) from None
-    return onnxruntime
-
-
-def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
-    """An ONNX Runtime session on the device, with as many threads as PyTorch was given."""
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda":
-        if "CUDAExecutionProvider" not in runtime.get_available_providers():
-            raise UserError(
-                f"{path}: this ONNX Runtime has no CUDA; pip install onnxruntime-gpu or use --device cpu"
-            )
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
-    elif device.type != "cpu":
-        raise UserError(f"{path}: ONNX Runtime does not run on {device.type} here; use --device cpu")
-    from onnxruntime.capi.onnxruntime_pybind11_state import (
-        Fail,
-        InvalidArgument,
-        InvalidGraph,
-        InvalidProtobuf,
-    )
-    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unsupported
-
-    try:
-        return runtime.InferenceSession(str(path), options, providers=providers)
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, Unsupported) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{path}: is not an ONNX file or is damaged ({reason[:120]})") from None
-
-
-class OpenCvBackend(Backend):
-    """An ONNX file run by OpenCV's own network module on the CPU."""
-
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
-        import cv2
-
-        if device.type != "cpu":
-            raise UserError(f"{path}: --dnn runs on the CPU only; use --device cpu or leave --dnn out")
-        metadata = parse_metadata(path, read_onnx_properties(path), options.names)
-        if metadata.half:
-            raise UserError(f"{path}: is in float16, which OpenCV does not run; export it without --half")
-        super().__init__(path, device, metadata)
-        try:
-            self.network = cv2.dnn.readNetFromONNX(str(path))
-        except cv2.error as error:
-            raise UserError(f"{path}: OpenCV cannot read it ({error.err}); leave --dnn out") from None
-
-    def _run(self, images: Tensor, augment: bool) -> Tensor:
-        self.network.setInput(np.ascontiguousarray(images.numpy()))
-        return torch.from_numpy(np.array(self.network.forward()))
-
-
-def read_onnx_properties(path: Path) -> dict[str, str]:
-    """The metadata properties of an ONNX file.
-
-    Raises:
-        UserError: not an ONNX file, or ONNX Runtime is not installed.
-    """
-    session = _open_session(_import_onnxruntime(path), path, torch.device("cpu"))
-    return dict(session.get_modelmeta().custom_metadata_map)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -15,8 +16,10 @@ import yaml
 
 import export
 from export import ExportError, ExportResult, parse_opt
+from models import exporting
 from models.backends import load_backend
 from models.checkpoint import save_checkpoint
+from models.formats import onnx as onnx_format
 from models.metadata import PROJECT, SCHEMA
 from models.yolo import DetectionModel
 from utils.errors import UserError
@@ -144,7 +147,7 @@ def test_reference_is_the_model_before_fusion_and_untouched(weights, monkeypatch
 def test_file_that_differs_is_removed_and_the_other_format_still_made(
     weights, monkeypatch, place, amount, sentence
 ):
-    honest = export._Decoded.forward
+    honest = exporting.Decoded.forward
 
     def wrong(self, batch):
         output = honest(self, batch).clone()
@@ -153,10 +156,10 @@ def test_file_that_differs_is_removed_and_the_other_format_still_made(
 
     def write_wrong(job, path):
         with monkeypatch.context() as patch:
-            patch.setattr(export._Decoded, "forward", wrong)
-            export.write_onnx(job, path)
+            patch.setattr(exporting.Decoded, "forward", wrong)
+            onnx_format.write_onnx(job, path)
 
-    monkeypatch.setitem(export.EXPORTERS, "onnx", export.Exporter(".onnx", write_wrong))
+    monkeypatch.setitem(export.EXPORTERS, "onnx", replace(export.EXPORTERS["onnx"], write=write_wrong))
     weights.with_suffix(".onnx").write_bytes(b"an older file")
     with pytest.raises(ExportError, match=sentence) as failure:
         export.run(weights=str(weights), include=["onnx", "torchscript"], imgsz=[32])
@@ -171,7 +174,7 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
         path.write_bytes(b"half a file")
         raise RuntimeError("no such operator\nand a page of graph")
 
-    monkeypatch.setitem(export.EXPORTERS, "onnx", export.Exporter(".onnx", broken))
+    monkeypatch.setitem(export.EXPORTERS, "onnx", replace(export.EXPORTERS["onnx"], write=broken))
     with pytest.raises(
         ExportError, match=r"onnx \(the exporter stopped with RuntimeError: no such operator;"
     ):
@@ -183,13 +186,13 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
     ("options", "sentence"),
     [
         (
-            {"include": ["onnx", "engine"]},
-            "--include engine: not available in this version; available: torchscript, onnx",
+            {"include": ["onnx", "saved_model"]},
+            "--include saved_model: not a format of this project; available: onnx, torchscript",
         ),
-        ({"include": ["word"]}, "--include word: not a format; available: torchscript, onnx"),
+        ({"include": ["word"]}, "--include word: not a format; available: onnx, torchscript"),
         ({"half": True}, "--half: float16 needs a CUDA device"),
         ({"half": True, "dynamic": True}, "--half and --dynamic exclude each other"),
-        ({"simplify": True}, "--simplify works on ONNX files only"),
+        ({"simplify": True}, "--include torchscript: TorchScript files cannot have --simplify"),
         ({"opset": 99}, "--opset 99: must be 11 to 20"),
         ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
         ({"imgsz": [32, 32, 32]}, "--imgsz 32 32 32: give one side or height and width"),

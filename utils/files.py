@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -128,19 +129,20 @@ def save_yaml(path: str | Path, data: dict[str, Any]) -> None:
     atomic_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
-def find_file(name: str | Path, *folders: str) -> Path:
+def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
     """The file the user means: the path as given, then below the project, then a bare name in `folders`.
 
     Args:
         name: a path, or a bare file name such as `coco128.yaml`.
         folders: folders of the project searched recursively for a bare name.
+        folder: whether a folder as given will do: some exported formats are one.
 
     Raises:
         UserError: nothing found (it says where it looked), or several files of that name.
     """
     given = Path(name)
     for candidate in (given, ROOT / given):
-        if candidate.is_file():
+        if candidate.is_file() or (folder and candidate.is_dir()):
             return candidate
     looked = [str(given), str(ROOT / given)]
     if given.parent == Path(".") and str(given) not in ("", "."):
@@ -153,3 +155,28 @@ def find_file(name: str | Path, *folders: str) -> Path:
             return found[0]
         looked += [f"{ROOT / folder}/**" for folder in folders]
     raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); check the path")
+
+
+def path_size(path: Path) -> int:
+    """Bytes of a file, or of every file in a folder."""
+    return (
+        path.stat().st_size
+        if path.is_file()
+        else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    )
+
+
+def replace_path(source: Path, target: Path) -> None:
+    """Put a finished file or folder in the place of another; an old folder is removed only afterwards."""
+    if not target.is_dir():
+        os.replace(source, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+    os.replace(target, old / target.name)
+    try:
+        os.replace(source, target)
+    except OSError:
+        os.replace(old / target.name, target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

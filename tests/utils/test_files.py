@@ -106,3 +106,17 @@ def test_find_file_searches_bare_names_and_refuses_doubles(tmp_path, monkeypatch
         files.find_file("coco.yaml", "data")
     with pytest.raises(UserError, match="looked for"):
         files.find_file("none.yaml", "data")
+
+
+def test_finished_path_takes_the_place_of_a_file_or_a_folder(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.bin").write_bytes(b"12345")
+    assert files.path_size(tmp_path / "old") == files.path_size(tmp_path / "old" / "old.bin") == 5
+    files.replace_path(tmp_path / "new", tmp_path / "old")
+    assert [p.relative_to(tmp_path).as_posix() for p in sorted(tmp_path.rglob("*"))] == ["old", "old/new.bin"]
+    files.replace_path(tmp_path / "old" / "new.bin", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"12345"
+    with pytest.raises(OSError):
+        files.replace_path(tmp_path / "nothing", tmp_path / "old")
+    assert (tmp_path / "old").is_dir(), "what was there stays when nothing takes its place"

@@ -1,0 +1,101 @@
+"""What every exporter is given and says of itself; the formats themselves live in `models/formats`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from models.metadata import Metadata
+from models.yolo import DetectionModel
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an exporter works on.
+
+    Attributes:
+        model: fused, in eval mode, in the precision asked for, its head giving the decoded tensor alone.
+        example: (N, ch, H, W) on the model's device.
+        metadata: what the file is to say about itself.
+        opt: the command line's options.
+    """
+
+    model: DetectionModel
+    example: Tensor
+    metadata: Metadata
+    opt: Namespace
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format that export.py can write.
+
+    Attributes:
+        name: its name in --include.
+        title: its name for people.
+        write: writes the file, or the folder, at the path it is given.
+        endings: by precision ('fp32', 'fp16', 'int8'), how the file's name ends after the checkpoint's stem;
+            a precision that is not there is refused.
+        options: which of the options 'batch', 'dynamic', 'nms' and 'simplify' it honours; the others are
+            refused.
+        unavailable: why this platform cannot write it; None when it can.
+    """
+
+    name: str
+    title: str
+    write: Callable[[Job, Path], None]
+    endings: Mapping[str, str]
+    options: frozenset[str] = field(default_factory=frozenset)
+    unavailable: Callable[[], str | None] = lambda: None
+
+
+EXPORTERS: dict[str, Exporter] = {}
+
+
+def register_exporter(exporter: Exporter) -> Exporter:
+    """Make a format known to export.py."""
+    EXPORTERS[exporter.name] = exporter
+    return exporter
+
+
+class Decoded(nn.Module):
+    """The model as a function of the images alone, which is all that a graph can keep."""
+
+    def __init__(self, model: DetectionModel) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()  # exporters put back the mode they found here, in every module below
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Without torch's notes that tracing is an old road: the check afterwards says whether it led home."""
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def require(package: str, wanted_by: str, install: str | None = None) -> Any:
+    """An optional package, or the sentence that names it and how it is installed."""
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # a dotted name whose parent is absent
+        found = None
+    if found is None:
+        name = install or package
+        raise UserError(f"{wanted_by}: needs the package {name}; pip install {name}")
+    return importlib.import_module(package)

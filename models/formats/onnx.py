@@ -1,0 +1,154 @@
+"""ONNX: written by tracing, run by ONNX Runtime or by OpenCV; metadata are the model's properties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.backends import Backend, Options, check_precision, register_format
+from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.metadata import parse_metadata
+from utils.errors import UserError
+
+
+def write_onnx(job: Job, path: Path) -> None:
+    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
+    onnx = require("onnx", "--include onnx")
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
+    with torch.no_grad(), quiet(job.opt.verbose):
+        # The tracing exporter, not the torch.export one: it names the free axes, keeps the opset asked for
+        # and takes a tenth of the time; both give the same figures.
+        torch.onnx.export(
+            Decoded(job.model),
+            (job.example,),
+            str(path),
+            dynamo=False,
+            verbose=job.opt.verbose,
+            opset_version=job.opt.opset,
+            input_names=["images"],
+            output_names=["output0"],
+            dynamic_axes=axes if job.opt.dynamic else None,
+        )
+    graph = onnx.load(str(path))
+    if job.opt.simplify:
+        graph = require("onnxslim", "--simplify").slim(graph)
+    last = graph.graph.output[0].type.tensor_type.shape.dim[2]
+    last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
+    onnx.helper.set_model_props(graph, job.metadata.entries())
+    graph.producer_name = job.metadata.entries()["author"]
+    onnx.checker.check_model(graph, full_check=True)
+    onnx.save(graph, str(path))
+
+
+@register_format(".onnx")
+def open_onnx(path: Path, device: torch.device, options: Options) -> Backend:
+    """An exported ONNX file, run by ONNX Runtime or, on request, by OpenCV."""
+    return (OpenCvBackend if options.dnn else OnnxBackend)(path, device, options)
+
+
+class OnnxBackend(Backend):
+    """An ONNX file run by ONNX Runtime; its metadata are the model's properties."""
+
+    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+        runtime = _import_onnxruntime(path)
+        self.session = _open_session(runtime, path, device)
+        metadata = parse_metadata(path, self.session.get_modelmeta().custom_metadata_map, options.names)
+        first = self.session.get_inputs()[0]
+        batch, _, height, width = first.shape
+        metadata.dynamic = metadata.dynamic or not all(isinstance(n, int) for n in (batch, height, width))
+        if not metadata.dynamic:  # the graph knows better than any note about it
+            metadata.batch, metadata.imgsz = batch, (height, width)
+        metadata.half = first.type == "tensor(float16)"
+        super().__init__(path, device, metadata)
+        check_precision(path, self.half, options.half, device)
+        self.input = first.name
+
+    def _run(self, images: Tensor, augment: bool) -> Tensor:
+        (output, *_) = self.session.run(None, {self.input: np.ascontiguousarray(images.cpu().numpy())})
+        return torch.from_numpy(output).to(self.device)
+
+
+def _import_onnxruntime(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(
+            f"{path}: needs ONNX Runtime; pip install onnxruntime, or add --dnn for OpenCV"
+        ) from None
+    return onnxruntime
+
+
+def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
+    """An ONNX Runtime session on the device, with as many threads as PyTorch was given."""
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda":
+        if "CUDAExecutionProvider" not in runtime.get_available_providers():
+            raise UserError(
+                f"{path}: this ONNX Runtime has no CUDA; pip install onnxruntime-gpu or use --device cpu"
+            )
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+    elif device.type != "cpu":
+        raise UserError(f"{path}: ONNX Runtime does not run on {device.type} here; use --device cpu")
+    from onnxruntime.capi.onnxruntime_pybind11_state import (
+        Fail,
+        InvalidArgument,
+        InvalidGraph,
+        InvalidProtobuf,
+    )
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Unsupported
+
+    try:
+        return runtime.InferenceSession(str(path), options, providers=providers)
+    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, Unsupported) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{path}: is not an ONNX file or is damaged ({reason[:120]})") from None
+
+
+class OpenCvBackend(Backend):
+    """An ONNX file run by OpenCV's own network module on the CPU."""
+
+    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+        import cv2
+
+        if device.type != "cpu":
+            raise UserError(f"{path}: --dnn runs on the CPU only; use --device cpu or leave --dnn out")
+        metadata = parse_metadata(path, read_onnx_properties(path), options.names)
+        if metadata.half:
+            raise UserError(f"{path}: is in float16, which OpenCV does not run; export it without --half")
+        super().__init__(path, device, metadata)
+        try:
+            self.network = cv2.dnn.readNetFromONNX(str(path))
+        except cv2.error as error:
+            raise UserError(f"{path}: OpenCV cannot read it ({error.err}); leave --dnn out") from None
+
+    def _run(self, images: Tensor, augment: bool) -> Tensor:
+        self.network.setInput(np.ascontiguousarray(images.numpy()))
+        return torch.from_numpy(np.array(self.network.forward()))
+
+
+def read_onnx_properties(path: Path) -> dict[str, str]:
+    """The metadata properties of an ONNX file.
+
+    Raises:
+        UserError: not an ONNX file, or ONNX Runtime is not installed.
+    """
+    session = _open_session(_import_onnxruntime(path), path, torch.device("cpu"))
+    return dict(session.get_modelmeta().custom_metadata_map)
+
+
+register_exporter(
+    Exporter(
+        "onnx",
+        "ONNX",
+        write_onnx,
+        {"fp32": ".onnx", "fp16": ".onnx"},
+        frozenset({"batch", "dynamic", "simplify"}),
+    )
+)

@@ -1,0 +1,75 @@
+"""TorchScript: the traced network in a `.torchscript` file; metadata are its extra file `config.txt`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.backends import Backend, Options, check_precision, register_format
+from models.exporting import Decoded, Exporter, Job, quiet, register_exporter
+from models.metadata import decode, parse_metadata
+from utils.errors import UserError
+
+
+def write_torchscript(job: Job, path: Path) -> None:
+    """Trace the model; metadata go into the extra file `config.txt` as JSON."""
+    entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
+    with torch.no_grad(), quiet(job.opt.verbose):
+        script = torch.jit.trace(Decoded(job.model), job.example, check_trace=False, strict=False)
+    script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+@register_format(".torchscript")
+class TorchScriptBackend(Backend):
+    """An exported TorchScript file; its metadata is the extra file `config.txt` (JSON)."""
+
+    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+        extra = {"config.txt": ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch calls the format old; files of it are about
+                self.network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"{path}: is not a TorchScript file or is damaged ({reason[:100]})") from None
+        metadata = parse_metadata(path, _json_object(extra["config.txt"]), options.names)
+        if metadata.device not in (None, device.type):  # tracing wrote the device into the graph
+            raise UserError(
+                f"{path}: was exported for {metadata.device} and cannot run on {device.type}; "
+                "export it again with the --device it is to run on"
+            )
+        super().__init__(path, device, metadata)
+        check_precision(path, self.half, options.half, device)
+
+    def _run(self, images: Tensor, augment: bool) -> Tensor:
+        output = self.network(images)
+        return output if isinstance(output, Tensor) else output[0]
+
+
+def _json_object(text: str | bytes) -> dict[str, Any]:
+    """The object in a JSON text, empty when it is not one."""
+    value = decode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
+    return value if isinstance(value, dict) else {}
+
+
+register_exporter(
+    Exporter(
+        "torchscript",
+        "TorchScript",
+        write_torchscript,
+        {"fp32": ".torchscript", "fp16": ".torchscript"},
+        frozenset({"batch", "dynamic"}),
+    )
+)
