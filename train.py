@@ -44,12 +44,19 @@ from utils.distributed import from_main, main_first, parallelise, process_group
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.files import increment_dir, save_yaml
-from utils.hyp import load_hyp, scale_gains
+from utils.hyp import NOMINAL_BATCH, load_hyp, scale_gains
 from utils.image_weights import image_weights
 from utils.loggers import EpochBar, ResultsCsv, TensorBoard
 from utils.loss import DetectionLoss
 from utils.metrics import Metrics, fitness, save_metrics
-from utils.optim import EarlyStopping, FrozenLayers, LRSchedule, ModelEMA, build_optimizer
+from utils.optim import (
+    EarlyStopping,
+    FrozenLayers,
+    LRSchedule,
+    ModelEMA,
+    build_optimizer,
+    fitting_nominal_batch,
+)
 from utils.plots import plot_images, plot_labels, plot_results
 from utils.profiling import count_parameters, gflops
 from utils.resume import find_checkpoint, resumed_options, run_folder, saved_options
@@ -138,6 +145,7 @@ class Run:
         self.frozen = FrozenLayers(self.model, opt.freeze)
         if opt.batch_size == -1:
             opt.batch_size = choose_batch_size(self.model, self.imgsz, device, self.amp)
+        self._fit_nominal_batch()
         self.save_dir = self._make_folder()
         self.weights = self.save_dir / "weights"
         self._build_loaders()
@@ -160,6 +168,19 @@ class Run:
                 anchors_per_layer=anchors,
                 seed=self.opt.seed,
                 backbone_weights=self.opt.backbone_weights,
+            )
+
+    def _fit_nominal_batch(self) -> None:
+        """Small data sets get more optimizer steps than 64 images each would make, unless the hyp says so."""
+        if self.checkpoint is not None or "nominal_batch" in self.hyp:
+            return
+        fitting = fitting_nominal_batch(len(self.images), self.opt.batch_size)
+        self.hyp["nominal_batch"] = fitting
+        if fitting < NOMINAL_BATCH and fitting < len(self.images):
+            LOGGER.info(
+                "%d images are few: an optimizer step after every %d instead of %d of them "
+                "(nominal_batch: %d in the --hyp file keeps YOLOv5's)",
+                *(len(self.images), fitting, NOMINAL_BATCH, NOMINAL_BATCH),
             )
 
     def _make_folder(self) -> Path:

@@ -104,7 +104,8 @@ def test_learns_the_shapes_and_leaves_all_files(folder: Path, tmp_path: Path) ->
 def test_resumed_run_equals_an_uninterrupted_one(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same = {"epochs": 4, "save_period": 1, "image_weights": True, "multi_scale": True}
+    hyp = load_hyp("hyp.scratch-low.yaml") | {"nominal_batch": 64}  # more than an epoch: gradients stay over
+    same = {"epochs": 4, "save_period": 1, "image_weights": True, "multi_scale": True, "hyp": hyp}
     whole = train.run(**options(folder, tmp_path, **same))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_in(patch, epoch=3)
@@ -213,6 +214,9 @@ def test_noval_and_nosave_wait_for_the_last_epoch(folder: Path, tmp_path: Path) 
     rows = read_results(result.save_dir / "results.csv")
     assert rows[0][4] != rows[0][4] and rows[1][4] == rows[1][4]  # nan, then a figure
     assert {p.name for p in (result.save_dir / "weights").iterdir()} == {"last.pt", "best.pt"}
+    # The stock recipe on so few images: every batch of 8 is a step, and the run's files say so.
+    assert yaml.safe_load((result.save_dir / "hyp.yaml").read_text())["nominal_batch"] == 8
+    assert load_checkpoint(result.last).meta["hyp"]["nominal_batch"] == 8
 
 
 def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,8 @@ def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
     """Read and check a hyperparameter file (a path, or a bare name from data/hyps), or a mapping from Python.
 
     Keys that are left out take the value of hyp.scratch-low.yaml, with one warning that names them. `anchors`
-    (anchors per layer, forces the anchor search) and `nominal_batch` (images per optimizer step, 64) are
-    optional.
+    (anchors per layer, forces the anchor search) and `nominal_batch` (images per optimizer step; left
+    out, 64 or what fits the data set) are optional.
 
     Raises:
         UserError: an unknown key, or a value that is no number, not finite or out of its range.

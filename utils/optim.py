@@ -16,6 +16,7 @@ from utils.hyp import NOMINAL_BATCH
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 MIN_WARMUP_ITERATIONS = 100
+MIN_STEPS_PER_EPOCH = 10
 # The order that results.csv's x/lr0, x/lr1, x/lr2 follow.
 BIASES, WEIGHTS, NORMS = range(3)
 BACKBONE = "backbone"  # the section of a model's rows that may learn at a rate of its own
@@ -39,6 +40,16 @@ def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
     """Batches per optimizer step, so that a step sees about `nominal_batch` images."""
     return max(round(nominal_batch / batch_size), 1)
+
+
+def fitting_nominal_batch(images: int, batch_size: int) -> int:
+    """Images per optimizer step for a data set of `images`: 64, or fewer where that is too few steps.
+
+    A net trained from scratch on some hundred images takes under 200 steps in 60 epochs when each sees 64 of
+    them, and the average (EMA) hardly moves. So an epoch has at least 10 steps, as far as it has batches.
+    """
+    affordable = max(images // (batch_size * MIN_STEPS_PER_EPOCH), 1)
+    return NOMINAL_BATCH if affordable >= accumulation(batch_size) else batch_size * affordable
 
 
 def backbone_rows(model: nn.Module) -> list[int]:

@@ -17,6 +17,7 @@ from utils.optim import (
     ModelEMA,
     accumulation,
     build_optimizer,
+    fitting_nominal_batch,
     param_groups,
 )
 
@@ -93,6 +94,24 @@ def test_nominal_batch_of_small_data_sets() -> None:
     schedule = LRSchedule(HYP | {"nominal_batch": 16}, 100, 50, 16)
     optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
     assert [schedule.apply(optimizer, i, 0) for i in (0, 100, 1000)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "nominal"),
+    [
+        (205, 16, 16),  # 13 batches an epoch: each is a step
+        (5000, 16, 64),
+        (640, 16, 64),  # exactly 10 steps of 64
+        (639, 16, 48),
+        (320, 8, 32),
+        (4, 8, 8),
+        (100, 128, 64),  # a batch already is more than the nominal one
+    ],
+)
+def test_an_epoch_has_ten_steps_where_its_batches_allow(images, batch_size, nominal) -> None:
+    assert fitting_nominal_batch(images, batch_size) == nominal
+    steps = images // (batch_size * accumulation(batch_size, nominal))
+    assert steps >= 10 or accumulation(batch_size, nominal) == 1
 
 
 def test_no_warm_up_when_going_on_from_a_finished_run() -> None:
