@@ -46,8 +46,8 @@ def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pa
         sizes: (n, 2) width and height of the images.
     """
     aspect = sizes[:, 1] / sizes[:, 0]
-    # Which images of equal aspect share a batch moves recall by some thousandths. Heapsort mixes them alike on
-    # every machine; the order of numpy's default sort depends on the CPU's vectors.
+    # Which images of equal aspect share a batch moves recall by some thousandths. Heapsort orders them the
+    # same on every machine; the order of numpy's default sort depends on the CPU's vectors.
     order = np.argsort(aspect, kind="heapsort")
     count = len(order)
     starts = np.arange(0, count, batch_size)
