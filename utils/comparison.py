@@ -132,11 +132,12 @@ def conditions_of(meta: Mapping[str, Any], nc: int) -> dict[str, Any] | None:
     opt, hyp = meta.get("opt"), meta.get("hyp")
     if not isinstance(opt, Mapping) or not isinstance(hyp, Mapping):
         return None
-    if any(name not in opt for name in ("data", *RECIPE)):
+    if any(name not in opt for name in ("data", *RECIPE) if name not in _USUAL):
         return None
-    found = {name: opt[name] for name in RECIPE}
-    endless = not opt["patience"] or opt["patience"] >= opt["epochs"]
-    found |= {"freeze": list(opt["freeze"]), "patience": None if endless else opt["patience"]}
+    found = {name: opt.get(name, _USUAL.get(name)) for name in RECIPE}  # an older train.py had fewer options
+    patience = found["patience"]
+    endless = not patience or patience >= found["epochs"]
+    found |= {"freeze": list(found["freeze"]), "patience": None if endless else patience}
     return {"data": data_path(opt["data"]), "nc": nc, **found, "hyp": dict(hyp)}
 
 
@@ -151,9 +152,9 @@ def data_path(data: str | Path) -> str:
 def start_of(meta: Mapping[str, Any]) -> str:
     """What a checkpoint's training began with; 'checkpoint' also where nothing is told about it."""
     opt = meta.get("opt")
-    if not isinstance(opt, Mapping) or opt.get("weights") or "backbone_weights" not in opt:
+    if not isinstance(opt, Mapping) or opt.get("weights"):
         return "checkpoint"
-    return str(opt["backbone_weights"] or "scratch")
+    return str(opt.get("backbone_weights") or "scratch")
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -212,7 +213,7 @@ def describe_conditions(conditions: Mapping[str, Any], hyp_files: Sequence[str |
     """Conditions as one line; options that are as usual are not named."""
     parts = [Path(conditions["data"]).name, f"{conditions['nc']} classes"]
     parts += [form.format(conditions[name]) for name, form in _TITLED.items()]
-    parts = [part[:-1] if part in ("1 classes", "1 epochs") else part for part in parts]
+    parts = [{"1 classes": "1 class", "1 epochs": "1 epoch"}.get(part, part) for part in parts]
     parts.append(hyp_name(conditions["hyp"], hyp_files))
     for name, usual in _USUAL.items():
         if conditions[name] != usual:
@@ -251,7 +252,9 @@ def _plain(value: Any) -> str:
     """A value in a sentence."""
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return {None: "none", True: "yes", False: "no"}.get(value, str(value)) if not value else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def to_csv(groups: Sequence[Group], failed: Sequence[Row]) -> str:

@@ -276,6 +276,8 @@ def plot_pareto(groups: Sequence[Group], path: str | Path) -> None:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.14, y=0.14)
+        low, high = axis.get_ylim()
+        axis.set_ylim(bottom=max(low, -0.03 * high))
     if len(groups) > 1 or (groups and groups[0].front("gflops")):
         handles, labels = figure.axes[1].get_legend_handles_labels()
         if handles:

@@ -187,6 +187,7 @@ def _facts(facts: Mapping[str, str]) -> str:
 def _conditions(group: Group) -> str:
     """Every condition of a group, hyperparameters too, folded away."""
     known: dict[str, Any] = {k: v for k, v in (group.conditions or {}).items() if k != "hyp"}
+    known["data"] = Path(known["data"]).name
     known |= {f"hyp {k}": v for k, v in (group.conditions or {}).get("hyp", {}).items()}
     text = {name: "none" if value is None else str(value) for name, value in known.items()}
     return f"<details><summary>Conditions {group.number} in full</summary>{_facts(text)}</details>"

@@ -18,7 +18,7 @@ from utils.report import Sample
 
 Detector = Callable[[np.ndarray], np.ndarray]
 
-PIXELS = 480  # longer side of a picture, at most
+PIXELS = (320, 480)  # longer side of a picture, at least (names must be legible) and at most
 QUALITY = 88  # of its JPEG
 
 
@@ -60,10 +60,12 @@ def sample_pictures(
 
 
 def _picture(image: np.ndarray, det: np.ndarray, names: Mapping[int, str], hide_conf: bool = False) -> bytes:
-    """An image with boxes (n, 6) in its pixels drawn on it, as a JPEG small enough for a page."""
-    scale = min(PIXELS / max(image.shape[:2]), 1.0)
-    if scale < 1:
-        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    """An image with boxes (n, 6) in its pixels drawn on it, as a JPEG of a size for a page."""
+    side = max(image.shape[:2])
+    scale = float(np.clip(side, *PIXELS)) / side
+    if scale != 1:
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
     det = np.array(det, dtype=np.float64)
     det[:, :4] *= scale
     drawn = draw_detections(image, det, names, line_thickness=2, hide_conf=hide_conf)
