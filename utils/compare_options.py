@@ -92,6 +92,9 @@ def open_run(options: dict[str, Any]) -> tuple[argparse.Namespace, Path | None]:
     """
     parser = build_parser()
     if options.get("resume"):
+        placed = [name for name in ("project", "name", "exist_ok") if options.get(name)]
+        if placed:
+            raise UserError(f"--resume names the folder itself; leave --{placed[0].replace('_', '-')} out")
         folder = find_run(options["resume"])
         saved = load_yaml(folder / RUN_FILE)
         known = {action.dest for action in parser._actions}

@@ -114,6 +114,7 @@ def test_a_resumed_run_keeps_its_conditions(tmp_path, monkeypatch):
         ({"cfg": ["n.yaml"], "backbone_lr": 0.1, "freeze": ["backbone"]}, "use one"),
         ({"cfg": ["n.yaml"], "optimizer": "LAMB"}, "LAMB"),
         ({"resume": "nowhere"}, "nowhere: holds no compare.yaml"),
+        ({"resume": "nowhere", "name": "other"}, "leave --name out"),
         ({"cfg": ["n.yaml"], "sync_bn": True}, "sync_bn"),
     ],
 )
