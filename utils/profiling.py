@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,13 @@ def latency(
     fn: Callable[[], Any], repeats: int = 30, warmup: int = 5, device: torch.device | None = None
 ) -> dict[str, float]:
     """Milliseconds of a call: min, mean, median, p90, p95 of `repeats` calls after `warmup` unmeasured."""
+    return percentiles(call_times(fn, repeats, warmup, device))
+
+
+def call_times(
+    fn: Callable[[], Any], repeats: int, warmup: int = 5, device: torch.device | None = None
+) -> list[float]:
+    """The milliseconds of each of `repeats` calls after `warmup` unmeasured."""
     device = device or torch.device("cpu")
     for _ in range(warmup):
         fn()
@@ -51,6 +58,11 @@ def latency(
         fn()
         synchronize(device)
         times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def percentiles(times: Sequence[float]) -> dict[str, float]:
+    """Min, mean, median, p90 and p95 of a series."""
     series = torch.tensor(times, dtype=torch.float64)
     quantiles = {"median": 0.5, "p90": 0.9, "p95": 0.95}
     return {
@@ -58,6 +70,29 @@ def latency(
         "mean": float(series.mean()),
         **{name: float(series.quantile(q)) for name, q in quantiles.items()},
     }
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, rounds: int, device: torch.device | None = None
+) -> dict[str, dict[str, float]]:
+    """The `percentiles` of several calls, timed in rounds through all of them.
+
+    A machine that becomes slower or faster on the way then does so for all alike. Every round begins with
+    another call, and each of its turns with two unmeasured runs.
+
+    Args:
+        calls: by name.
+        repeats: timed runs of each call, over all rounds.
+        rounds: how many; no more than `repeats`.
+    """
+    names, rounds = list(calls), min(rounds, repeats)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds):
+        share = repeats * (number + 1) // rounds - repeats * number // rounds
+        shift = number % max(len(names), 1)
+        for name in names[shift:] + names[:shift]:
+            times[name] += call_times(calls[name], share, 2, device)
+    return {name: percentiles(series) for name, series in times.items()}
 
 
 def summary(model: nn.Module, imgsz: Size = 640) -> dict[str, float]:

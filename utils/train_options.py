@@ -22,15 +22,27 @@ def build_parser() -> Parser:
     add = parser.add_argument
     add("--weights", help="checkpoint to start from, '' for none (default: none with --cfg, else yolov5s.pt)")
     add("--cfg", default="", help="model YAML, timm:NAME or torchvision:NAME")
+    add("--resume", nargs="?", const=True, default=False, help="go on with the newest or the given last.pt")
+    add("--project", default=str(ROOT / "runs" / "train"), help="folder of runs")
+    add("--name", default="exp", help="folder in it; 'cfg' is the stem of --cfg")
+    add("--exist-ok", action="store_true", help="write into project/name even if it exists")
+    add("--nosave", action="store_true", help="save only after the last epoch")
+    add("--noval", action="store_true", help="validate only after the last epoch")
+    add("--sync-bn", action="store_true", help="SyncBatchNorm, with several GPUs")
+    add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers older than torchrun")
+    add_recipe(parser)
+    return parser
+
+
+def add_recipe(parser: Parser) -> None:
+    """The options that say how a network is trained, whatever the network: those compare.py passes on."""
+    add = parser.add_argument
     add("--data", default="data/coco128.yaml", help="dataset YAML")
     add("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
     add("--epochs", type=int, default=100)
     add("--batch-size", type=int, default=16, help="total over all GPUs; -1 finds what fits the GPU")
     add("--imgsz", "--img", "--img-size", type=int, default=640, help="train and val size in pixels")
     add("--rect", action="store_true", help="rectangular training (no shuffle, no mosaic)")
-    add("--resume", nargs="?", const=True, default=False, help="go on with the newest or the given last.pt")
-    add("--nosave", action="store_true", help="save only after the last epoch")
-    add("--noval", action="store_true", help="validate only after the last epoch")
     add("--noautoanchor", action="store_true", help="keep the model's anchors, whatever the data")
     add("--noplots", action="store_true", help="draw nothing")
     add("--cache", nargs="?", const="ram", choices=("ram", "disk", "val"), help="keep decoded images")
@@ -39,11 +51,7 @@ def build_parser() -> Parser:
     add("--multi-scale", action="store_true", help="vary the size by +-50 %%")
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--optimizer", choices=OPTIMIZERS, default="SGD")
-    add("--sync-bn", action="store_true", help="SyncBatchNorm, with several GPUs")
     add("--workers", type=int, default=8, help="loader processes of each rank")
-    add("--project", default=str(ROOT / "runs" / "train"), help="folder of runs")
-    add("--name", default="exp", help="folder in it; 'cfg' is the stem of --cfg")
-    add("--exist-ok", action="store_true", help="write into project/name even if it exists")
     add("--cos-lr", action="store_true", help="cosine schedule instead of a linear one")
     add("--label-smoothing", type=float, default=0.0, help="epsilon of the class targets")
     add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0 never stops")
@@ -59,10 +67,8 @@ def build_parser() -> Parser:
     add("--backbone-lr", type=float, help="initial learning rate of the backbone's rows (default: lr0)")
     add("--save-period", type=int, default=-1, help="also save epochN.pt every so many epochs")
     add("--seed", type=int, default=0)
-    add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers older than torchrun")
     add("--amp", choices=AMP_MODES, default="auto", help="mixed precision")
     add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
-    return parser
 
 
 def _row(text: str) -> int | str:
@@ -75,9 +81,14 @@ def parse_opt(argv: list[str] | None = None) -> argparse.Namespace:
     return build_parser().parse_args(argv)
 
 
-def given_options(argv: list[str] | None = None) -> dict[str, Any]:
-    """Only what the command line says: a resumed run takes the rest from where it was interrupted."""
-    parser = build_parser()
+def given_options(argv: list[str] | None = None, parser: Parser | None = None) -> dict[str, Any]:
+    """Only what the command line says: a resumed run takes the rest from where it was interrupted.
+
+    Args:
+        argv: the arguments; None for the process's own.
+        parser: the script's own, which is used up; None for train.py's.
+    """
+    parser = parser or build_parser()
     full = parser.parse_args(argv)
     for action in parser._actions:
         action.default = argparse.SUPPRESS

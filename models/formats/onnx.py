@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,23 @@ class OnnxBackend(Backend):
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         (output, *_) = self.session.run(None, {self.input: np.ascontiguousarray(images.cpu().numpy())})
         return torch.from_numpy(output).to(self.device)
+
+
+def onnx_obstacle(device: torch.device) -> str:
+    """Why nothing can be exported to ONNX and run by ONNX Runtime on a device; '' when it can."""
+    absent = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if absent:
+        return f"pip install {' '.join(absent)}"
+    if device.type == "cpu":
+        return ""
+    import onnxruntime
+
+    providers = onnxruntime.get_available_providers()
+    if device.type == "cuda" and "CUDAExecutionProvider" in providers:
+        return ""
+    return (
+        f"this ONNX Runtime does not run on {device.type}; pip install onnxruntime-gpu, or use --device cpu"
+    )
 
 
 def _import_onnxruntime(path: Path) -> Any:

@@ -11,7 +11,15 @@ from models import common
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
-from utils.profiling import count_parameters, gflops, latency, layer_table, summary
+from utils.profiling import (
+    count_parameters,
+    gflops,
+    interleaved,
+    latency,
+    layer_table,
+    percentiles,
+    summary,
+)
 
 POSTS = ROOT / "tests/fixtures/posts"
 
@@ -170,3 +178,20 @@ def test_latency_calls_as_often_as_it_says_and_orders_its_figures():
     times = latency(lambda: calls.append(1), repeats=7, warmup=2)
     assert len(calls) == 9
     assert 0 <= times["min"] <= times["median"] <= times["p90"] <= times["p95"]
+
+
+def test_interleaved_calls_take_turns():
+    order = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    found = interleaved(calls, repeats=5, rounds=2)
+    assert (
+        "".join(order) == "aaaa" + "bbbb" + "bbbbb" + "aaaaa"
+    )  # two unmeasured each, the second round turned
+    assert set(found) == {"a", "b"} and found["a"]["median"] > 0
+    assert interleaved({}, 5, 2) == {}
+
+
+def test_percentiles_of_known_times():
+    found = percentiles([4.0, 1.0, 2.0, 3.0, 5.0])
+    assert (found["min"], found["mean"], found["median"]) == (1.0, 3.0, 3.0)
+    assert found["p90"] == pytest.approx(4.6) and found["p95"] == pytest.approx(4.8)

@@ -1,0 +1,130 @@
+"""compare.py's options: nets and their starts, what is passed on, what a resumed run may change."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import compare
+import train
+from utils.compare_options import (
+    Net,
+    command_line,
+    list_nets,
+    open_run,
+    save_options,
+    split_cfg,
+    train_options,
+)
+from utils.errors import UserError
+from utils.hyp import load_hyp
+
+
+def nets(**options) -> list[Net]:
+    return list_nets(open_run(options)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("models/a.yaml", ("models/a.yaml", None)),
+        ("models/a.yaml+imagenet", ("models/a.yaml", "imagenet")),
+        ("models/a.yaml+scratch", ("models/a.yaml", "")),
+        ("a+b/c.yml+timm/x=my+file.pth", ("a+b/c.yml", "timm/x=my+file.pth")),
+        ("timm:mobilenetv4_conv_small+imagenet", ("timm:mobilenetv4_conv_small", "imagenet")),
+        ("timm:mobilenetv4_conv_small", ("timm:mobilenetv4_conv_small", None)),
+    ],
+)
+def test_a_cfg_may_name_its_start(text, parts):
+    assert split_cfg(text) == parts
+
+
+def test_nets_have_names_and_folders_of_their_own(tmp_path):
+    found = nets(
+        cfg=["models/n.yaml", "models/n.yaml+imagenet", "other/n.yaml", "timm:x", "models/n.yaml"],
+        weights=["runs/exp3/weights/best.pt", str(tmp_path / "mine.pt")],
+    )
+    assert [(net.key, net.label) for net in found] == [
+        ("n", "n"),
+        ("n-imagenet", "n (ImageNet)"),
+        ("n-2", "n"),
+        ("timm-x", "timm-x"),
+        ("weights-exp3", "exp3"),
+        ("weights-mine", "mine"),
+    ]
+    assert found[1].backbone_weights == "imagenet" and found[0].backbone_weights == ""
+    both = nets(cfg=["n.yaml", "n.yaml+scratch"], backbone_weights="imagenet")
+    assert [net.backbone_weights for net in both] == ["imagenet", ""]
+    assert nets(cfg=["../<img src=x>.yaml"])[0].key == "img-src-x"
+
+
+def test_training_options_and_defaults_are_train_s_own():
+    opt, folder = open_run({"cfg": ["n.yaml"], "epochs": 7, "cos_lr": True, "hyp": "hyp.digits.yaml"})
+    passed = train_options(opt, Net("n", "n", cfg="n.yaml", backbone_weights="imagenet"))
+    assert folder is None and passed["epochs"] == 7 and passed["backbone_weights"] == "imagenet"
+    assert passed["hyp"] == load_hyp("hyp.digits.yaml") and passed["cfg"] == "n.yaml"
+    own = vars(train.parse_opt([]))
+    assert set(passed) < set(own)
+    same = set(passed) - {"cfg", "weights", "epochs", "cos_lr", "hyp", "backbone_weights"}
+    assert all(passed[name] == own[name] for name in same)
+    left = {"resume", "project", "name", "exist_ok", "nosave", "noval", "sync_bn", "local_rank"}
+    assert set(own) - set(passed) == left
+
+
+def test_the_command_line_comes_back(tmp_path):
+    opt, _ = open_run({"cfg": ["a b.yaml", "n.yaml"], "epochs": 3, "cos_lr": True, "freeze": ["backbone"]})
+    line = "python compare.py --cfg 'a b.yaml' n.yaml --epochs 3 --cos-lr --freeze backbone"
+    assert command_line(opt) == line
+
+
+def test_a_resumed_run_keeps_its_conditions(tmp_path, monkeypatch):
+    same = {"project": str(tmp_path), "name": "run", "data": "data/digits.yaml", "hyp": "hyp.digits.yaml"}
+    opt, _ = open_run({"cfg": ["a.yaml"], "epochs": 5, **same})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    save_options(opt, folder)
+    again, found = open_run({"resume": str(folder), "cfg": ["b.yaml"], "workers": 1})
+    assert found == folder and again.cfg == ["a.yaml", "b.yaml"] and again.workers == 1
+    assert again.epochs == 5 and again.hyp == opt.hyp and again.hyp_file == "hyp.digits.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert open_run({"resume": True})[1] == folder
+    again, found = open_run({"cfg": ["c.yaml"], "epochs": 5, "exist_ok": True, **same})
+    assert found == folder and again.cfg == ["a.yaml", "c.yaml"]
+    assert open_run({"cfg": ["c.yaml"], "epochs": 6, **same})[1] is None  # a new run beside it
+    for changes, says in (
+        ({"resume": str(folder), "epochs": 6}, "epochs 5, now 6"),
+        ({"resume": str(folder), "hyp": "hyp.VOC.yaml"}, "hyp"),
+        ({"resume": str(folder), "data": "data/coco.yaml"}, "data/digits.yaml"),
+        ({"cfg": ["a.yaml"], "exist_ok": True, **same}, "epochs 5, now 100"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            open_run(changes)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "nothing to compare"),
+        ({"cfg": ["n.yaml"], "epochs": 0}, "--epochs 0"),
+        ({"cfg": ["n.yaml"], "latency_runs": 0}, "--latency-runs 0"),
+        ({"cfg": ["n.yaml"], "samples": -1}, "--samples -1"),
+        ({"cfg": ["n.yaml"], "hyp": {"lr_0": 1.0}}, "did you mean 'lr0'"),
+        ({"cfg": ["n.yaml"], "backbone_lr": 0.1, "freeze": ["backbone"]}, "use one"),
+        ({"cfg": ["n.yaml"], "optimizer": "LAMB"}, "LAMB"),
+        ({"resume": "nowhere"}, "nowhere: holds no compare.yaml"),
+        ({"resume": "nowhere", "name": "other"}, "leave --name out"),
+        ({"cfg": ["n.yaml"], "sync_bn": True}, "sync_bn"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(options, says):
+    with pytest.raises(UserError) as caught:
+        open_run(options)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_option_is_documented():
+    undocumented = {"epochs", "optimizer", "seed"}  # as in train.py, whose help these options have
+    assert {a.dest for a in compare.build_parser()._actions if not a.help} <= undocumented
+    assert inspect.getdoc(compare.run)
