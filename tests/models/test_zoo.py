@@ -9,7 +9,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.pretrained import equal_reference
 from models.yolo import DetectionModel
+from utils.errors import UserError
 from utils.files import ROOT, load_yaml
 from utils.profiling import gflops
 
@@ -75,6 +77,19 @@ def test_the_scaled_differ_in_their_multiples_alone(name):
         assert ours.pop(key) > 0
         base.pop(key)
     assert ours == base
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_pretrained_names_the_network_that_the_backbone_equals(name):
+    named = config(name).get("pretrained")
+    if named and named.startswith("timm/"):
+        pytest.importorskip("timm", reason="timm, which holds this reference, is optional")
+    model = DetectionModel(f"{name}.yaml", nc=1) if named else on_meta(f"{name}.yaml")
+    try:
+        inferred = equal_reference(model)
+    except UserError:
+        inferred = None
+    assert inferred == named
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
