@@ -13,6 +13,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.references import import_timm, timm_network, torchvision_weights
@@ -21,6 +22,8 @@ from utils.errors import UserError
 
 STRIDES = (8, 16, 32)
 _PROBE = 128  # pixels per side of the image a network's strides are read with
+_ODD = (96, 160)  # sides that only networks of any size take
+_NO_MAPS = (RuntimeError, AttributeError, AssertionError, ValueError, TypeError, LookupError)
 _MAX_WIDTH = (128, 256, 512)  # of a written neck, per level: YOLOv5s's
 
 
@@ -30,26 +33,71 @@ class Timm(nn.Module):
     Args:
         c1: channels of the image. name: as timm knows it, with or without a weights' tag.
         strides: of the maps to give, each the last one of its stride.
+    Raises:
+        UserError: no such network, none of those strides, or one that does not take images of any size.
     """
 
     def __init__(self, c1: int, name: str, strides: tuple[int, ...] = STRIDES) -> None:
         super().__init__()
+        label, self.strides = f"timm/{name}", tuple(strides)
+        common = {"pretrained": False, "in_chans": c1, "features_only": True}
         try:
             with torch.device("meta"):
-                probe = timm_network(name, pretrained=False, in_chans=c1, features_only=True)
-            picked = _last_of_each(f"timm/{name}", probe.feature_info.reduction(), strides)
-            indices = tuple(probe.feature_info.out_indices[i] for i in picked)
-            self.net = timm_network(
-                name, pretrained=False, in_chans=c1, features_only=True, out_indices=indices
-            )
-        except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError, LookupError) as error:
-            raise UserError(f"timm/{name}: gives no feature maps ({_first_line(error)})") from None
+                info = timm_network(name, **common).feature_info
+            picked = _last_of_each(label, info.reduction(), strides)
+            common["out_indices"] = tuple(info.out_indices[i] for i in picked)
+            options, sizes = _free_of_size(label, common, c1)
+            self.net = timm_network(name, **common, **options)
+        except _NO_MAPS as error:
+            raise UserError(f"{label}: gives no feature maps ({_first_line(error)})") from None
         self.channels_last = "NHWC" in str(getattr(self.net, "output_fmt", ""))
+        if self.channels_last:
+            sizes = [(c, h, w) for h, w, c in sizes]
+        # Networks that pad to patches of their own, or not at all, give maps a cell larger or smaller.
+        self.resizes = [s[1:] for s in sizes] != [(_ODD[0] // s, _ODD[1] // s) for s in strides]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, c1, H, W) -> list of (N, Ci, H/si, W/si)."""
-        maps = self.net(x)
-        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last else list(maps)
+        maps = list(self.net(x))
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        if self.resizes:
+            sizes = [(x.shape[2] // s, x.shape[3] // s) for s in self.strides]
+            maps = [F.interpolate(m, size, mode="bilinear") for m, size in zip(maps, sizes)]
+        return maps
+
+
+def _free_of_size(
+    label: str, common: dict[str, Any], c1: int
+) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
+    """What timm has to be told so that a network takes images of any size, and its maps' shapes at _ODD.
+
+    Raises:
+        UserError: it takes images of one size, or of few, whatever it is told.
+    """
+    name, why = label.partition("/")[2], None
+    for options in ({}, {"strict_img_size": False}):
+        try:
+            try:
+                maps = _maps(name, common | options, c1, "meta")
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+                with seeded(0):  # the network asks for a tensor's values while it runs
+                    maps = _maps(name, common | options, c1, "cpu")
+            return options, [tuple(m.shape[1:]) for m in maps]
+        except _NO_MAPS as error:
+            why = why or _first_line(error)
+    raise UserError(
+        f"{label}: does not take images of every size ({why}), which a detector needs; choose a network "
+        "without a fixed window or position table, such as a convolutional one"
+    )
+
+
+def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tensor]:
+    """A network's maps of an image whose sides are odd multiples of 32."""
+    with torch.device(device), torch.no_grad():
+        return timm_network(name, **options).eval()(torch.zeros(1, c1, *_ODD))
 
 
 class TorchVision(nn.Module):
