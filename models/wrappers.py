@@ -10,6 +10,7 @@ Channels and strides are read from the network itself. Nothing is downloaded to 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from utils.errors import UserError
 
 STRIDES = (8, 16, 32)
 _PROBE = 128  # pixels per side of the image a network's strides are read with
-_ODD = (96, 160)  # sides that only networks of any size take
+_ODD = (64, 96)  # the smallest of training, and a side that only networks of any size take
 _NO_MAPS = (RuntimeError, AttributeError, AssertionError, ValueError, TypeError, LookupError)
 _MAX_WIDTH = (128, 256, 512)  # of a written neck, per level: YOLOv5s's
 
@@ -39,22 +40,13 @@ class Timm(nn.Module):
 
     def __init__(self, c1: int, name: str, strides: tuple[int, ...] = STRIDES) -> None:
         super().__init__()
-        label, self.strides = f"timm/{name}", tuple(strides)
-        common = {"pretrained": False, "in_chans": c1, "features_only": True}
-        try:
-            with torch.device("meta"):
-                info = timm_network(name, **common).feature_info
-            picked = _last_of_each(label, info.reduction(), strides)
-            common["out_indices"] = tuple(info.out_indices[i] for i in picked)
-            options, sizes = _free_of_size(label, common, c1)
-            self.net = timm_network(name, **common, **options)
-        except _NO_MAPS as error:
-            raise UserError(f"{label}: gives no feature maps ({_first_line(error)})") from None
+        self.strides = tuple(strides)
+        options, shapes = _usable(name, c1, self.strides)
+        self.net = timm_network(name, **dict(options))
         self.channels_last = "NHWC" in str(getattr(self.net, "output_fmt", ""))
-        if self.channels_last:
-            sizes = [(c, h, w) for h, w, c in sizes]
+        sizes = [shape[:2] if self.channels_last else shape[1:] for shape in shapes]
         # Networks that pad to patches of their own, or not at all, give maps a cell larger or smaller.
-        self.resizes = [s[1:] for s in sizes] != [(_ODD[0] // s, _ODD[1] // s) for s in strides]
+        self.resizes = sizes != [(_ODD[0] // s, _ODD[1] // s) for s in self.strides]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, c1, H, W) -> list of (N, Ci, H/si, W/si)."""
@@ -67,35 +59,45 @@ class Timm(nn.Module):
         return maps
 
 
-def _free_of_size(
-    label: str, common: dict[str, Any], c1: int
-) -> tuple[dict[str, Any], list[tuple[int, int, int]]]:
-    """What timm has to be told so that a network takes images of any size, and its maps' shapes at _ODD.
+@lru_cache(maxsize=32)  # a detector builds its rows three times: to plan, to check, to have
+def _usable(
+    name: str, c1: int, strides: tuple[int, ...]
+) -> tuple[tuple[tuple[str, Any], ...], list[tuple[int, ...]]]:
+    """What timm has to be told to give these maps for images of any size, and the maps' shapes at _ODD.
 
     Raises:
-        UserError: it takes images of one size, or of few, whatever it is told.
+        UserError: there are no such maps, or it takes images of one size, or of few, whatever it is told.
     """
-    name, why = label.partition("/")[2], None
-    for options in ({}, {"strict_img_size": False}):
+    label, why = f"timm/{name}", None
+    wanted = {"pretrained": False, "in_chans": c1, "features_only": True}
+    try:
+        with torch.device("meta"):
+            info = timm_network(name, **wanted).feature_info
+        picked = _last_of_each(label, info.reduction(), strides)
+        wanted["out_indices"] = tuple(info.out_indices[i] for i in picked)
+    except _NO_MAPS as error:
+        raise UserError(f"{label}: gives no feature maps ({_first_line(error)})") from None
+    for freed in ({}, {"strict_img_size": False}):
+        options = wanted | freed
         try:
             try:
-                maps = _maps(name, common | options, c1, "meta")
+                maps = _maps(name, options, c1, "meta")
             except RuntimeError as error:
                 if "meta" not in str(error):
                     raise
                 with seeded(0):  # the network asks for a tensor's values while it runs
-                    maps = _maps(name, common | options, c1, "cpu")
-            return options, [tuple(m.shape[1:]) for m in maps]
+                    maps = _maps(name, options, c1, "cpu")
+            return tuple(options.items()), [tuple(m.shape[1:]) for m in maps]
         except _NO_MAPS as error:
             why = why or _first_line(error)
     raise UserError(
-        f"{label}: does not take images of every size ({why}), which a detector needs; choose a network "
-        "without a fixed window or position table, such as a convolutional one"
+        f"{label}: does not take images of every size ({why}), which a detector needs; choose one "
+        "that does, such as mobilenetv4_conv_small"
     )
 
 
 def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tensor]:
-    """A network's maps of an image whose sides are odd multiples of 32."""
+    """A network's maps of an image of _ODD pixels."""
     with torch.device(device), torch.no_grad():
         return timm_network(name, **options).eval()(torch.zeros(1, c1, *_ODD))
 
