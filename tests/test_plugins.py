@@ -126,7 +126,7 @@ def test_the_readmes_example_does_what_it_says(tmp_path: Path, forget, monkeypat
     forget()
     seen = here | {"source": str(tmp_path / "images" / "val"), "imgsz": [64]}
     found = detect.run(**vars(detect.parse_opt(commands["detect"])) | tiny | seen)
-    assert len(list(found.save_dir.glob("*.png"))) == 4
+    assert len(list(found.save_dir.glob("[0-9].png"))) == 4
     forget()
     (file,) = export.run(**vars(export.parse_opt(commands["export"])) | here | {"imgsz": [64]})
     assert file.path.suffix == ".onnx"
