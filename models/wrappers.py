@@ -90,10 +90,7 @@ def _usable(
             return tuple(options.items()), [tuple(m.shape[1:]) for m in maps]
         except _NO_MAPS as error:
             why = why or _first_line(error)
-    raise UserError(
-        f"{label}: does not take images of every size ({why}), which a detector needs; choose one "
-        "that does, such as mobilenetv4_conv_small"
-    )
+    raise UserError(_of_some_sizes(label, why, "mobilenetv4_conv_small"))
 
 
 def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tensor]:
@@ -149,6 +146,14 @@ class Index(nn.Module):
         return x[self.i]
 
 
+def _of_some_sizes(label: str, why: str | None, other: str) -> str:
+    """The sentence about a network that takes images of its own size or sizes only."""
+    return (
+        f"{label}: does not take images of every size ({why}), which a detector needs; choose one that does, "
+        f"such as {other}"
+    )
+
+
 def _last_of_each(label: str, found: list[int], strides: tuple[int, ...]) -> list[int]:
     """Positions of the last map of each stride."""
     absent = [s for s in strides if s not in found]
@@ -183,8 +188,11 @@ def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> lis
 
         handles.append(module.register_forward_hook(note))
     network.eval()
-    with torch.no_grad():
-        network(torch.zeros(1, 3, _PROBE, _PROBE))
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, _PROBE, _PROBE))
+    except _NO_MAPS as error:
+        raise UserError(_of_some_sizes(f"torchvision/{name}", _first_line(error), "resnet18")) from None
     network.train()
     for handle in handles:
         handle.remove()

@@ -91,11 +91,16 @@ def test_networks_with_windows_or_patches_take_any_multiple_of_32(name):
     assert layer.resizes == (name == "mobilevitv2_050")  # it pads to patches of 2 and leaves them
 
 
-@needs_timm
-@pytest.mark.parametrize("name", ["maxvit_rmlp_pico_rw_256", "coatnet_0_rw_224", "hiera_tiny_224"])
-def test_networks_of_one_size_are_refused(name):
-    with pytest.raises(UserError, match=rf"timm/{name}: does not take images of every size \(.*choose one"):
-        DetectionModel(f"timm:{name}")
+ONE_SIZE = ["timm:maxvit_rmlp_pico_rw_256", "timm:coatnet_0_rw_224", "timm:hiera_tiny_224"]
+
+
+@pytest.mark.parametrize(
+    "cfg", [*(pytest.param(cfg, marks=needs_timm) for cfg in ONE_SIZE), "torchvision:maxvit_t"]
+)
+def test_networks_of_one_size_are_refused(cfg):
+    label = cfg.replace(":", "/")
+    with pytest.raises(UserError, match=rf"{label}: does not take images of every size \(.*choose one"):
+        DetectionModel(cfg)
 
 
 @needs_timm
