@@ -27,12 +27,12 @@ from models.backends import Backend, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from utils.boxes import non_max_suppression, scale_boxes
-from utils.cli import Parser, guard, overlay
+from utils.cli import Parser, add_run_options, guard, overlay
 from utils.device import select_device, synchronize
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
-from utils.files import ROOT, find_file, increment_dir, load_yaml
+from utils.files import find_file, increment_dir, load_yaml
 from utils.outputs import ResultWriter, SaveOptions
 from utils.sources import Frame, open_source
 
@@ -94,16 +94,11 @@ def build_parser() -> Parser:
     add("--augment", action="store_true", help="test-time augmentation (.pt only)")
     add("--visualize", action="store_true", help="save every layer's feature maps as PNG and npy (.pt only)")
     add("--update", action="store_true", help="strip the optimizer state from the weights file afterwards")
-    add("--project", default=str(ROOT / "runs" / "detect"), help="folder of the runs")
-    add("--name", default="exp", help="folder of this run")
-    add("--exist-ok", action="store_true", help="write into the folder although it exists")
     add("--line-thickness", type=int, default=3, help="box lines, in pixels; the text grows with it")
     add("--hide-labels", action="store_true", help="draw boxes only")
     add("--hide-conf", action="store_true", help="draw labels without confidence")
-    add("--half", action="store_true", help="float16 inference (CUDA)")
-    add("--dnn", action="store_true", help="run .onnx files with OpenCV")
     add("--vid-stride", type=int, default=1, help="use every n-th frame of a video")
-    add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
+    add_run_options(parser, "detect")
     return parser
 
 

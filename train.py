@@ -22,7 +22,7 @@ import torch
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.registry import load_plugins
-from models.start import start_model
+from models.start import start_model, starting_weights
 from models.wrappers import is_named
 from models.yolo import DetectionModel
 from utils.anchors import check_anchors
@@ -92,6 +92,8 @@ def run(**options: Any) -> TrainResult:
     else:
         opt = overlay(build_parser(), options)
     check_options(opt)
+    if checkpoint is None:
+        starting_weights(opt.cfg, opt.weights)  # before a data set is fetched for nothing
     device = select_device(opt.device)
     with process_group(device):
         try:

@@ -19,7 +19,7 @@ import numpy as np
 from models.backends import Backend, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
-from utils.cli import Parser, guard, overlay
+from utils.cli import Parser, add_run_options, guard, overlay
 from utils.coco import (
     COCO_CATEGORY_IDS,
     CocoEvaluator,
@@ -35,7 +35,7 @@ from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import describe, select_device, versions
 from utils.errors import UserError
 from utils.evaluation import ImageResult, ValResult, evaluate
-from utils.files import ROOT, atomic_write, increment_dir
+from utils.files import atomic_write, increment_dir
 from utils.metrics import save_metrics
 from utils.outputs import StemBook, label_lines
 from utils.plots import plot_study
@@ -80,12 +80,7 @@ def build_parser() -> Parser:
     add("--save-conf", action="store_true", help="add the confidence to --save-txt")
     add("--save-json", action="store_true", help="save <weights>_predictions.json in COCO's format")
     add("--coco-eval", action="store_true", help="also give the COCO-exact figures, for any data set")
-    add("--project", default=str(ROOT / "runs" / "val"), help="folder of the runs")
-    add("--name", default="exp", help="folder of this run")
-    add("--exist-ok", action="store_true", help="write into the folder although it exists")
-    add("--half", action="store_true", help="float16 inference (CUDA)")
-    add("--dnn", action="store_true", help="run .onnx files with OpenCV")
-    add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
+    add_run_options(parser, "val")
     return parser
 
 

@@ -77,7 +77,7 @@ def load_backbone(model: DetectionModel, weights: str) -> BackboneReport:
         state = read_weights(path)
         reference = _origin(model, path, state)
     else:
-        reference = build_reference(label or _equal(model))
+        reference = build_reference(label or equal_reference(model))
         state = read_weights(path) if path else imagenet_state(reference.label)
         _check_names(reference, state, path)
     where = f"{path} ({reference.label})" if path else reference.label
@@ -110,8 +110,12 @@ def _named(model: DetectionModel) -> str | None:
     return label
 
 
-def _equal(model: DetectionModel) -> str:
-    """The known network that a backbone is layer for layer, and computes as."""
+def equal_reference(model: DetectionModel) -> str:
+    """The known network, 'source/model', that a backbone is layer for layer and computes as.
+
+    Raises:
+        UserError: there is none; where one is built alike, the sentence says what differs.
+    """
     own, why = backbone_leaves(model), None
     for label in KNOWN:
         try:

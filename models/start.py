@@ -10,10 +10,33 @@ from models.pretrained import load_backbone
 from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
+from utils.files import find_file
 
 LOGGER = logging.getLogger("yolo.train")
 
 DEFAULT_WEIGHTS = "yolov5s.pt"
+
+
+def starting_weights(cfg: str | Path, weights: str | Path | None) -> str | Path:
+    """The checkpoint that a run starts from, '' for none; costs nothing, so it is asked before any data.
+
+    Args:
+        cfg, weights: as in `start_model`.
+
+    Raises:
+        UserError: neither a YAML nor weights, or a file that is not there.
+    """
+    if weights is None and cfg:
+        return ""
+    if weights is None and not Path(DEFAULT_WEIGHTS).is_file():
+        raise UserError(
+            f"neither --cfg nor --weights is given and {DEFAULT_WEIGHTS}, the default, is not here (nothing "
+            "is downloaded); give --cfg models/yolov5s.yaml to start from scratch, or --weights FILE"
+        )
+    weights = DEFAULT_WEIGHTS if weights is None else weights
+    if not cfg and not weights:
+        raise UserError("--weights '' starts from scratch and needs --cfg with a model YAML")
+    return find_file(weights) if weights else ""
 
 
 def start_model(
@@ -39,15 +62,7 @@ def start_model(
     Raises:
         UserError: neither a YAML nor weights, or one that cannot be used.
     """
-    if weights is None:
-        weights = "" if cfg else DEFAULT_WEIGHTS
-        if not cfg and not Path(weights).is_file():
-            raise UserError(
-                f"neither --cfg nor --weights is given and {weights}, the default, is not here (nothing is "
-                "downloaded); give --cfg models/yolov5s.yaml to start from scratch, or --weights FILE"
-            )
-    if not cfg and not weights:
-        raise UserError("--weights '' starts from scratch and needs --cfg with a model YAML")
+    weights = starting_weights(cfg, weights)
     start = load_checkpoint(weights) if weights else None
     with seeded(seed):
         model = DetectionModel(cfg or start.model.yaml, nc=len(names), anchors=anchors_per_layer)

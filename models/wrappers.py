@@ -10,9 +10,11 @@ Channels and strides are read from the network itself. Nothing is downloaded to 
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.references import import_timm, timm_network, torchvision_weights
@@ -21,6 +23,8 @@ from utils.errors import UserError
 
 STRIDES = (8, 16, 32)
 _PROBE = 128  # pixels per side of the image a network's strides are read with
+_ODD = (64, 96)  # the smallest of training, and a side that only networks of any size take
+_NO_MAPS = (RuntimeError, AttributeError, AssertionError, ValueError, TypeError, LookupError)
 _MAX_WIDTH = (128, 256, 512)  # of a written neck, per level: YOLOv5s's
 
 
@@ -30,26 +34,69 @@ class Timm(nn.Module):
     Args:
         c1: channels of the image. name: as timm knows it, with or without a weights' tag.
         strides: of the maps to give, each the last one of its stride.
+    Raises:
+        UserError: no such network, none of those strides, or one that does not take images of any size.
     """
 
     def __init__(self, c1: int, name: str, strides: tuple[int, ...] = STRIDES) -> None:
         super().__init__()
-        try:
-            with torch.device("meta"):
-                probe = timm_network(name, pretrained=False, in_chans=c1, features_only=True)
-            picked = _last_of_each(f"timm/{name}", probe.feature_info.reduction(), strides)
-            indices = tuple(probe.feature_info.out_indices[i] for i in picked)
-            self.net = timm_network(
-                name, pretrained=False, in_chans=c1, features_only=True, out_indices=indices
-            )
-        except (RuntimeError, AttributeError, AssertionError, ValueError, TypeError, LookupError) as error:
-            raise UserError(f"timm/{name}: gives no feature maps ({_first_line(error)})") from None
+        self.strides = tuple(strides)
+        options, shapes = _usable(name, c1, self.strides)
+        self.net = timm_network(name, **dict(options))
         self.channels_last = "NHWC" in str(getattr(self.net, "output_fmt", ""))
+        sizes = [shape[:2] if self.channels_last else shape[1:] for shape in shapes]
+        # Networks that pad to patches of their own, or not at all, give maps a cell larger or smaller.
+        self.resizes = sizes != [(_ODD[0] // s, _ODD[1] // s) for s in self.strides]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, c1, H, W) -> list of (N, Ci, H/si, W/si)."""
-        maps = self.net(x)
-        return [m.permute(0, 3, 1, 2).contiguous() for m in maps] if self.channels_last else list(maps)
+        maps = list(self.net(x))
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
+        if self.resizes:
+            sizes = [(x.shape[2] // s, x.shape[3] // s) for s in self.strides]
+            maps = [F.interpolate(m, size, mode="bilinear") for m, size in zip(maps, sizes)]
+        return maps
+
+
+@lru_cache(maxsize=32)  # a detector builds its rows three times: to plan, to check, to have
+def _usable(
+    name: str, c1: int, strides: tuple[int, ...]
+) -> tuple[tuple[tuple[str, Any], ...], list[tuple[int, ...]]]:
+    """What timm has to be told to give these maps for images of any size, and the maps' shapes at _ODD.
+
+    Raises:
+        UserError: there are no such maps, or it takes images of one size, or of few, whatever it is told.
+    """
+    label, why = f"timm/{name}", None
+    wanted = {"pretrained": False, "in_chans": c1, "features_only": True}
+    try:
+        with torch.device("meta"):
+            info = timm_network(name, **wanted).feature_info
+        picked = _last_of_each(label, info.reduction(), strides)
+        wanted["out_indices"] = tuple(info.out_indices[i] for i in picked)
+    except _NO_MAPS as error:
+        raise UserError(f"{label}: gives no feature maps ({_first_line(error)})") from None
+    for freed in ({}, {"strict_img_size": False}):
+        options = wanted | freed
+        try:
+            try:
+                maps = _maps(name, options, c1, "meta")
+            except RuntimeError as error:
+                if "meta" not in str(error):
+                    raise
+                with seeded(0):  # the network asks for a tensor's values while it runs
+                    maps = _maps(name, options, c1, "cpu")
+            return tuple(options.items()), [tuple(m.shape[1:]) for m in maps]
+        except _NO_MAPS as error:
+            why = why or _first_line(error)
+    raise UserError(_of_some_sizes(label, why, "mobilenetv4_conv_small"))
+
+
+def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tensor]:
+    """A network's maps of an image of _ODD pixels."""
+    with torch.device(device), torch.no_grad():
+        return timm_network(name, **options).eval()(torch.zeros(1, c1, *_ODD))
 
 
 class TorchVision(nn.Module):
@@ -99,6 +146,14 @@ class Index(nn.Module):
         return x[self.i]
 
 
+def _of_some_sizes(label: str, why: str | None, other: str) -> str:
+    """The sentence about a network that takes images of its own size or sizes only."""
+    return (
+        f"{label}: does not take images of every size ({why}), which a detector needs; choose one that does, "
+        f"such as {other}"
+    )
+
+
 def _last_of_each(label: str, found: list[int], strides: tuple[int, ...]) -> list[int]:
     """Positions of the last map of each stride."""
     absent = [s for s in strides if s not in found]
@@ -133,8 +188,11 @@ def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> lis
 
         handles.append(module.register_forward_hook(note))
     network.eval()
-    with torch.no_grad():
-        network(torch.zeros(1, 3, _PROBE, _PROBE))
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, 3, _PROBE, _PROBE))
+    except _NO_MAPS as error:
+        raise UserError(_of_some_sizes(f"torchvision/{name}", _first_line(error), "resnet18")) from None
     network.train()
     for handle in handles:
         handle.remove()

@@ -161,13 +161,13 @@ class DetectionModel(nn.Module):
         """Three passes: full size, mirrored at 0.83, and 0.67, all told in the full image's pixels.
 
         The full pass drops its coarsest level and the smallest pass its finest: large objects are found
-        better in the small image and small ones in the large.
+        better in the small image and small ones in the large. A head of one level keeps it in every pass.
         """
         if self.training or self.detect.export:
             raise ValueError("augment=True needs a model in eval mode that is not being exported")
         height, width = x.shape[2:]
         by_stride = self.stride.argsort().tolist()
-        dropped = (by_stride[-1], None, by_stride[0])
+        dropped = (by_stride[-1], None, by_stride[0]) if len(by_stride) > 1 else (None, None, None)
         passes = []
         for scale, flip, drop in zip(TTA_SCALES, TTA_FLIPS, dropped):
             image, (ratio_h, ratio_w) = _scaled(x.flip(3) if flip else x, scale, int(self.stride.max()))

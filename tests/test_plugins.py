@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from tiny_set import TINY_MODEL, write_set
 
 import detect
@@ -18,7 +21,7 @@ import val
 from models import registry
 from models.checkpoint import load_checkpoint
 from utils.errors import UserError
-from utils.files import save_yaml
+from utils.files import ROOT, load_yaml, save_yaml
 
 BLOCKS = """
 import torch
@@ -84,3 +87,46 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
     net = cv2.dnn.readNetFromONNX(str(file.path))  # the file needs no plug-in
     net.setInput(np.zeros((1, 3, 96, 96), np.float32))
     assert net.forward().shape[2] == 7
+
+
+def readme_example() -> tuple[str, list, dict[str, list[str]]]:
+    """The README's worked example: the plug-in, the row that uses it, and {script: its command line}."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin = text.index("    # my_blocks.py\n")
+    blocks = re.match(r"(?:    .*\n|\n)+?(?=    # my_model\.yaml)", text[begin:])[0]
+    rest = text[begin + len(blocks) : text.index("\n## ", begin)]
+    (row,) = yaml.safe_load(re.search(r"^ +(- \[.*\])$", rest, re.M)[1])
+    commands = {
+        script: shlex.split(line) for script, line in re.findall(r"^    python (\w+)\.py (.*)$", rest, re.M)
+    }
+    return re.sub("^    ", "", blocks, flags=re.M), row, commands
+
+
+def test_the_readmes_example_does_what_it_says(tmp_path: Path, forget, monkeypatch) -> None:
+    blocks, row, commands = readme_example()
+    assert list(commands) == ["train", "val", "detect", "export"]
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path, train=8, val=4).rename("my.yaml")
+    Path("my_blocks.py").write_text(blocks)
+    cfg = load_yaml(ROOT / "models/yolov5n.yaml")
+    (at,) = [i for i, r in enumerate(cfg["backbone"]) if r[3][0] == row[3][0] and r[2] == "Conv"]
+    cfg["backbone"][at] = row
+    save_yaml(Path("my_model.yaml"), cfg)
+    tiny = {"device": "cpu", "project": str(tmp_path / "runs"), "exist_ok": True}
+    sized = tiny | {"imgsz": 64, "batch_size": 4, "workers": 0}
+
+    given = train.given_options(commands["train"])
+    last = train.run(**given, **sized, epochs=1, noplots=True).last
+    forget()
+    assert torch.load(last, weights_only=True)["plugins"] == {"Squeeze": str(tmp_path / "my_blocks.py")}
+    with pytest.raises(UserError, match=r"uses Squeeze from a plug-in; add --plugins .*my_blocks\.py"):
+        val.run(weights=str(last), data="my.yaml", **sized)
+    here = {"weights": str(last)}
+    assert val.run(**vars(val.parse_opt(commands["val"])) | sized | here).seen == 4
+    forget()
+    seen = here | {"source": str(tmp_path / "images" / "val"), "imgsz": [64]}
+    found = detect.run(**vars(detect.parse_opt(commands["detect"])) | tiny | seen)
+    assert len(list(found.save_dir.glob("[0-9].png"))) == 4
+    forget()
+    (file,) = export.run(**vars(export.parse_opt(commands["export"])) | here | {"imgsz": [64]})
+    assert file.path.suffix == ".onnx"

@@ -239,6 +239,8 @@ def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.
         ({"amp": "fp16"}, "--amp fp16"),
         ({"cfg": "", "weights": ""}, "needs --cfg"),
         ({"cfg": ""}, "neither --cfg nor --weights"),
+        ({"cfg": "", "data": "nowhere.yaml"}, "neither --cfg nor --weights"),  # before data is fetched
+        ({"weights": "nowhere.pt", "data": "nowhere.yaml"}, "nowhere.pt"),
         ({"weights": "nowhere.pt"}, "nowhere.pt"),
         ({"hyp": {"lr_0": 1.0}}, "did you mean 'lr0'"),
         ({"optimizer": "LAMB"}, "optimizer='LAMB'"),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from utils.errors import UserError
+from utils.files import ROOT
 
 LOGGER = logging.getLogger("yolo")
 
@@ -20,6 +21,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the command line and where its options are listed, then exit with 1."""
         self.exit(1, f"error: {message} (see {self.prog} --help)\n")
+
+
+def add_run_options(parser: argparse.ArgumentParser, project: str) -> None:
+    """Options that every script which runs a model and writes a folder has.
+
+    Args:
+        project: the default folder of the script's runs, below runs/.
+    """
+    add = parser.add_argument
+    add("--project", default=str(ROOT / "runs" / project), help="folder of the runs")
+    add("--name", default="exp", help="folder of this run")
+    add("--exist-ok", action="store_true", help="write into the folder although it exists")
+    add("--half", action="store_true", help="float16 inference (CUDA)")
+    add("--dnn", action="store_true", help="run .onnx files with OpenCV")
+    add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
 
 
 def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argparse.Namespace:

@@ -178,13 +178,13 @@ def image_size(path: str) -> tuple[int, int, str]:
             _check_not_empty(file)
             try:
                 with Image.open(file) as image:
-                    width, height = image.size
-                    if image.getexif().get(_ORIENTATION_TAG) in _SWAPPED:
-                        width, height = height, width
                     if image.format in ("JPEG", "MPO"):
                         note = _check_jpeg_end(path)
                     else:
-                        image.load()
+                        image.load()  # turns a TIFF upright and takes its orientation off
+                    width, height = image.size
+                    if image.getexif().get(_ORIENTATION_TAG) in _SWAPPED:
+                        width, height = height, width
             except UnidentifiedImageError:
                 raise ValueError("not an image of a known format") from None
             except Image.DecompressionBombError:

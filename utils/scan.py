@@ -26,7 +26,7 @@ from utils.labels import label_path, verify, verify_many
 
 LOGGER = logging.getLogger("yolo.datasets")
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever the rules of verification or the arrays change, so that old caches are not believed."""
 
 MAX_WORKERS = 8

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from models.pretrained import load_backbone
+from models.wrappers import Timm
 from models.yolo import DetectionModel
 from utils.errors import UserError
 
@@ -75,6 +76,31 @@ def test_rows_that_cannot_work_say_why(rows, words):
     backbone = [[-1 if i == 0 else 0, 1, name, args] for i, (name, args) in enumerate(rows)]
     with pytest.raises(UserError, match=words):
         DetectionModel(detector(backbone=backbone, head=[[[-1], 1, "Detect", ["nc", "anchors"]]]))
+
+
+@needs_timm
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "mobilevitv2_050", "resnet18d", "efficientvit_b0"]
+)
+def test_networks_with_windows_or_patches_take_any_multiple_of_32(name):
+    layer = Timm(3, name).eval()
+    for size in ((64, 64), (96, 160), (224, 32)):
+        with torch.no_grad():
+            maps = layer(torch.rand(1, 3, *size))
+        assert [tuple(m.shape[2:]) for m in maps] == [(size[0] // s, size[1] // s) for s in (8, 16, 32)]
+    assert layer.resizes == (name == "mobilevitv2_050")  # it pads to patches of 2 and leaves them
+
+
+ONE_SIZE = ["timm:maxvit_rmlp_pico_rw_256", "timm:coatnet_0_rw_224", "timm:hiera_tiny_224"]
+
+
+@pytest.mark.parametrize(
+    "cfg", [*(pytest.param(cfg, marks=needs_timm) for cfg in ONE_SIZE), "torchvision:maxvit_t"]
+)
+def test_networks_of_one_size_are_refused(cfg):
+    label = cfg.replace(":", "/")
+    with pytest.raises(UserError, match=rf"{label}: does not take images of every size \(.*choose one"):
+        DetectionModel(cfg)
 
 
 @needs_timm

@@ -190,6 +190,19 @@ def test_augmented_rows_and_their_places():
         model.train()(torch.rand(1, 3, 64, 64), augment=True)
 
 
+def test_a_head_of_one_level_is_augmented_with_all_it_has():
+    cfg = copy.deepcopy(load_yaml(ROOT / "models/yolov5n.yaml")) | {"anchors": 2, "width_multiple": 0.125}
+    cfg["head"] = [[[6], 1, "Detect", ["nc", "anchors"]]]
+    model = DetectionModel(cfg, nc=2).eval()
+    x = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        decoded, _ = model(x, augment=True)
+        plain, _ = model(x)
+    # stride 16: 96x64, then 79x53 and 64x42, padded to 80x64 and 64x48
+    assert decoded.shape == (1, 2 * (6 * 4 + 5 * 4 + 4 * 3), 7)
+    assert torch.equal(decoded[:, :48], plain)
+
+
 @pytest.mark.parametrize("name", ["yolov5n.yaml", "yolov5-mobilenetv2.yaml"])
 def test_traced_at_one_size_it_runs_at_another(name):
     model = DetectionModel(name, nc=2).fuse()

@@ -33,6 +33,14 @@ def test_abbreviations_work_as_yolov5_users_type_them():
     assert _parser().parse_args(["--batch", "8"]).batch_size == 8
 
 
+def test_scripts_that_run_models_share_their_options():
+    parser = _parser()
+    cli.add_run_options(parser, "val")
+    opt = parser.parse_args(["--name", "mine", "--plugins", "a.py", "b.py", "--half"])
+    assert (opt.project, opt.name, opt.exist_ok) == (str(ROOT / "runs" / "val"), "mine", False)
+    assert (opt.half, opt.dnn, opt.plugins) == (True, False, ["a.py", "b.py"])
+
+
 def test_overlay_lays_options_over_defaults():
     opt = cli.overlay(_parser(), {"epochs": 3})
     assert (opt.epochs, opt.batch_size, opt.optimizer) == (3, 16, "SGD")

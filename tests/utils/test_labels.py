@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.images import load_image
 from utils.imageset import CORRUPT, EMPTY, FOUND, MISSING
 from utils.labels import image_size, label_path, read_labels, verify
 
@@ -174,12 +175,13 @@ def test_truncated_png_is_dropped(tmp_path, picture):
     assert verify(str(path), "none").status == CORRUPT
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "webp"])
 @pytest.mark.parametrize(
     ("orientation", "size"), [(1, (96, 64)), (3, (96, 64)), (6, (64, 96)), (8, (64, 96))]
 )
-def test_size_is_that_after_exif_rotation(tmp_path, picture, orientation, size):
-    exif = Image.Exif()
+def test_size_is_that_after_exif_rotation(tmp_path, picture, orientation, size, suffix):
+    exif, path = Image.Exif(), tmp_path / f"a.{suffix}"
     exif[274] = orientation
-    Image.fromarray(picture).save(tmp_path / "a.jpg", exif=exif)
-    assert image_size(str(tmp_path / "a.jpg"))[:2] == size
-    assert cv2.imread(str(tmp_path / "a.jpg")).shape[1::-1] == size  # what the loader will see
+    Image.fromarray(picture).save(path, exif=exif)
+    assert image_size(str(path))[:2] == size
+    assert load_image(path).shape[1::-1] == size  # what the loader will see
