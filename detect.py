@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
-import sys
 import time
 from argparse import Namespace
 from collections import Counter, deque
@@ -32,6 +30,7 @@ from models.registry import load_plugins
 from utils.boxes import non_max_suppression, scale_boxes
 from utils.cli import Parser, guard, overlay
 from utils.device import select_device, synchronize
+from utils.display import can_open_windows
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
@@ -280,7 +279,7 @@ def _check_options(opt: Namespace) -> None:
         value = getattr(opt, name)
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if opt.view_img and not _has_display():
+    if opt.view_img and not can_open_windows():
         raise UserError(
             "--view-img: there is no display here, or OpenCV was built without windows; leave it out"
         )
@@ -345,16 +344,6 @@ def _fit_size(imgsz: list[int], backend: Backend) -> tuple[int, int]:
             "--imgsz %d %d: rounded up to %d %d, multiples of %d", height, width, *fitted, backend.stride
         )
     return fitted
-
-
-def _has_display() -> bool:
-    """Whether a window can be opened; OpenCV itself would abort the process instead of raising."""
-    framework = getattr(cv2, "currentUIFramework", lambda: "unknown")()
-    if not framework:
-        return False
-    return sys.platform in ("win32", "darwin") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
 
 
 def _show(drawn: np.ndarray, title: str) -> np.ndarray:
