@@ -1,20 +1,21 @@
-"""Detect objects in images, folders, globs, text lists and video files, and save what was found.
+"""Detect objects in images, videos, streams, cameras and on the screen, and save what was found.
 
     python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
 
-Text lists are lists of image and video files; unlike YOLOv5, annotated images are saved for them as well.
+Decoding runs ahead in one thread, drawing and writing behind in another, so that both overlap with the model.
+A source is what `utils.sources.open_source` knows. Text lists are lists of image and video files; unlike
+YOLOv5, annotated images are saved for them as well. `-` reads images from standard input.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import sys
+import signal
 import time
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,27 @@ from models.registry import load_plugins
 from utils.boxes import non_max_suppression, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.device import select_device, synchronize
+from utils.display import can_open_windows
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
 from utils.files import find_file, increment_dir, load_yaml
+from utils.frames import Frame
 from utils.outputs import ResultWriter, SaveOptions
-from utils.sources import Frame, open_source
+from utils.progress import Pace
+from utils.sources import Opened, open_source
 
 LOGGER = logging.getLogger("yolo.detect")
 DEFAULT_DATA = "data/coco128.yaml"
+_LIVE_MEMORY = 1000  # frames of a live source whose detections `run` returns; a camera runs for ever
 
 
 @dataclass(frozen=True)
 class Detection:
     """What was found in one image or video frame.
 
-    `frame` counts a video's frames from 1 and is 0 for an image; `boxes` is (n,6) float32: x1, y1, x2, y2 in
-    whole pixels of the file, confidence, class, most confident first.
+    `frame` counts the frames of a video or stream from 1 and is 0 for an image; `boxes` is (n,6) float32: x1,
+    y1, x2, y2 in whole pixels of the file, confidence, class, most confident first.
     """
 
     path: str
@@ -55,11 +60,25 @@ class Detection:
 
 @dataclass
 class DetectResult:
-    """What `run` did: where its files lie, all detections in order, and ms per image for each stage."""
+    """What `run` did: where its files lie, all detections in order, and ms per image for each stage.
+
+    `images` and `found` count what went through the model and what it found; `drops` the frames that came
+    while it was busy, by the stream's number from 1. `stopped` says that Ctrl-C ended a live source, of which
+    the last thousand frames' detections are kept.
+    """
 
     save_dir: Path
-    detections: list[Detection] = field(default_factory=list)
+    detections: MutableSequence[Detection] = field(default_factory=list)
     speed: dict[str, float] = field(default_factory=dict)
+    images: int = 0
+    found: int = 0
+    drops: dict[int, int] = field(default_factory=dict)
+    stopped: bool = False
+
+    @property
+    def dropped(self) -> int:
+        """Frames of all streams together that came while the model was busy."""
+        return sum(self.drops.values())
 
 
 def build_parser() -> Parser:
@@ -72,7 +91,11 @@ def build_parser() -> Parser:
         default=["yolov5s.pt"],
         help="a .pt or exported file; several .pt: an ensemble",
     )
-    add("--source", default="data/images", help="image, folder, glob, .txt list of files, or video file")
+    source_help = (
+        "image, video, folder, glob, .txt list of those, http(s) address of one; rtsp/rtmp/http stream, "
+        ".streams list of streams, webcam number; screen [n] [left top width height]; -: images on stdin"
+    )
+    add("--source", default="data/images", help=source_help)
     add(
         "--data", default=DEFAULT_DATA, help="dataset YAML; only its names are used, by files that carry none"
     )
@@ -86,6 +109,7 @@ def build_parser() -> Parser:
     format_help = "label files as 0: class xc yc w h, 1: class x1 y1 x2 y2; both normalised, as in YOLOv5"
     add("--save-format", type=int, default=0, choices=(0, 1), help=format_help)
     add("--save-csv", action="store_true", help="save predictions.csv")
+    add("--save-json", action="store_true", help="save predictions.json: COCO results with file and frame")
     add("--save-conf", action="store_true", help="add the confidence to --save-txt")
     add("--save-crop", action="store_true", help="save every box as crops/<class>/<name>.jpg")
     add("--nosave", action="store_true", help="save no annotated images or videos")
@@ -97,7 +121,9 @@ def build_parser() -> Parser:
     add("--line-thickness", type=int, default=3, help="box lines, in pixels; the text grows with it")
     add("--hide-labels", action="store_true", help="draw boxes only")
     add("--hide-conf", action="store_true", help="draw labels without confidence")
-    add("--vid-stride", type=int, default=1, help="use every n-th frame of a video")
+    add("--vid-stride", type=int, default=1, help="use every n-th frame of a video or stream")
+    timeout_help = "give a stream up after so many seconds without a frame; default: try for ever"
+    add("--stream-timeout", type=float, metavar="SECONDS", help=timeout_help)
     add_run_options(parser, "detect")
     return parser
 
@@ -124,10 +150,17 @@ def run(**options: Any) -> DetectResult:
     _check_backend(opt, backend)
     imgsz = _fit_size(opt.imgsz, backend)
     source = open_source(
-        opt.source, imgsz=imgsz, stride=backend.stride, auto=backend.rect_ok, vid_stride=opt.vid_stride
+        opt.source,
+        imgsz=imgsz,
+        stride=backend.stride,
+        auto=backend.rect_ok,
+        vid_stride=opt.vid_stride,
+        stream_timeout=opt.stream_timeout,
     )
     save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
     result = DetectResult(save_dir)
+    if source.live:
+        result.detections = deque(maxlen=_LIVE_MEMORY)
     backend.warmup((1, 3, *imgsz))
     try:
         _detect_all(opt, backend, source, result)
@@ -142,53 +175,73 @@ def run(**options: Any) -> DetectResult:
     return result
 
 
-def _detect_all(opt: Namespace, backend: Backend, source: Any, result: DetectResult) -> None:
-    """The loop over frames; fills in `result`."""
-    save = SaveOptions(
+def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: DetectResult) -> None:
+    """The loop over batches; fills in `result`. Ctrl-C is how a live source ends; others pass it on."""
+    seconds = np.zeros(3)
+    pace = Pace()
+    batches: Iterator[list[Frame]]
+    with (
+        ResultWriter(result.save_dir, backend.names, _save_options(opt)) as writer,
+        contextlib.closing(source.batches()) as batches,
+        _recorder(opt, backend) as recorder,
+        contextlib.suppress(KeyboardInterrupt) if source.live else contextlib.nullcontext(),
+    ):
+        result.stopped = source.live
+        for batch in batches:
+            found, spent = _detect_batch(opt, backend, batch)
+            seconds += spent
+            pace.count(len(batch))
+            for frame, boxes in zip(batch, found):
+                _keep(result, frame, boxes)
+                drawn = _show(writer.draw(frame, boxes), frame.path) if opt.view_img else None
+                writer.save(frame, boxes, drawn)
+                if recorder is not None:
+                    stem = writer.stem(frame)
+                    folder = f"{stem}_{frame.index}" if frame.is_video else stem
+                    recorder.save(result.save_dir / "features" / folder)
+                LOGGER.info("%s", _line(frame, boxes, backend.names, spent.sum() / len(batch), pace))
+        result.stopped = False
+    if opt.view_img:
+        cv2.destroyAllWindows()
+    stages = ("preprocess", "inference", "nms")
+    result.speed = dict(zip(stages, (seconds * 1e3 / max(result.images, 1)).tolist()))
+
+
+def _save_options(opt: Namespace) -> SaveOptions:
+    return SaveOptions(
         images=not opt.nosave,
         txt=opt.save_txt,
         corners=opt.save_format == 1,
         conf=opt.save_conf,
         csv=opt.save_csv,
         crop=opt.save_crop,
+        json=opt.save_json,
         line_thickness=opt.line_thickness,
         hide_labels=opt.hide_labels,
         hide_conf=opt.hide_conf,
     )
-    seconds = np.zeros(3)
-    frames: Iterator[Frame]
-    with (
-        ResultWriter(result.save_dir, backend.names, save) as writer,
-        contextlib.closing(iter(source)) as frames,
-        _recorder(opt, backend) as recorder,
-    ):
-        for frame in frames:
-            boxes, spent = _detect_one(opt, backend, frame)
-            seconds += spent
-            result.detections.append(Detection(frame.path, frame.index, boxes))
-            drawn = _show(writer.draw(frame, boxes), frame.path) if opt.view_img else None
-            writer.save(frame, boxes, drawn)
-            if recorder is not None:
-                stem = writer.stem(frame)
-                folder = f"{stem}_{frame.index}" if frame.is_video else stem
-                recorder.save(result.save_dir / "features" / folder)
-            LOGGER.info("%s", _line(frame, boxes, backend.names, spent))
-    if opt.view_img:
-        cv2.destroyAllWindows()
-    stages = ("preprocess", "inference", "nms")
-    result.speed = dict(zip(stages, (seconds * 1e3 / max(len(result.detections), 1)).tolist()))
 
 
-def _detect_one(opt: Namespace, backend: Backend, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
-    """Detections (n,6) in native pixels, and the seconds of pre-processing, inference and NMS."""
+def _keep(result: DetectResult, frame: Frame, boxes: np.ndarray) -> None:
+    result.detections.append(Detection(frame.path, frame.index, boxes))
+    result.images += 1
+    result.found += len(boxes)
+    result.drops[frame.position] = frame.dropped
+
+
+def _detect_batch(
+    opt: Namespace, backend: Backend, batch: list[Frame]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Detections (n,6) per frame in native pixels; seconds of pre-processing, inference and NMS in all."""
     start = time.perf_counter()
-    images = torch.from_numpy(frame.input)[None].to(backend.device)
+    inputs = batch[0].input[None] if len(batch) == 1 else np.stack([frame.input for frame in batch])
+    images = torch.from_numpy(inputs).to(backend.device)
     synchronize(backend.device)
     ready = time.perf_counter()
     output = backend.predict(images, augment=opt.augment)
     synchronize(backend.device)
     inferred = time.perf_counter()
-    (det,) = non_max_suppression(
+    found = non_max_suppression(
         output,
         opt.conf_thres,
         opt.iou_thres,
@@ -196,12 +249,17 @@ def _detect_one(opt: Namespace, backend: Backend, frame: Frame) -> tuple[np.ndar
         agnostic=opt.agnostic_nms,
         max_det=opt.max_det,
     )
-    boxes = det.float().cpu().numpy()
+    boxes = [_to_native(frame, det.float().cpu().numpy()) for frame, det in zip(batch, found)]
+    done = time.perf_counter()
+    letterboxing = sum(frame.seconds for frame in batch)
+    return boxes, np.array([letterboxing + ready - start, inferred - ready, done - inferred])
+
+
+def _to_native(frame: Frame, boxes: np.ndarray) -> np.ndarray:
+    """Boxes (n,6) in pixels of the model's input -> whole pixels of the frame."""
     shape, native = frame.input.shape[1:], frame.image.shape[:2]
     scaled = scale_boxes(shape, boxes[:, :4], native, ratio_pad=frame.ratio_pad)
-    boxes = np.concatenate((scaled.round() + 0.0, boxes[:, 4:]), axis=1)  # + 0.0 turns -0 into 0
-    done = time.perf_counter()
-    return boxes, np.array([frame.seconds + ready - start, inferred - ready, done - inferred])
+    return np.concatenate((scaled.round() + 0.0, boxes[:, 4:]), axis=1)  # + 0.0 turns -0 into 0
 
 
 def _check_options(opt: Namespace) -> None:
@@ -216,10 +274,12 @@ def _check_options(opt: Namespace) -> None:
         value = getattr(opt, name)
         if value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if opt.view_img and not _has_display():
+    if opt.view_img and not can_open_windows():
         raise UserError(
             "--view-img: there is no display here, or OpenCV was built without windows; leave it out"
         )
+    if opt.stream_timeout is not None and opt.stream_timeout <= 0:
+        raise UserError(f"--stream-timeout {opt.stream_timeout}: must be above 0 seconds")
     for option in ("save_conf", "save_format"):
         if getattr(opt, option) and not opt.save_txt:
             raise UserError(f"--{option.replace('_', '-')}: says how label files look; add --save-txt")
@@ -281,16 +341,6 @@ def _fit_size(imgsz: list[int], backend: Backend) -> tuple[int, int]:
     return fitted
 
 
-def _has_display() -> bool:
-    """Whether a window can be opened; OpenCV itself would abort the process instead of raising."""
-    framework = getattr(cv2, "currentUIFramework", lambda: "unknown")()
-    if not framework:
-        return False
-    return sys.platform in ("win32", "darwin") or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
-
-
 def _show(drawn: np.ndarray, title: str) -> np.ndarray:
     cv2.imshow(title, drawn)
     cv2.waitKey(1)
@@ -301,21 +351,30 @@ def _recorder(opt: Namespace, backend: Backend) -> contextlib.AbstractContextMan
     return FeatureRecorder(backend.model.model) if opt.visualize else contextlib.nullcontext()
 
 
-def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], seconds: np.ndarray) -> str:
-    """One line per image: which one, its size at the model, what was found, ms of all three stages."""
-    place = f"{frame.position}/{frame.count}"
+def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], seconds: float, pace: Pace) -> str:
+    """One line per image: which one, its size at the model, what was found, ms of all three stages, the pace.
+
+    The time left is that of a video's own frames, or of the images that follow.
+    """
+    place = f"{frame.position}/{frame.count or '?'}"
+    left = max(frame.count - frame.position, 0) if frame.count else None
     if frame.is_video:
-        place += f" frame {frame.index}/{frame.total or '?'}"
+        place += f" frame {frame.index}" + ("" if frame.is_live else f"/{frame.total or '?'}")
+        left = max(frame.total - frame.index, 0) if frame.total else None
     found = Counter(boxes[:, 5].astype(int).tolist())
     text = ", ".join(f"{n} {class_name(names, c)}" for c, n in sorted(found.items())) or "nothing found"
     height, width = frame.input.shape[1:]
-    return f"{place} {frame.path}: {width}x{height}, {text}, {seconds.sum() * 1e3:.1f} ms"
+    dropped = f", {frame.dropped} dropped" if frame.dropped else ""
+    times = f"{seconds * 1e3:.1f} ms, {pace.text(left)}{dropped}"
+    return f"{place} {frame.path}: {width}x{height}, {text}, {times}"
 
 
 def _report(opt: Namespace, result: DetectResult) -> None:
+    if result.stopped:
+        LOGGER.info("stopped from the keyboard; what was found until then is saved")
     speed = ", ".join(f"{ms:.1f} ms {stage}" for stage, ms in result.speed.items())
-    found = sum(len(d.boxes) for d in result.detections)
-    LOGGER.info("%d detections in %d images; per image: %s", found, len(result.detections), speed)
+    dropped = f", {result.dropped} live frames dropped" if result.dropped else ""
+    LOGGER.info("%d detections in %d images%s; per image: %s", result.found, result.images, dropped, speed)
     if any(result.save_dir.iterdir()):
         LOGGER.info("results saved to %s", result.save_dir)
     if opt.save_txt:
@@ -336,7 +395,8 @@ def _strip(path: str) -> None:
 
 
 def main() -> None:
-    """Run from the command line."""
+    """Run from the command line. A polite `kill` ends a run as Ctrl-C does: with every file closed."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run(**vars(parse_opt()))
 
 

@@ -1,6 +1,15 @@
 """detect.py: boxes in the file's own pixels, every output file right, bad input answered in a sentence."""
 
+import http.server
+import io
+import json
+import os
+import signal
+import subprocess
 import sys
+import threading
+from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +20,7 @@ import detect
 from models.backends import Backend, Metadata
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
+from tests.mjpeg_server import Camera
 from utils.cli import guard
 from utils.errors import UserError
 
@@ -37,7 +47,7 @@ class TwoBoxes(Backend):
 
     def _run(self, images, augment):
         self.shapes.append(tuple(images.shape[1:]))
-        return torch.tensor([self.rows])
+        return torch.tensor([self.rows] * len(images))
 
 
 @pytest.fixture
@@ -78,6 +88,28 @@ def frames_in(path):
 
 def run(tmp_path, source, **options):
     return detect.run(source=str(source), project=str(tmp_path / "runs"), imgsz=64, **options)
+
+
+def run_script(*options, **popen):
+    """detect.py in a process of its own, as a user starts it."""
+    script = [
+        sys.executable,
+        str(Path(detect.__file__)),
+        "--imgsz",
+        "64",
+        "--conf-thres",
+        "0",
+        "--max-det",
+        "3",
+    ]
+    environment = dict(os.environ, PYTHONUNBUFFERED="1", OMP_NUM_THREADS="1")
+    return subprocess.Popen(
+        [*script, *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        **popen,
+    )
 
 
 def files(folder):
@@ -274,3 +306,144 @@ def test_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
     assert stop.value.code == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and "none.pt" in lines[0]
+
+
+def test_json_is_coco_results_with_file_and_frame(tmp_path, backend):
+    image(tmp_path / "in" / "007.png")
+    video(tmp_path / "in" / "clip.mp4", 1)
+    result = run(tmp_path, tmp_path / "in", save_json=True, nosave=True)
+    assert files(result.save_dir) == ["predictions.json"]
+    rows = json.loads((result.save_dir / "predictions.json").read_text())
+    assert rows[0] == {
+        "image_id": 7,
+        "category_id": 1,
+        "bbox": [75.0, 35.0, 50.0, 30.0],
+        "score": 0.9,
+        "file": str(tmp_path / "in" / "007.png"),
+        "frame": 0,
+        "category": "../dog",
+    }
+    assert [(r["image_id"], r["frame"]) for r in rows[2:]] == [("clip_1", 1)] * 2
+    nothing = run(tmp_path, tmp_path / "in" / "007.png", save_json=True, nosave=True, conf_thres=0.95)
+    assert json.loads((nothing.save_dir / "predictions.json").read_text()) == []
+
+
+def test_two_streams_at_once_until_they_are_given_up(tmp_path, backend):
+    with Camera(limit=12) as one, Camera(limit=20) as two:
+        (tmp_path / "c.streams").write_text(f"{one.url('x')}\n{two.url('y')}\n")
+        timer = threading.Timer(1.0, lambda: (one.off(), two.off()))
+        timer.start()
+        result = run(tmp_path, tmp_path / "c.streams", stream_timeout=0.3, save_txt=True)
+        timer.join()
+    names = [f"127.0.0.1_{camera.port}_{path}" for camera, path in ((one, "x"), (two, "y"))]
+    seen = [
+        sum(name in d.path.replace(":", "_").replace("/", "_") for d in result.detections) for name in names
+    ]
+    assert min(seen) >= 5 and sum(seen) == result.images == len(result.detections)
+    assert result.found == 2 * result.images and set(result.drops) == {1, 2}
+    for name, count in zip(names, seen):
+        written, fps = frames_in(result.save_dir / f"{name}.mp4")
+        assert written >= count and fps == pytest.approx(25)
+        assert len(list((result.save_dir / "labels").glob(f"{name}_*.txt"))) == count
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+def test_ctrl_c_ends_a_stream_with_its_files_closed(tmp_path, checkpoint):
+    with Camera() as camera:
+        options = (
+            "--weights",
+            checkpoint,
+            "--source",
+            camera.url(),
+            "--project",
+            tmp_path / "runs",
+            "--save-json",
+        )
+        process = run_script(*options)
+        lines = []
+        for line in process.stdout:
+            lines.append(line.decode())
+            if "frame 5 " in lines[-1]:
+                process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert any("stopped from the keyboard" in line for line in lines), lines
+    (saved,) = (tmp_path / "runs" / "exp").glob("*.mp4")
+    assert frames_in(saved)[0] >= 5
+    assert len(json.loads((tmp_path / "runs" / "exp" / "predictions.json").read_text())) >= 15
+    assert not list((tmp_path / "runs" / "exp").glob(".*"))
+
+
+def test_images_on_standard_input(tmp_path, checkpoint):
+    from PIL import Image
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8))
+    piped = io.BytesIO()
+    for kind in ("JPEG", "PNG", "JPEG"):
+        picture.save(piped, kind)
+    process = run_script(
+        *("--weights", checkpoint, "--source", "-", "--project", tmp_path / "runs", "--save-txt"),
+        stdin=subprocess.PIPE,
+    )
+    output = process.communicate(piped.getvalue(), timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert files(tmp_path / "runs" / "exp") == [
+        "labels/stdin_1.txt",
+        "labels/stdin_2.txt",
+        "labels/stdin_3.txt",
+        "stdin_1.jpg",
+        "stdin_2.png",
+        "stdin_3.jpg",
+    ]
+
+
+def test_addresses_of_files_are_downloaded_to_a_temporary_place(tmp_path, backend):
+    image(tmp_path / "web" / "a b.png")
+    video(tmp_path / "web" / "clip.mp4", 3)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        (tmp_path / "list.txt").write_text(f"{base}/a%20b.png?key=1\n{base}/clip.mp4\n{base}/none.jpg\n")
+        result = run(tmp_path, tmp_path / "list.txt")
+        with pytest.raises(UserError, match="not one of 1 files"):
+            run(tmp_path, f"{base}/none.jpg")
+        server.shutdown()
+    assert files(result.save_dir) == ["a_b.png", "clip.mp4"]
+    assert [(d.path, d.frame) for d in result.detections] == [
+        (f"{base}/a%20b.png?key=1", 0),
+        *((f"{base}/clip.mp4", k) for k in (1, 2, 3)),
+    ]
+    assert not list((tmp_path / "web").glob("*.part"))
+
+
+@pytest.mark.parametrize("kind", ["grey", "16-bit", "RGBA", "CMYK", "rotated"])
+def test_unusual_images_are_read_rightly(tmp_path, backend, kind):
+    """Upright, 200x100, and of the colour that was stored: the drawn picture's corner is free of boxes."""
+    from PIL import Image
+
+    path = tmp_path / f"a.{'jpg' if kind in ('CMYK', 'rotated') else 'png'}"
+    if kind == "grey":
+        Image.new("L", (200, 100), 120).save(path)
+    elif kind == "16-bit":
+        Image.fromarray(np.full((100, 200), 120 << 8, np.uint16)).save(path)
+    elif kind == "RGBA":
+        Image.new("RGBA", (200, 100), (120, 120, 120, 0)).save(path)
+    elif kind == "CMYK":
+        Image.new("CMYK", (200, 100), (0, 0, 0, 135)).save(path, quality=100)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (100, 200), (120, 120, 120)).save(path, exif=exif, quality=100)
+    result = run(tmp_path, path)
+    assert result.detections[0].boxes[0, :4].tolist() == [75, 35, 125, 65]
+    drawn = cv2.imread(str(result.save_dir / path.name))
+    assert drawn.shape == (100, 200, 3)
+    np.testing.assert_allclose(drawn[80:, 160:], 120, atol=2)
+
+
+def test_an_error_of_the_writing_thread_reaches_the_user(tmp_path, backend, monkeypatch):
+    (tmp_path / "runs" / "exp").mkdir(parents=True)
+    (tmp_path / "runs" / "exp" / "labels").write_text("a file where a folder is needed")
+    with pytest.raises(OSError) as error:  # guard() makes a sentence of it
+        run(tmp_path, video(tmp_path / "clip.mp4", 30), save_txt=True, exist_ok=True)
+    assert "labels" in str(error.value.filename)

@@ -60,6 +60,7 @@ def fetch(
     sha256: str | None = None,
     *,
     md5: str | None = None,
+    limit: int | None = None,
     attempts: int = 4,
     pause: float = 1.0,
 ) -> Path:
@@ -73,6 +74,7 @@ def fetch(
         dest: the file to write.
         size: its size in bytes, when known; else the server's word is taken.
         sha256, md5: its digest in hexadecimal, when known.
+        limit: most bytes to accept, for files of unknown origin.
         attempts: connections tried in a row without a byte of progress.
         pause: seconds before the second attempt, doubled each time.
 
@@ -89,21 +91,21 @@ def fetch(
         return dest
     dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(dest.name + ".part")
-    total = _receive_all(url, part, dest, size, attempts, pause)
+    total = _receive_all(url, part, dest, size, attempts, pause, limit)
     _check(part, url, size if size is not None else total, sha256, md5)
     os.replace(part, dest)
     return dest
 
 
 def _receive_all(
-    url: str, part: Path, dest: Path, size: int | None, attempts: int, pause: float
+    url: str, part: Path, dest: Path, size: int | None, attempts: int, pause: float, limit: int | None
 ) -> int | None:
     """Connections until the part is whole. Returns the length that the server told, if it did."""
     failures = 0
     while True:
         before = _length(part)
         try:
-            return _receive(url, part, size)
+            return _receive(url, part, size, limit)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
                 raise UserError(
@@ -139,7 +141,7 @@ class _Broken(OSError):
     """The connection ended before the file did."""
 
 
-def _receive(url: str, part: Path, size: int | None) -> int | None:
+def _receive(url: str, part: Path, size: int | None, limit: int | None = None) -> int | None:
     """One connection: append to `part` what it lacks. Returns the whole length if the server told it."""
     have = _length(part)
     if size is not None and have >= size:
@@ -164,7 +166,9 @@ def _receive(url: str, part: Path, size: int | None) -> int | None:
         with part.open("r+b" if offset else "wb") as file:
             file.seek(offset)
             file.truncate()
-            received = offset + _copy(response, file, offset, total, part.stem)
+            _check_limit(url, total, limit)
+            received = offset + _copy(response, file, offset, total, part.stem, limit)
+        _check_limit(url, received, limit)
     if total is not None and received < total:
         raise _Broken(f"connection broke after {received} of {total} bytes")
     return total
@@ -190,8 +194,20 @@ def _range_of(response: http.client.HTTPResponse, have: int) -> tuple[int, int |
     return 0, int(length) if length.isdigit() else None
 
 
-def _copy(source: BinaryIO, target: BinaryIO, offset: int, total: int | None, title: str) -> int:
-    """Copy a body under a progress bar; the number of bytes copied. `IncompleteRead` keeps its bytes."""
+def _check_limit(url: str, length: int | None, limit: int | None) -> None:
+    if limit is not None and length is not None and length > limit:
+        raise UserError(
+            f"{url}: is longer than the {limit >> 20} MiB that are accepted here; fetch it yourself"
+        )
+
+
+def _copy(
+    source: BinaryIO, target: BinaryIO, offset: int, total: int | None, title: str, limit: int | None
+) -> int:
+    """Copy a body under a progress bar, up to just above `limit`; the number of bytes copied.
+
+    `IncompleteRead` keeps its bytes.
+    """
     copied = 0
     with tqdm(
         total=total,
@@ -213,6 +229,8 @@ def _copy(source: BinaryIO, target: BinaryIO, offset: int, total: int | None, ti
             target.write(block)
             copied += len(block)
             bar.update(len(block))
+            if limit is not None and offset + copied > limit:
+                return copied
 
 
 def _check(part: Path, url: str, size: int | None, sha256: str | None, md5: str | None) -> None:

@@ -96,14 +96,14 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
-                return _pillow_to_bgr(ImageOps.exif_transpose(image))
+                return pillow_to_bgr(ImageOps.exif_transpose(image))
         except Image.DecompressionBombError:
             raise ValueError("has more pixels than Pillow's limit") from None
         except _PILLOW_FAULTS as error:
             raise ValueError(f"cannot be decoded as an image ({error})".replace("\n", " ")) from None
 
 
-def _pillow_to_bgr(image: Image.Image) -> np.ndarray:
+def pillow_to_bgr(image: Image.Image) -> np.ndarray:
     """A decoded Pillow image of any mode -> BGR uint8 (h, w, 3)."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ from utils.boxes import clip_boxes, xywh2xyxy, xyxy2xywh
 from utils.drawing import class_name, draw_detections
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.sources import Frame
+from utils.frames import Frame
+from utils.video import VideoFileWriter
 
 _WRITABLE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _CSV_HEADER = ("Image Name", "Prediction", "Confidence")
@@ -129,37 +131,24 @@ def label_lines(det: np.ndarray, shape: tuple[int, int], *, corners: bool = Fals
     return "".join(lines)
 
 
-class VideoFileWriter:
-    """An mp4 (codec mp4v) written under a temporary name and renamed when it is whole."""
+class JsonRows:
+    """A JSON array of objects, one a line, written as they come and named when whole."""
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = size
-        self._temporary = path.with_name(f".{path.stem}.part.mp4")
-        fourcc = cv2.VideoWriter_fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(self._temporary), fourcc, fps, size)
-        if not self._writer.isOpened():
-            raise UserError(
-                f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} at {fps:g} frames/s here; "
-                "check the folder, or pass --nosave"
-            )
+        self._temporary = path.with_name(f".{path.name}.part")
+        self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115 closed by close()
+        self._before = "[\n"
 
-    def write(self, image: np.ndarray) -> None:
-        """Append a BGR frame; one of another size is resized, because OpenCV drops it without a word."""
-        if (image.shape[1], image.shape[0]) != self.size:
-            image = cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
-        self._writer.write(image)
+    def add(self, row: Mapping[str, object]) -> None:
+        """Append one object."""
+        self._file.write(self._before + json.dumps(row, ensure_ascii=False))
+        self._before = ",\n"
 
     def close(self) -> None:
-        """Finish the file and rename it, once it opens: OpenCV says nothing about a full disk."""
-        self._writer.release()
-        check = cv2.VideoCapture(str(self._temporary))
-        whole = check.isOpened()
-        check.release()
-        if not whole:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
-            raise UserError(f"{self.path}: the video could not be written whole; is the disk full?")
+        """Close the array and give the file its name."""
+        with self._file as file:
+            file.write("[]\n" if self._before == "[\n" else "\n]\n")
         os.replace(self._temporary, self.path)
 
 
@@ -173,6 +162,7 @@ class SaveOptions:
     conf: bool = False
     csv: bool = False
     crop: bool = False
+    json: bool = False
     line_thickness: int = 3
     hide_labels: bool = False
     hide_conf: bool = False
@@ -190,8 +180,11 @@ class ResultWriter:
         self.options = options
         self._folders = folder_names(names)
         self._stems = StemBook()
-        self._current: tuple[int, str, str] | None = None  # position of the file, its path, its stem
-        self._video: VideoFileWriter | None = None
+        self._open_stems: dict[
+            tuple[int, str], str
+        ] = {}  # (position, path) of what is being read -> its stem
+        self._videos: dict[str, VideoFileWriter] = {}  # by stem; several only for live streams
+        self._rows: JsonRows | None = None
         self._crop_numbers: dict[Path, int] = {}
         self._background = Background()
 
@@ -206,15 +199,20 @@ class ResultWriter:
             try:
                 self._background.close()
             finally:
-                self._close_video()
+                self._close_videos()
+                if self._rows is not None:
+                    self._rows.close()
 
     def stem(self, frame: Frame) -> str:
-        """The output stem of the file a frame comes from; frames must come file by file."""
-        if self._current is None or self._current[:2] != (frame.position, frame.path):
-            stem = self._stems.claim(Path(frame.path).stem, frame.is_video)
-            self._current = (frame.position, frame.path, stem)
-            self._background.submit(self._close_video)
-        return self._current[2]
+        """The output stem of what a frame comes from; only live streams may come in turns."""
+        key = (frame.position, frame.path)
+        if key not in self._open_stems:
+            if not frame.is_live:
+                self._open_stems.clear()
+                self._background.submit(self._close_videos)
+            name = frame.name if frame.is_live else Path(frame.name).stem
+            self._open_stems[key] = self._stems.claim(name, frame.is_video)
+        return self._open_stems[key]
 
     def draw(self, frame: Frame, det: np.ndarray) -> np.ndarray:
         """The frame's image with its detections on it, as the options want them."""
@@ -247,7 +245,9 @@ class ResultWriter:
             text = label_lines(det, frame.image.shape[:2], corners=options.corners, conf=options.conf)
             _append(self.save_dir / "labels" / f"{name}.txt", text)
         if options.csv and len(det):
-            self._write_csv(stem + Path(frame.path).suffix, det)
+            self._write_csv(stem if frame.is_live else stem + Path(frame.name).suffix, det)
+        if options.json:
+            self._write_json(frame, det, stem)
         if options.crop:
             self._write_crops(frame.image, det, stem)
         if options.images:
@@ -255,7 +255,7 @@ class ResultWriter:
             if frame.is_video:
                 self._write_frame(frame, drawn, stem)
             else:
-                suffix = Path(frame.path).suffix
+                suffix = Path(frame.name).suffix
                 suffix = suffix if suffix.lower() in _WRITABLE_SUFFIXES else ".jpg"
                 write_image(self.save_dir / f"{stem}{suffix}", drawn)
 
@@ -269,6 +269,22 @@ class ResultWriter:
                 writer.writerow(_CSV_HEADER)
             for row in det:
                 writer.writerow((name, class_name(self.names, int(row[5])), f"{row[4]:.4f}"))
+
+    def _write_json(self, frame: Frame, det: np.ndarray, stem: str) -> None:
+        if self._rows is None:
+            self._rows = JsonRows(self.save_dir / "predictions.json")
+        image = f"{stem}_{frame.index}" if frame.is_video else stem
+        for x1, y1, x2, y2, confidence, index in det.astype(float).tolist():
+            row = {
+                "image_id": int(image) if image.isdecimal() else image,
+                "category_id": int(index),
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(confidence, 5),
+                "file": frame.path,
+                "frame": frame.index,
+                "category": class_name(self.names, int(index)),
+            }
+            self._rows.add(row)
 
     def _write_crops(self, image: np.ndarray, det: np.ndarray, stem: str) -> None:
         for row in det:
@@ -288,15 +304,17 @@ class ResultWriter:
                 return path
 
     def _write_frame(self, frame: Frame, drawn: np.ndarray, stem: str) -> None:
-        if self._video is None:
+        if stem not in self._videos:
             size = (drawn.shape[1], drawn.shape[0])
-            self._video = VideoFileWriter(self.save_dir / f"{stem}.mp4", frame.fps, size)
-        self._video.write(drawn)
+            self._videos[stem] = VideoFileWriter(self.save_dir / f"{stem}.mp4", frame.fps, size)
+        self._videos[stem].write(drawn, frame.time)
 
-    def _close_video(self) -> None:
-        if self._video is not None:
-            video, self._video = self._video, None
-            video.close()
+    def _close_videos(self) -> None:
+        """Finish every open video, also when one of them fails; the first failure is raised."""
+        videos, self._videos = list(self._videos.values()), {}
+        with contextlib.ExitStack() as stack:
+            for video in reversed(videos):
+                stack.callback(video.close)
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

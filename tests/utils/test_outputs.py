@@ -4,11 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.errors import UserError
 from utils.outputs import (
     Background,
     StemBook,
-    VideoFileWriter,
     crop_box,
     folder_names,
     label_lines,
@@ -46,28 +44,6 @@ def test_label_lines_in_both_formats():
     assert label_lines(det, (50, 100), conf=True) == "2 0.4 0.4 0.4 0.4 0.123457\n"
     assert label_lines(det, (50, 100), corners=True) == "2 0.2 0.2 0.6 0.6\n"
     assert label_lines(np.empty((0, 6)), (50, 100)) == ""
-
-
-def test_video_is_whole_or_absent(tmp_path):
-    path = tmp_path / "out.mp4"
-    writer = VideoFileWriter(path, 12.5, (64, 48))
-    for k in range(7):
-        writer.write(np.full((48, 64, 3), 30 * k, np.uint8))
-    writer.write(np.zeros((96, 128, 3), np.uint8))  # another size: resized, not dropped
-    assert not path.exists()
-    writer.close()
-    capture = cv2.VideoCapture(str(path))
-    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
-    count = 0
-    while capture.read()[0]:
-        count += 1
-    assert count == 8
-    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
-
-
-def test_video_that_cannot_be_written_is_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="cannot write"):
-        VideoFileWriter(tmp_path / "missing" / "out.mp4", 10, (64, 48))
 
 
 def test_image_names_beyond_ascii(tmp_path):

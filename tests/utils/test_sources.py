@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.sources import open_source, prefetch, read_list
+from utils.frames import prefetch
+from utils.sources import open_source, read_list
 
 
 @pytest.fixture
@@ -72,10 +73,10 @@ def test_text_list_keeps_its_order_and_names_bad_lines(tmp_path, warnings):
     write_image(tmp_path / "two.png")
     one = write_image(tmp_path / "one.png")
     list_file = tmp_path / "list.txt"
-    list_file.write_text(f"./two.png\n\n{one}\nnone.png\nlist.txt\nhttp://host/x.jpg\n")
-    assert [p.name for p in read_list(list_file)] == ["two.png", "one.png"]
-    assert {r.args[1] for r in warnings.records} == {4, 5, 6}
-    assert len(frames_of(list_file)) == 2
+    list_file.write_text(f"./two.png\n\n{one}\nnone.png\nlist.txt\nhttp://host/x.jpg\nrtsp://host/1\n")
+    assert [str(p).rsplit("/", 1)[-1] for p in read_list(list_file)] == ["two.png", "one.png", "x.jpg"]
+    assert {r.args[1] for r in warnings.records} == {4, 5, 7}
+    assert "ends in .streams" in warnings.records[-1].getMessage()
 
 
 def test_binary_text_list_is_refused(tmp_path):
@@ -87,11 +88,11 @@ def test_binary_text_list_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "word"),
     [
-        ("0", "webcam"),
-        ("rtsp://host/1", "network"),
-        ("https://host/x.jpg", "network"),
-        ("screen 0 10 10 50 50", "screen"),
-        ("cameras.streams", "streams"),
+        ("https://youtu.be/xyz", "yt-dlp"),
+        ("screen 0 10 10", "whole numbers"),
+        ("screen 0 10 10 0 50", "width and height"),
+        ("cameras.streams", "no such"),
+        ("ftp://host/x.jpg", "no such"),
         ("no/such/file.jpg", "no such"),
         ("no/such/*.jpg", "matches no"),
         ("", "empty source"),

@@ -1,0 +1,216 @@
+"""A detector to be called from Python on whatever holds an image: what `torch.hub.load` returns."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from models.backends import Backend
+from models.metadata import Metadata
+from models.yolo import DetectionModel
+from utils.boxes import letterbox, non_max_suppression, scale_boxes
+from utils.device import amp_dtype, autocast, synchronize
+from utils.downloads import fetch, file_name, is_url
+from utils.errors import UserError
+from utils.images import load_image, pillow_to_bgr
+from utils.predictions import Detections
+
+MAX_DOWNLOAD = 1 << 28  # bytes of one image
+
+
+class ModelBackend(Backend):
+    """A network in memory as a backend: fused, in evaluation mode, channels_last."""
+
+    pytorch = True
+
+    def __init__(self, model: DetectionModel, device: torch.device) -> None:
+        metadata = Metadata(dict(model.names), int(max(model.stride)), dynamic=True, ch=model.ch)
+        super().__init__(Path("model"), device, metadata)
+        self.model = model.fuse().to(device=device, memory_format=torch.channels_last).eval()
+
+    def _run(self, images: Tensor, augment: bool) -> Tensor:
+        return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)[0]
+
+
+class HubModel(nn.Module):
+    """A detector with letterbox and NMS around it.
+
+    Set what NMS does as attributes.
+
+    Attributes:
+        conf, iou: thresholds of confidence and overlap.
+        classes: keep these class numbers only; None: all.
+        max_det: most detections per image.
+        agnostic: boxes of different classes suppress each other.
+        multi_label: a box may be several classes.
+        amp: run in the device's reduced precision (float16 or bfloat16).
+        names, stride: of the network; `model` is the DetectionModel itself, None for exported files.
+    """
+
+    conf: float = 0.25
+    iou: float = 0.45
+    classes: Sequence[int] | None = None
+    max_det: int = 1000
+    agnostic: bool = False
+    multi_label: bool = False
+    amp: bool = False
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self.backend = backend
+        self.model = backend.model
+        self.names = backend.names
+        self.stride = backend.stride
+        self.eval()
+
+    def train(self, mode: bool = True) -> HubModel:
+        """Refused: this model is fused and detects only."""
+        if mode:
+            raise UserError("this model detects only; load it with autoshape=False to train it")
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HubModel:
+        """What `.to()`, `.cuda()`, `.half()` do: move the network and keep to where it went."""
+        probe = fn(torch.zeros(1, device=self.backend.device))
+        moved = probe.device != self.backend.device or probe.dtype != torch.float32
+        if moved and self.model is None:
+            raise UserError(
+                f"{self.backend.path}: only a single .pt can be moved or change its precision; "
+                "give device= when loading"
+            )
+        if probe.dtype not in (torch.float32, torch.float16):
+            raise UserError(
+                f"{probe.dtype}: the model runs in float32 or float16; set model.amp = True for less"
+            )
+        super()._apply(fn, recurse)
+        if self.model is not None:
+            weight = next(self.model.parameters())
+            self.backend.device, self.backend.half = weight.device, weight.dtype == torch.float16
+        return self
+
+    @torch.no_grad()
+    def forward(
+        self, ims: Any, size: int | tuple[int, int] = 640, augment: bool = False
+    ) -> Detections | Tensor:
+        """Detect.
+
+        Args:
+            ims: a path, http(s) address, PIL image, RGB array (h,w,3) or tensor (3,h,w), or a list of these
+                in any mixture and of any sizes, run as one batch. A tensor (N,3,h,w) of RGB in 0..1 or uint8,
+                its sides multiples of the stride, goes straight through the network.
+            size: pixels of the long side, or (h, w) to fit into.
+            augment: test-time augmentation; checkpoints only.
+        Returns:
+            `Detections`; for a tensor (N,3,h,w) the network's decoded output (N, boxes, 5 + nc).
+        Raises:
+            UserError: an image that cannot be read or has no such form.
+        """
+        with autocast(self.backend.device, amp_dtype("auto", self.backend.device) if self.amp else None):
+            if isinstance(ims, Tensor) and ims.ndim == 4:
+                return self.backend.predict(ims, augment=augment)
+            return self._detect(list(ims) if isinstance(ims, list | tuple) else [ims], size, augment)
+
+    def _detect(self, items: list[Any], size: int | tuple[int, int], augment: bool) -> Detections:
+        if not items:
+            raise UserError("no image given; pass a path, an array, or a list of them")
+        start = time.perf_counter()
+        images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
+        shape = self.backend.fixed_size or common_shape([im.shape[:2] for im in images], size, self.stride)
+        fitted = [letterbox(image, shape, auto=False) for image in images]
+        batch = np.stack([np.ascontiguousarray(boxed.transpose(2, 0, 1)) for boxed, _, _ in fitted])
+        inputs = torch.from_numpy(batch).to(self.backend.device)
+        synchronize(self.backend.device)
+        ready = time.perf_counter()
+        output = self.backend.predict(inputs, augment=augment)
+        synchronize(self.backend.device)
+        inferred = time.perf_counter()
+        found = non_max_suppression(
+            output,
+            self.conf,
+            self.iou,
+            classes=self.classes,
+            agnostic=self.agnostic,
+            multi_label=self.multi_label,
+            max_det=self.max_det,
+        )
+        pred = [
+            torch.cat((scale_boxes(shape, det[:, :4], image.shape[:2], (ratio, pad)), det[:, 4:]), 1)
+            for det, image, (_, ratio, pad) in zip(found, images, fitted)
+        ]
+        marks = (start, ready, inferred, time.perf_counter())
+        times = [(b - a) * 1e3 / len(images) for a, b in zip(marks, marks[1:])]
+        return Detections(images, pred, files, self.names, times, tuple(batch.shape))
+
+
+def common_shape(
+    sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], stride: int
+) -> tuple[int, int]:
+    """The (h, w) that images of `sizes` (h, w) share: their largest scaled sides, rounded up to `stride`.
+
+    For one image that is the rectangle which detect.py uses, so both see the same pixels.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise UserError(f"size {size}: must be at least 1 pixel; give a value such as 640")
+    gains = [min(height / h, width / w) for h, w in sizes]
+    tallest = max(max(round(h * gain), 1) for (h, _), gain in zip(sizes, gains))
+    widest = max(max(round(w * gain), 1) for (_, w), gain in zip(sizes, gains))
+    return -(-tallest // stride) * stride, -(-widest // stride) * stride
+
+
+def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:
+    """An image in any form -> RGB uint8 (h,w,3) and a file name; `number` counts from 0.
+
+    Raises:
+        UserError: it cannot be read, or is nothing that holds an image.
+    """
+    name = f"image{number}.jpg"
+    if isinstance(item, str | Path):
+        return _read_file(str(item))
+    if isinstance(item, Image.Image):
+        bgr = pillow_to_bgr(ImageOps.exif_transpose(item))
+        return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), Path(getattr(item, "filename", "") or name).name
+    if isinstance(item, Tensor):
+        item = item.detach().cpu().numpy()
+    if isinstance(item, np.ndarray):
+        return _rgb_bytes(item, number), name
+    raise UserError(
+        f"image {number}: {type(item).__name__} is no image; pass a path, an address, a PIL image or an array"
+    )
+
+
+def _read_file(source: str) -> tuple[np.ndarray, str]:
+    if not is_url(source):
+        return cv2.cvtColor(load_image(source), cv2.COLOR_BGR2RGB), Path(source).name
+    with tempfile.TemporaryDirectory(prefix="hub-") as folder:
+        path = fetch(source, Path(folder) / file_name(source), limit=MAX_DOWNLOAD)
+        return cv2.cvtColor(load_image(path), cv2.COLOR_BGR2RGB), path.name
+
+
+def _rgb_bytes(array: np.ndarray, number: int) -> np.ndarray:
+    """An array (h,w), (h,w,c) or (c,h,w) of uint8, uint16 or floats in 0..1 -> RGB uint8 (h,w,3)."""
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise UserError(
+            f"image {number}: an array of shape {array.shape} is no image; it must be (height, width, 3)"
+        )
+    if array.dtype.kind == "f":
+        array = (np.nan_to_num(array).clip(0, 1) * 255).round()
+    elif array.dtype == np.uint16:
+        array = array >> 8
+    elif array.dtype != np.uint8:
+        raise UserError(f"image {number}: {array.dtype} values are none of uint8, uint16 or floats in 0..1")
+    array = array.astype(np.uint8)
+    return np.ascontiguousarray(array.repeat(3, axis=2) if array.shape[2] == 1 else array[:, :, :3])

@@ -1,0 +1,252 @@
+"""hubconf.py through torch.hub itself: every form of input, every form of result, detect.py's own figures."""
+
+import http.server
+import json
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import detect
+import hubconf
+from models.checkpoint import save_checkpoint
+from models.yolo import DetectionModel
+from utils.errors import UserError
+
+ROOT = Path(detect.__file__).parent
+TINY = {
+    "nc": 3,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30], [33, 23, 30, 61]],
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]]] * 4,
+    "head": [[[2, 3], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint whose detections differ from place to place, and two pictures of different shapes."""
+    folder = tmp_path_factory.mktemp("hub")
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = DetectionModel(TINY)
+        for layer in network.detect.m:
+            torch.nn.init.normal_(layer.weight, std=60.0)
+            layer.bias.data.view(network.detect.na, -1)[:, 4:] = 0
+    save_checkpoint(folder / "tiny.pt", network, meta={})
+    rng = np.random.default_rng(0)
+    for name, size in (("wide", (75, 130)), ("tall", (90, 60))):
+        picture = cv2.resize(rng.integers(0, 255, (8, 8, 3), np.uint8), size[::-1])
+        cv2.imwrite(str(folder / f"{name}.png"), picture)
+    return folder
+
+
+def load(name, *args, **options):
+    options = {"_verbose": False, "device": "cpu"} | options
+    return torch.hub.load(str(ROOT), name, *args, source="local", trust_repo=True, **options)
+
+
+@pytest.fixture
+def model(folder):
+    model = load("custom", path=str(folder / "tiny.pt"))
+    model.conf, model.max_det = 0.3, 20
+    return model
+
+
+def rgb(path):
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+@pytest.mark.parametrize("name", ["wide.png", "tall.png"])
+def test_figures_are_those_of_detect(folder, tmp_path, model, name):
+    results = model(str(folder / name), size=128)
+    whole = detect.run(
+        weights=str(folder / "tiny.pt"),
+        source=str(folder / name),
+        imgsz=128,
+        conf_thres=0.3,
+        max_det=20,
+        device="cpu",
+        nosave=True,
+        project=str(tmp_path),
+    )
+    expected = whole.detections[0].boxes
+    assert len(expected) == 20 and len(np.unique(expected[:, 4])) > 10
+    np.testing.assert_allclose(results.xyxy[0][:, 4:].numpy(), expected[:, 4:], atol=1e-6)
+    assert (
+        np.abs(results.xyxy[0][:, :4].numpy() - expected[:, :4]).max() <= 0.501
+    )  # detect gives whole pixels
+
+
+def test_every_form_of_an_image_gives_the_same(folder, model):
+    path = folder / "wide.png"
+    array = rgb(path)
+    reference = model(path, size=128)
+    tensor = torch.from_numpy(array.transpose(2, 0, 1).copy())
+    with Image.open(path) as picture:
+        forms = [str(path), picture, array, array.transpose(2, 0, 1), array / 255.0, tensor, tensor / 255]
+        for form in forms:
+            results = model(form, size=128)
+            assert torch.equal(results.xyxy[0], reference.xyxy[0]), type(form)
+    assert results.files == ["image0.jpg"] and reference.files == ["wide.png"]
+
+
+def test_address_of_an_image(folder, model):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        results = model(f"http://127.0.0.1:{server.server_address[1]}/tall.png", size=128)
+        server.shutdown()
+    assert torch.equal(results.xyxy[0], model(folder / "tall.png", size=128).xyxy[0])
+    assert results.files == ["tall.png"]
+
+
+def test_batch_of_different_sizes_shares_one_shape(folder, model):
+    results = model([folder / "wide.png", rgb(folder / "tall.png")], size=128)
+    assert results.s == (2, 3, 128, 128) and len(results) == 2
+    assert [im.shape for im in results.ims] == [(75, 130, 3), (90, 60, 3)]
+    for image, det in zip(results.ims, results.xyxy):
+        limit = torch.tensor([image.shape[1], image.shape[0]] * 2)
+        assert len(det) and (det[:, :4] >= 0).all() and (det[:, :4] <= limit).all()
+    one, two = results.tolist()
+    assert torch.equal(one.xyxy[0], results.xyxy[0]) and two.files == ["image1.jpg"]
+
+
+def test_batch_tensor_goes_straight_through(folder, model):
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    output = model(images)
+    assert output.shape == (2, 2 * (8 * 12 + 4 * 6), 8)
+    torch.testing.assert_close(output, model.model(images)[0])
+
+
+def test_attributes_reach_nms(folder, model):
+    count = lambda: len(model(folder / "wide.png", size=128).xyxy[0])  # noqa: E731
+    assert count() == 20
+    model.max_det = 3
+    assert count() == 3
+    model.max_det, model.classes = 300, [1]
+    assert set(model(folder / "wide.png", size=128).xyxy[0][:, 5].tolist()) == {1.0}
+    model.classes, few = None, count()
+    model.multi_label = True
+    assert count() > few
+    model.multi_label, model.iou = False, 0.99
+    assert count() > few
+    model.conf = 1.0
+    assert count() == 0
+
+
+def test_forms_of_the_result(folder, model, capsys):
+    results = model(folder / "wide.png", size=128)
+    det = results.xyxy[0]
+    x1, y1, x2, y2 = det[0, :4].tolist()
+    assert results.xywh[0][0, :4].tolist() == pytest.approx([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+    assert results.xyxyn[0][0].tolist() == pytest.approx(
+        [x1 / 130, y1 / 75, x2 / 130, y2 / 75, *det[0, 4:].tolist()]
+    )
+    assert results.xywhn[0][0, 2:4].tolist() == pytest.approx([(x2 - x1) / 130, (y2 - y1) / 75], rel=1e-5)
+    frame = results.pandas().xyxy[0]
+    assert list(frame.columns) == ["xmin", "ymin", "xmax", "ymax", "confidence", "class", "name"]
+    assert frame["name"][0] == f"class{int(det[0, 5])}" and frame["class"].dtype.kind == "i"
+    assert list(results.pandas().xywhn[0].columns)[:4] == ["xcenter", "ycenter", "width", "height"]
+    assert isinstance(results.xyxy[0], torch.Tensor)  # pandas() leaves the original alone
+    (image,) = json.loads(results.json())
+    assert (image["file"], image["width"], image["height"]) == ("wide.png", 130, 75)
+    assert image["detections"][0]["xmin"] == pytest.approx(x1, abs=1e-3) and len(image["detections"]) == 20
+    results.print()
+    assert "image 1/1: 75x130" in capsys.readouterr().out
+
+
+def test_render_save_and_crop(folder, tmp_path, model):
+    results = model([folder / "wide.png", folder / "wide.png"], size=128)
+    clean = rgb(folder / "wide.png")
+    crops = results.crop(save_dir=tmp_path / "exp")
+    paths = results.save(save_dir=tmp_path / "exp")
+    assert [str(p.relative_to(tmp_path)) for p in paths] == ["exp2/wide.jpg", "exp2/wide-2.jpg"]
+    assert (results.ims[0] != clean).any() and results.ims[0].shape == clean.shape
+    saved = rgb(paths[0]).astype(int)
+    assert np.abs(saved - results.ims[0]).mean() < np.abs(saved - clean).mean()
+    x1, y1, x2, y2 = crops[0]["box"]
+    assert len(crops) == 40 and crops[0]["im"].shape[0] == pytest.approx((y2 - y1) * 1.02 + 10, abs=75)
+    assert len(list((tmp_path / "exp" / "crops").rglob("*.jpg"))) == 40
+    assert results.crop(save=False)[0]["label"] == crops[0]["label"]
+
+
+def test_show_without_a_display_is_a_sentence(folder, model, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="no display"):
+        model(folder / "wide.png", size=128).show()
+
+
+@pytest.mark.parametrize(
+    ("item", "word"),
+    [
+        (np.zeros((6, 5, 7), np.uint8), "shape"),
+        (np.zeros((4, 5, 3), np.int64), "int64"),
+        (3, "int"),
+        ([], "no image"),
+        ("no/such.jpg", "such.jpg"),
+    ],
+)
+def test_what_is_no_image_is_refused(model, item, word):
+    with pytest.raises(UserError, match=word):
+        model(item)
+
+
+def test_new_networks_by_name_and_no_hosted_weights():
+    assert all(callable(getattr(hubconf, name)) for name in ("yolov5s", "yolov5_ghostnet"))
+    network = load("yolov5n", pretrained=False, classes=2, autoshape=False)
+    assert isinstance(network, DetectionModel) and network.nc == 2 and network.train().training
+    with pytest.raises(UserError, match="no trained weights are hosted"):
+        load("yolov5n")
+    results = load("yolov5_mobilenetv2", pretrained=False, classes=2)(
+        np.zeros((32, 32, 3), np.uint8), size=64
+    )
+    assert results.n == 1 and results.names == {0: "class0", 1: "class1"}
+
+
+def test_it_is_a_module_that_detects_only(folder, model):
+    assert model.to("cpu") is model and model.eval() is model and model.half().backend.half
+    assert not model.float().backend.half
+    with pytest.raises(UserError, match="autoshape=False"):
+        model.train()
+    with pytest.raises(UserError, match="amp"):
+        model.to(torch.bfloat16)
+
+
+def test_amp_is_close(folder, model):
+    plain = model(folder / "wide.png", size=128)
+    model.amp = True
+    fast = model(folder / "wide.png", size=128)
+    assert len(fast.xyxy[0]) == len(plain.xyxy[0])
+    assert abs(float(fast.xyxy[0][0, 4] - plain.xyxy[0][0, 4])) < 0.02
+
+
+def test_from_another_folder_beside_a_package_of_the_same_name(tmp_path, folder):
+    code = (
+        "import torch, sys\n"
+        "model = torch.hub.load(sys.argv[1], 'custom', path=sys.argv[2], source='local', device='cpu')\n"
+        "results = model(sys.argv[3], size=128)\n"
+        "print(len(results.pandas().xyxy[0]), len(results.render()), len(results.crop(save=False)))\n"
+    )
+    arguments = [str(ROOT), str(folder / "tiny.pt"), str(folder / "wide.png")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "tiny.pt: 3 classes" in done.stdout, done.stderr
+    (tmp_path / "utils").mkdir()
+    (tmp_path / "utils" / "__init__.py").write_text("")
+    code = "import sys, utils\nsys.path.insert(0, sys.argv[1])\nimport hubconf\nhubconf.custom(sys.argv[2])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "another package named 'utils'" in done.stderr

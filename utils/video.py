@@ -1,0 +1,149 @@
+"""Video files: every frame that can be decoded, what is said of a damaged one, and writing one whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+from utils.frames import FALLBACK_FPS, Frame
+
+LOGGER = logging.getLogger("yolo.video")
+
+_LONGEST_GAP = 2.0  # seconds of a live stream without a frame that its video still shows
+
+
+def frame_rate(capture: cv2.VideoCapture) -> float:
+    """Frames per second that an open video or stream states, else `FALLBACK_FPS`."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    # MPEG-4 cannot be written above 65535 ticks a second; such figures are time bases, not frame rates.
+    return fps if 0 < fps <= 1000 else FALLBACK_FPS
+
+
+class VideoFile:
+    """One video file: grabs `vid_stride` frames at a time and decodes the last of them.
+
+    `shown` is the path that frames and messages carry, where it is not that of the file itself.
+    """
+
+    def __init__(self, path: Path, vid_stride: int = 1, shown: str = "") -> None:
+        self.path = path
+        self.vid_stride = vid_stride
+        self.shown = shown or str(path)
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield what can be decoded; a warning says when that is nothing, or less than the header claims."""
+        capture = cv2.VideoCapture(str(self.path))
+        try:
+            if not capture.isOpened():
+                LOGGER.warning("%s skipped: not a video that can be decoded, or cut off", self.shown)
+                return
+            yield from self._decode(capture)
+        finally:
+            capture.release()
+
+    def _decode(self, capture: cv2.VideoCapture) -> Iterator[Frame]:
+        fps = frame_rate(capture)
+        claimed = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        grabbed = decoded = 0
+        failed: list[int] = []
+        while capture.grab():
+            grabbed += 1
+            if grabbed % self.vid_stride:
+                continue
+            ok, image = capture.retrieve()
+            if not ok:
+                failed.append(grabbed)
+                continue
+            decoded += 1
+            yield Frame(
+                self.shown,
+                image,
+                index=decoded,
+                total=claimed // self.vid_stride,
+                fps=fps / self.vid_stride,
+                is_video=True,
+                name=self.path.name,
+            )
+        self._judge(grabbed, decoded, claimed, failed)
+
+    def _judge(self, grabbed: int, decoded: int, claimed: int, failed: list[int]) -> None:
+        """Warn about a file that gave less than it promised, with the frame where that began."""
+        if grabbed < claimed or failed:
+            first = failed[0] if failed else grabbed + 1
+            LOGGER.warning(
+                "%s: %d of the %d frames its header claims could be read, frame %d is the first that is "
+                "missing; it may be cut off or damaged",
+                self.shown,
+                grabbed - len(failed),
+                max(claimed, grabbed),
+                first,
+            )
+        elif not decoded:
+            LOGGER.warning(
+                "%s: %d frames are too few for vid-stride %d", self.shown, grabbed, self.vid_stride
+            )
+
+
+class VideoFileWriter:
+    """An mp4 (codec mp4v) written under a temporary name and renamed when it is whole."""
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int]) -> None:
+        self.path = path
+        self.size = size
+        self._temporary = path.with_name(f".{path.stem}.part.mp4")
+        fourcc = cv2.VideoWriter_fourcc(*"mp4v")
+        self.fps = fps
+        self._writer = cv2.VideoWriter(str(self._temporary), fourcc, fps, size)
+        self._written = 0
+        self._last: np.ndarray | None = None
+        self._skew = 0.0  # seconds between the clock of live frames and the place in the video
+        if not self._writer.isOpened():
+            raise UserError(
+                f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} at {fps:g} frames/s here; "
+                "check the folder, or pass --nosave"
+            )
+
+    def write(self, image: np.ndarray, arrived: float | None = None) -> None:
+        """Append a BGR frame; one of another size is resized, because OpenCV drops it without a word.
+
+        Before a live frame that `arrived` at a time in seconds, the one before it is repeated as long as it
+        was to be seen: a video that lacks the frames a slow model had to leave out still runs as fast as the
+        world. A pause longer than `_LONGEST_GAP` is cut out.
+        """
+        if (image.shape[1], image.shape[0]) != self.size:
+            image = cv2.resize(image, self.size, interpolation=cv2.INTER_LINEAR)
+        for picture in [self._last] * self._missing(arrived) + [image]:
+            self._writer.write(picture)
+            self._written += 1
+        self._last = image
+
+    def _missing(self, arrived: float | None) -> int:
+        """How many frames the video is behind the time at which a live frame arrived."""
+        if arrived is None:
+            return 0
+        if self._last is None:
+            self._skew = arrived
+        gap = arrived - self._skew - self._written / self.fps
+        if gap > _LONGEST_GAP:
+            self._skew += gap
+            gap = 0.0
+        return max(round(gap * self.fps), 0)
+
+    def close(self) -> None:
+        """Finish the file and rename it, once it opens: OpenCV says nothing about a full disk."""
+        self._writer.release()
+        check = cv2.VideoCapture(str(self._temporary))
+        whole = check.isOpened()
+        check.release()
+        if not whole:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+            raise UserError(f"{self.path}: the video could not be written whole; is the disk full?")
+        os.replace(self._temporary, self.path)
