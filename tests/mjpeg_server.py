@@ -3,6 +3,7 @@
 import http.server
 import itertools
 import threading
+import time
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ class Camera:
         self.port = 0
         self._counters = {}
         self._server = None
+        self.sent = 0
 
     def url(self, path="a"):
         return f"http://127.0.0.1:{self.port}/{path}"
@@ -55,6 +57,7 @@ class Camera:
                     head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
                     try:
                         self.wfile.write(head.encode() + data + b"\r\n")
+                        camera.sent += 1
                     except OSError:
                         return
 
@@ -62,6 +65,19 @@ class Camera:
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
+
+    def off_after(self, pictures, seconds=60):
+        """Break every connection once so many pictures were sent; returns the thread that does it."""
+
+        def wait():
+            end = time.monotonic() + seconds
+            while self.sent < pictures and time.monotonic() < end:
+                time.sleep(0.02)
+            self.off()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
 
     def off(self):
         """Break every connection and stop to listen."""
