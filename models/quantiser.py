@@ -34,7 +34,7 @@ class Accuracy:
 
 
 class Quantiser:
-    """A data set as post-training quantisation uses it: train images to calibrate with, val images to measure.
+    """A data set as quantisation uses it: training images to calibrate with, validation images to measure.
 
     Images go the way they go in validation: read, letterboxed to the exported size, RGB in 0..1.
     """
@@ -55,9 +55,7 @@ class Quantiser:
         self.batch, self.ch, *size = example.shape
         self.size = (size[0], size[1])
         if self.ch not in (1, 3):
-            raise UserError(
-                f"--int8: {weights} takes {self.ch} channels, and images to calibrate have 1 or 3"
-            )
+            raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
         self.config = load_dataset(data)
         self._workers = min(2, available_cpus())
         images = load_images(self.config, "train", workers=self._workers)
@@ -102,7 +100,7 @@ class Quantiser:
         rect = backend.rect_ok if rect is None else rect
         if height != width and not rect:
             raise UserError(
-                f"--int8: its mAP is measured on squares, not on {height}x{width}; give one --imgsz, or --dynamic"
+                f"--int8: its mAP is measured on squares, not {height}x{width}; give one --imgsz, or --dynamic"
             )
         if backend.nc != self.config.nc:
             raise UserError(

@@ -29,9 +29,12 @@ def to_float16(graph: Any) -> Any:
     So does the decoding: near 640 px neighbouring float16 numbers are half a pixel apart.
     """
     float16 = require("onnxruntime.transformers.float16", "--include onnx --half", "onnxruntime")
+    onnx_model = require("onnxruntime.transformers.onnx_model", "--include onnx --half", "onnxruntime")
     _name_nodes(graph)
     with quiet():  # it speaks of every weight below float16's least number, which is 0 to any sum
-        return float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decoding(graph))
+        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decoding(graph))
+    onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put behind what they feed
+    return half
 
 
 def to_int8(graph: Any, job: Job) -> Any:
