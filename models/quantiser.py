@@ -100,7 +100,7 @@ class Quantiser:
         rect = backend.rect_ok if rect is None else rect
         if height != width and not rect:
             raise UserError(
-                f"--int8: its mAP is measured on squares, not {height}x{width}; give one --imgsz, or --dynamic"
+                f"--int8: its mAP is measured on squares, not {height}x{width}; give one --imgsz or --dynamic"
             )
         if backend.nc != self.config.nc:
             raise UserError(

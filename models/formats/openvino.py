@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def write_openvino(job: Job, path: Path) -> None:
 
 
 def quantise(network: Any, job: Job) -> Any:
-    """Post-training quantisation by NNCF: weights per channel, the decoding of the boxes left alone."""
+    """Post-training quantisation by NNCF: weights per channel, the head left alone."""
     nncf = require("nncf", "--include openvino --int8")
     logging.getLogger("nncf").setLevel(logging.INFO if job.opt.verbose else logging.ERROR)
     batches = [batch.numpy() for batch in job.calibration()]
@@ -52,26 +51,24 @@ def quantise(network: Any, job: Job) -> Any:
         nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.MIXED,  # activations such as SiLU are not symmetric
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(names=decoding(network), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=head(network), validate=False),
     )
 
 
-def decoding(network: Any) -> list[str]:
-    """Names of the operations between the head's convolutions and the outputs: the decoding of boxes."""
-    return [node.get_friendly_name() for node in _after_last_weights(network)]
+def head(network: Any) -> list[str]:
+    """Names of the operations of the head: from its 1x1 convolutions, these included, to the outputs.
 
-
-def _after_last_weights(network: Any) -> Iterator[Any]:
-    waiting, seen = list(network.get_results()), set()
+    The convolutions are a hundredth of the arithmetic, and in int8 they alone cost 0.01 of mAP50-95.
+    """
+    waiting, names = list(network.get_results()), {}
     while waiting:
         node = waiting.pop()
-        name = node.get_friendly_name()
-        if name in seen or node.get_type_name() in WEIGHTY:
+        if node.get_friendly_name() in names:
             continue
-        seen.add(name)
-        waiting += [value.get_source_output().get_node() for value in node.inputs()]
-        if node.get_type_name() not in ("Constant", "Result", "Parameter"):
-            yield node
+        names[node.get_friendly_name()] = node.get_type_name()
+        if node.get_type_name() not in WEIGHTY:
+            waiting += [value.get_source_output().get_node() for value in node.inputs()]
+    return [name for name, kind in names.items() if kind not in ("Constant", "Result", "Parameter")]
 
 
 @register_format(ENDING, ".xml")
