@@ -241,7 +241,7 @@ def _conditions(opt: Namespace, device: torch.device) -> str:
     """What the figures hold for."""
     return (
         f"{opt.data}, {opt.imgsz} px squares, batch {opt.batch_size}; {describe(device)}; torch "
-        f"{versions()['torch']}; ms an image, medians of {opt.rounds} interleaved rounds of {opt.repeats} calls"
+        f"{versions()['torch']}; ms an image, medians of {opt.rounds} rounds of {opt.repeats} calls in turn"
     )
 
 
