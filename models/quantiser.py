@@ -1,0 +1,134 @@
+"""What int8 needs of a data set: images to calibrate with, and the mAP before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.backends import Backend, load_backend
+from models.yolo import LUMA
+from utils.boxes import letterbox
+from utils.dataloaders import build_loader
+from utils.datasets import DatasetConfig, load_dataset, load_images
+from utils.device import available_cpus
+from utils.errors import UserError
+from utils.evaluation import evaluate
+from utils.images import load_image
+from utils.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """mAP50-95 and mAP50 on the validation images, of the exported file and of the checkpoint in float32."""
+
+    map: float
+    map50: float
+    pytorch_map: float
+    pytorch_map50: float
+
+
+class Quantiser:
+    """A data set as quantisation uses it: training images to calibrate with, validation images to measure.
+
+    Images go the way they go in validation: read, letterboxed to the exported size, RGB in 0..1.
+    """
+
+    def __init__(self, data: str, count: int, weights: Path, example: Tensor) -> None:
+        """
+        Args:
+            data: dataset YAML.
+            count: how many images to calibrate with; all of them when there are fewer.
+            weights: the checkpoint, to measure against.
+            example: (N, ch, H, W): the exported shape, on the device it is for.
+
+        Raises:
+            UserError: no train or val split, no image, classes other than the checkpoint's, or a network
+                whose channels no image has.
+        """
+        self.weights, self.device = weights, example.device
+        self._known: dict[bool, Metrics] = {}
+        self.batch, self.ch, *size = example.shape
+        self.size = (size[0], size[1])
+        if self.ch not in (1, 3):
+            raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
+        self.config = load_dataset(data)
+        images = load_images(self.config, "train", workers=min(2, available_cpus()))
+        # Evenly over the list, which is sorted: a set in which the classes come one after the other is
+        # covered as well, and the choice is the same every time.
+        chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+        self.paths = [images.path(int(i)) for i in chosen]
+
+    def batches(self) -> Iterator[Tensor]:
+        """(N, ch, H, W) float32 in 0..1 on the CPU; N is the exported batch, the last one filled up."""
+        paths = [*self.paths, *self.paths[: -len(self.paths) % self.batch]]
+        paths += [paths[-1]] * (-len(paths) % self.batch)
+        for start in range(0, len(paths), self.batch):
+            yield torch.stack([self._image(path) for path in paths[start : start + self.batch]])
+
+    def _image(self, path: str) -> Tensor:
+        image, _, _ = letterbox(load_image(path), self.size, auto=False)
+        tensor = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
+        if self.ch == 1:
+            tensor = (tensor * tensor.new_tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+        return tensor
+
+    def accuracy(self, path: Path) -> Accuracy:
+        """The mAP of an exported file beside that of the checkpoint, on the same batches."""
+        backend = load_backend(path, self.device, names=self.config.label_names)
+        found, wanted = self._measure(backend), self._wanted(backend.rect_ok)
+        return Accuracy(found.map, found.map50, wanted.map, wanted.map50)
+
+    def _wanted(self, rect: bool) -> Metrics:
+        """The checkpoint's own metrics, measured once for square and once for rectangular batches."""
+        if rect not in self._known:
+            self._known[rect] = self._measure(load_backend(self.weights, self.device), rect)
+        return self._known[rect]
+
+    def _measure(self, backend: Backend, rect: bool | None = None) -> Metrics:
+        return measure(backend, self.config, self.size, self.batch, rect=rect)
+
+
+def measure(
+    backend: Backend, config: DatasetConfig, size: tuple[int, int], batch: int, *, rect: bool | None = None
+) -> Metrics:
+    """Validate on a data set's val images as val.py does.
+
+    Args:
+        size: (height, width) in pixels; square, unless images may have rectangles of their own.
+        batch: images a batch.
+        rect: whether every batch has the rectangle that suits it; None: where the file allows it. A file of a
+            fixed size sees squares, and other figures are comparable with its own only from squares too.
+
+    Raises:
+        UserError: a size that is not square for a file of fixed size, or classes that differ.
+    """
+    height, width = size
+    rect = backend.rect_ok if rect is None else rect
+    if height != width and not rect:
+        raise UserError(
+            f"{backend.path}: mAP is measured on squares, not {height}x{width}; give one --imgsz or --dynamic"
+        )
+    if backend.nc != config.nc:
+        raise UserError(
+            f"{backend.path}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
+            "pass the --data it was trained on"
+        )
+    workers = min(2, available_cpus())
+    loader = build_loader(
+        load_images(config, "val", workers=workers),
+        max(size),
+        batch,
+        rect=rect,
+        pad=0.5 if rect else 0.0,
+        stride=backend.stride,
+        workers=workers,
+    )
+    try:
+        return evaluate(backend, loader, names=config.names, device=backend.device).metrics
+    finally:
+        loader.close()
