@@ -59,7 +59,7 @@ def test_far_boxes_keep_their_fraction_of_a_pixel(weights):
     """Near 1000 px float16 knows whole and half pixels only; the decoding knows more."""
     (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64, 1056], half=True)
     x = load_backend(result.path).predict(images(1, 64, 1056))[0, :, 0]
-    assert np.any((x[x > 512] * 8) % 1 != 0)
+    assert ((x[x > 512] * 8) % 1 != 0).any()
 
 
 def test_float16_runs_in_opencv(weights):
@@ -79,7 +79,7 @@ def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
     assert 0 <= result.accuracy.map <= 1
     graph = onnx.load(result.path)
     onnx.checker.check_model(graph, full_check=True)
-    assert stored(graph) < 0.5 * stored(onnx.load(plain.path))
+    assert stored(graph) < 0.6 * stored(onnx.load(plain.path))
     assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) > 5
     kinds = {node.name: node.op_type for node in graph.graph.node}
     left_alone = [kinds[name] for name in head(graph)]
