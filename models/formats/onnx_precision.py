@@ -31,6 +31,7 @@ def to_float16(graph: Any) -> Any:
     float16 = require("onnxruntime.transformers.float16", "--include onnx --half", "onnxruntime")
     onnx_model = require("onnxruntime.transformers.onnx_model", "--include onnx --half", "onnxruntime")
     _name_nodes(graph)
+    _store_constants(graph)  # else the scales of a Resize are cast there and back, and OpenCV cannot read it
     with quiet():  # it speaks of every weight below float16's least number, which is 0 to any sum
         half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=head(graph))
     onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put behind what they feed
@@ -51,7 +52,8 @@ def to_int8(graph: Any, job: Job) -> Any:
     with tempfile.TemporaryDirectory() as folder, quiet(job.opt.verbose):
         plain, prepared, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "done"))
         onnx.save(graph, str(plain))
-        shape_inference.quant_pre_process(plain, prepared)
+        # Shapes by symbols stop at free axes; what calibration needs is the tensors' types.
+        shape_inference.quant_pre_process(plain, prepared, skip_symbolic_shape=job.opt.dynamic)
         ready = onnx.load(str(prepared))
         quantization.quantize_static(
             ready,
@@ -65,7 +67,12 @@ def to_int8(graph: Any, job: Job) -> Any:
             nodes_to_exclude=head(ready),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
-        return onnx.load(str(done))
+        quantised = onnx.load(str(done))
+    used = {node.domain for node in quantised.graph.node}
+    imports = [entry for entry in quantised.opset_import if entry.domain in used | {""}]
+    del quantised.opset_import[:]  # the optimizer declares domains of its own, which other runtimes lack
+    quantised.opset_import.extend(imports)
+    return quantised
 
 
 class _Reader:
@@ -86,6 +93,18 @@ def _name_nodes(graph: Any) -> None:
         if not node.name:
             name = f"{node.op_type}_{number}"
             node.name = name if name not in taken else f"{name}_unnamed"
+
+
+def _store_constants(graph: Any) -> None:
+    """Constant nodes become stored tensors."""
+    constants = [node for node in graph.graph.node if node.op_type == "Constant"]
+    for node in constants:
+        values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+        if values:
+            tensor = graph.graph.initializer.add()
+            tensor.CopyFrom(values[0])
+            tensor.name = node.output[0]
+            graph.graph.node.remove(node)
 
 
 def head(graph: Any) -> list[str]:

@@ -40,10 +40,13 @@ def save_net(path: Path) -> DetectionModel:
     for name, buffer in model.named_buffers():
         if "running_var" in name:
             buffer.uniform_(0.5, 2)
-    for conv in model.detect.m:
-        conv.weight.data.normal_(0, 0.3)  # scores over the whole of 0..1, as after training
+    model.eval()
+    with torch.no_grad():  # logits as wide as after training: scores over the whole of 0..1
+        for conv, raw in zip(model.detect.m, model(images(4) / 255)[1]):
+            conv.bias.zero_()
+            conv.weight.mul_(2 / raw.std((0, 2, 3)).mean())
     save_checkpoint(path, model, meta={})
-    return model.eval()
+    return model
 
 
 def images(n: int, height: int = 64, width: int = 64) -> Tensor:
