@@ -26,7 +26,7 @@ import torch
 from models.backends import Backend, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
-from utils.boxes import non_max_suppression, scale_boxes
+from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, guard, overlay
 from utils.device import select_device, synchronize
 from utils.drawing import class_name
@@ -190,23 +190,22 @@ def _detect_one(opt: Namespace, backend: Backend, frame: Frame) -> tuple[np.ndar
     images = torch.from_numpy(frame.input)[None].to(backend.device)
     synchronize(backend.device)
     ready = time.perf_counter()
-    output = backend.predict(images, augment=opt.augment)
+    output = backend.infer(images, _nms_options(opt), augment=opt.augment)
     synchronize(backend.device)
     inferred = time.perf_counter()
-    (det,) = non_max_suppression(
-        output,
-        opt.conf_thres,
-        opt.iou_thres,
-        classes=opt.classes,
-        agnostic=opt.agnostic_nms,
-        max_det=opt.max_det,
-    )
+    (det,) = backend.suppress(output, _nms_options(opt))
     boxes = det.float().cpu().numpy()
     shape, native = frame.input.shape[1:], frame.image.shape[:2]
     scaled = scale_boxes(shape, boxes[:, :4], native, ratio_pad=frame.ratio_pad)
     boxes = np.concatenate((scaled.round() + 0.0, boxes[:, 4:]), axis=1)  # + 0.0 turns -0 into 0
     done = time.perf_counter()
     return boxes, np.array([frame.seconds + ready - start, inferred - ready, done - inferred])
+
+
+def _nms_options(opt: Namespace) -> NmsOptions:
+    return NmsOptions(
+        opt.conf_thres, opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms, max_det=opt.max_det
+    )
 
 
 def _check_options(opt: Namespace) -> None:
@@ -245,6 +244,7 @@ def _check_backend(opt: Namespace, backend: Backend) -> None:
         raise UserError(
             f"--classes {bad[0]}: the model has {backend.nc} classes, numbered 0 to {backend.nc - 1}"
         )
+    backend.check_nms(_nms_options(opt))
     if opt.update:
         for path in opt.weights:
             if Path(path).suffix.lower() != ".pt" or load_checkpoint(path).official:

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 import models.formats  # noqa: F401 registers the formats
+from models.agreement import compare_detections
 from models.backends import load_backend
 from models.checkpoint import load_checkpoint
 from models.exporting import EXPORTERS, Exporter, Job
 from models.metadata import Metadata
+from models.nms_inside import Suppression
 from models.registry import load_plugins
 from models.yolo import DetectionModel
 from utils.boxes import letterbox
@@ -39,6 +41,7 @@ LOGGER = logging.getLogger("yolo.export")
 
 # How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
 TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
+UNMATCHED = {"fp32": 0.0, "fp16": 0.1}  # share of detections that rounding may carry across a threshold
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 
@@ -53,7 +56,9 @@ class ExportResult:
         seconds: how long exporting and checking took.
         size_mb: its size in MB (10^6 bytes).
         max_score_diff: largest difference to PyTorch over every objectness and class score checked.
-        max_box_diff: the same over centres, widths and heights, in pixels.
+        max_box_diff: the same over centres, widths and heights, in pixels; of a file with NMS inside, both
+            over the confidences and corners of its detections.
+        detections: how many of PyTorch's detections were compared; None without NMS inside.
     """
 
     format: str
@@ -62,6 +67,7 @@ class ExportResult:
     size_mb: float
     max_score_diff: float
     max_box_diff: float
+    detections: int | None = None
 
 
 class ExportError(UserError):
@@ -84,12 +90,31 @@ def build_parser() -> Parser:
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
     parser.add_argument("--opset", type=int, default=17, help="ONNX: operator set")
+    add_nms_options(parser)
     parser.add_argument("--verbose", action="store_true", help="show what the exporters say")
     parser.add_argument(
         "--include", nargs="+", default=["torchscript"], help=f"formats: {', '.join(EXPORTERS)}"
     )
     parser.add_argument("--plugins", nargs="+", default=[], help="Python files that register your own blocks")
     return parser
+
+
+def add_nms_options(parser: Parser) -> None:
+    """The options of `--nms`, without which none of the others has a meaning."""
+    parser.add_argument("--nms", action="store_true", help="put NMS into the file: it gives detections")
+    usual = Suppression()
+    for name, kind, text in (
+        ("conf", float, "least confidence"),
+        ("iou", float, "IoU above which NMS drops the weaker box"),
+    ):
+        default = getattr(usual, f"{name}_thres")
+        parser.add_argument(f"--{name}-thres", type=kind, help=f"with --nms: {text} (default: {default})")
+    most = f"with --nms: most detections of an image (default: {usual.max_det})"
+    parser.add_argument("--max-det", "--topk-all", type=int, help=most)
+    agnostic = "with --nms: let boxes of different classes suppress each other"
+    parser.add_argument("--agnostic-nms", action="store_true", help=agnostic)
+    inputs = "with --nms: make the three figures inputs of the graph instead of constants"
+    parser.add_argument("--nms-inputs", action="store_true", help=inputs)
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> Namespace:
@@ -122,6 +147,8 @@ def export(opt: Namespace) -> list[ExportResult]:
     if opt.dynamic:
         other = _second_size((height, width), int(max(model.stride)))
         batches.append(_check_batch(opt.data, model.ch, opt.batch_size + 1, other).to(device))
+    if opt.nms:  # several images, and one in which there is nothing
+        batches.append(torch.stack([example[0], torch.full_like(example[0], 114 / 255)]))
     job = _job(model, example, opt)
     results, failures = [], []
     for name in formats:
@@ -151,9 +178,27 @@ def _check_options(opt: Namespace) -> list[str]:
         )
     if opt.batch_size < 1:
         raise UserError(f"--batch-size {opt.batch_size}: must be 1 or more")
+    suppression_of(opt)
     if Path(opt.weights).suffix.lower() != ".pt":
         raise UserError(f"--weights {opt.weights}: only a .pt checkpoint can be exported")
     return formats
+
+
+def suppression_of(opt: Namespace) -> Suppression | None:
+    """The NMS that the options ask for; None without `--nms`, which the others need."""
+    figures = {name: getattr(opt, name) for name in ("conf_thres", "iou_thres", "max_det")}
+    given = {name: value for name, value in figures.items() if value is not None}
+    if not opt.nms:
+        switches = [name for name in ("agnostic_nms", "nms_inputs") if getattr(opt, name)]
+        if lost := [*given, *switches]:
+            raise UserError(f"--{lost[0].replace('_', '-')}: says how NMS works in the file; add --nms")
+        return None
+    for name in ("conf_thres", "iou_thres"):
+        if not 0 <= given.get(name, 0) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {given[name]}: must lie between 0 and 1")
+    if given.get("max_det", 1) < 1:
+        raise UserError(f"--max-det {opt.max_det}: must be at least 1")
+    return Suppression(**given, agnostic=opt.agnostic_nms, inputs=opt.nms_inputs)
 
 
 def _image_size(imgsz: int | Sequence[int], stride: int) -> tuple[int, int]:
@@ -189,6 +234,7 @@ def _job(model: DetectionModel, example: Tensor, opt: Namespace) -> Job:
         half=opt.half,
         ch=model.ch,
         device=example.device.type,
+        nms=suppression_of(opt),
     )
     channels_last = torch.channels_last  # what the backends run; the traced weights keep it
     return Job(
@@ -207,13 +253,17 @@ def _export_one(
     try:
         part = folder / target.name
         _write(name, exporter, job, part)
-        score, box = compare(reference, part, batches, half=job.opt.half)
+        if job.opt.nms:
+            score, box, found = _compare_nms(name, reference, part, batches, job.opt)
+        else:
+            score, box = compare(reference, part, batches, half=job.opt.half)
+            _judge(name, score, box, precision_of(job.opt))
+            found = None
         seconds = time.perf_counter() - started
-        _judge(name, score, box, precision_of(job.opt))
         replace_path(part, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return ExportResult(name, target, seconds, path_size(target) / 1e6, score, box)
+    return ExportResult(name, target, seconds, path_size(target) / 1e6, score, box, found)
 
 
 def precision_of(opt: Namespace) -> str:
@@ -229,7 +279,7 @@ def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
     if precision not in exporter.endings:
         can = ", ".join(exporter.endings)
         raise UserError(f"--include {exporter.name}: cannot be written in {precision}, only in {can}")
-    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "simplify": opt.simplify}
+    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "nms": opt.nms, "simplify": opt.simplify}
     for option in sorted(option for option, given in asked.items() if given):
         if option not in exporter.options:
             flag = "--batch-size above 1" if option == "batch" else f"--{option}"
@@ -279,6 +329,28 @@ def compare(
         scores.append(difference[..., 4:].max().item())
         boxes.append(difference[..., :4].max().item())
     return max(scores), max(boxes)
+
+
+def _compare_nms(
+    name: str, reference: DetectionModel, path: Path, batches: Sequence[Tensor], opt: Namespace
+) -> tuple[float, float, int]:
+    """The same for a file with NMS inside, judged: score, corner in pixels, detections compared."""
+    precision = precision_of(opt)
+    score_limit, box_limit = TOLERANCE[precision]
+    backend = load_backend(path, batches[0].device, half=opt.half)
+    found = compare_detections(reference, backend, batches, (score_limit, box_limit))
+    if found.unmatched > UNMATCHED[precision] * found.detections:
+        raise UserError(
+            f"{found.unmatched} detections of this file or of PyTorch, which has {found.detections}, have no "
+            f"counterpart within {score_limit:g} in score and {box_limit:g} px, so the file was removed"
+        )
+    LOGGER.info(
+        "%s: %d detections, at most %.2g off PyTorch in a score, %.2g px in a corner, %d without counterpart",
+        *(name, found.detections, found.score, found.box, found.unmatched),
+    )
+    if not found.detections:
+        LOGGER.warning("%s: nothing was found in the image it was checked with; give --data", name)
+    return found.score, found.box, found.detections
 
 
 def _judge(name: str, score: float, box: float, precision: str) -> None:

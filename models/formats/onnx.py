@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +11,41 @@ import torch
 from torch import Tensor
 
 from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.exporting import Exporter, Job, graph_of, quiet, register_exporter, require
 from models.metadata import parse_metadata
+from models.suppression import INPUTS
 from utils.errors import UserError
 
 
 def write_onnx(job: Job, path: Path) -> None:
-    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
+    """Trace to ONNX; checked by onnx.checker, simplified on request.
+
+    Input `images`, output `output0`; with NMS inside also `counts`, and the thresholds where they are inputs.
+    """
     onnx = require("onnx", "--include onnx")
-    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
+    traced = graph_of(job)
     with torch.no_grad(), quiet(job.opt.verbose):
         # The tracing exporter, not the torch.export one: it names the free axes, keeps the opset asked for
         # and takes a tenth of the time; both give the same figures.
         torch.onnx.export(
-            Decoded(job.model),
-            (job.example,),
+            traced.module,
+            tuple(traced.inputs.values()),
             str(path),
             dynamo=False,
             verbose=job.opt.verbose,
             opset_version=job.opt.opset,
-            input_names=["images"],
-            output_names=["output0"],
-            dynamic_axes=axes if job.opt.dynamic else None,
+            input_names=list(traced.inputs),
+            output_names=list(traced.outputs),
+            dynamic_axes=traced.axes if job.opt.dynamic else None,
         )
     graph = onnx.load(str(path))
     if job.opt.simplify:
         graph = require("onnxslim", "--simplify").slim(graph)
-    last = graph.graph.output[0].type.tensor_type.shape.dim[2]
-    last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
+    _, rows, last = graph.graph.output[0].type.tensor_type.shape.dim
+    nms = job.metadata.nms  # the tracer loses these two with free axes
+    last.dim_value = 5 + job.model.nc if nms is None else 6
+    if nms is not None:
+        rows.dim_value = nms.max_det
     onnx.helper.set_model_props(graph, job.metadata.entries())
     graph.producer_name = job.metadata.entries()["author"]
     onnx.checker.check_model(graph, full_check=True)
@@ -68,8 +76,16 @@ class OnnxBackend(Backend):
         self.input = first.name
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
-        (output, *_) = self.session.run(None, {self.input: np.ascontiguousarray(images.cpu().numpy())})
-        return torch.from_numpy(output).to(self.device)
+        return self._outputs({self.input: images})[0]
+
+    def _run_nms(self, images: Tensor, figures: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        scalars = {name: torch.tensor(value, dtype=INPUTS[name]) for name, value in figures.items()}
+        rows, counts = self._outputs({self.input: images, **scalars})
+        return rows, counts
+
+    def _outputs(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in feeds.items()}
+        return [torch.from_numpy(array).to(self.device) for array in self.session.run(None, arrays)]
 
 
 def _import_onnxruntime(path: Path) -> Any:
@@ -122,6 +138,8 @@ class OpenCvBackend(Backend):
         metadata = parse_metadata(path, read_onnx_properties(path), options.names)
         if metadata.half:
             raise UserError(f"{path}: is in float16, which OpenCV does not run; export it without --half")
+        if metadata.nms is not None:
+            raise UserError(f"{path}: has NMS inside, which OpenCV does not run; leave --dnn out")
         super().__init__(path, device, metadata)
         try:
             self.network = cv2.dnn.readNetFromONNX(str(path))
@@ -149,6 +167,6 @@ register_exporter(
         "ONNX",
         write_onnx,
         {"fp32": ".onnx", "fp16": ".onnx"},
-        frozenset({"batch", "dynamic", "simplify"}),
+        frozenset({"batch", "dynamic", "nms", "simplify"}),
     )
 )

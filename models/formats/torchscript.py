@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,23 @@ import torch
 from torch import Tensor
 
 from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Decoded, Exporter, Job, quiet, register_exporter
+from models.exporting import Exporter, Job, graph_of, quiet, register_exporter
 from models.metadata import decode, parse_metadata
+from models.suppression import INPUTS
 from utils.errors import UserError
 
 
 def write_torchscript(job: Job, path: Path) -> None:
-    """Trace the model; metadata go into the extra file `config.txt` as JSON."""
+    """Trace the model; metadata go into the extra file `config.txt` as JSON.
+
+    The file needs libtorch alone, also with NMS inside: that is written in its own operators.
+    """
+    traced = graph_of(job)
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
     with torch.no_grad(), quiet(job.opt.verbose):
-        script = torch.jit.trace(Decoded(job.model), job.example, check_trace=False, strict=False)
+        script = torch.jit.trace(
+            traced.module, tuple(traced.inputs.values()), check_trace=False, strict=False
+        )
     script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
 
 
@@ -57,6 +65,17 @@ class TorchScriptBackend(Backend):
         output = self.network(images)
         return output if isinstance(output, Tensor) else output[0]
 
+    def _run_nms(self, images: Tensor, figures: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        # float64 where float32 would do, so that the thresholds are those asked for to the last bit.
+        exact = {torch.float32: torch.float64}
+        types = {name: exact.get(dtype, dtype) for name, dtype in INPUTS.items()}
+        scalars = [
+            torch.tensor(figures[name], dtype=dtype, device=self.device)
+            for name, dtype in types.items()
+            if name in figures
+        ]
+        return self.network(images, *scalars)
+
 
 def _json_object(text: str | bytes) -> dict[str, Any]:
     """The object in a JSON text, empty when it is not one."""
@@ -70,6 +89,6 @@ register_exporter(
         "TorchScript",
         write_torchscript,
         {"fp32": ".torchscript", "fp16": ".torchscript"},
-        frozenset({"batch", "dynamic"}),
+        frozenset({"batch", "dynamic", "nms"}),
     )
 )
