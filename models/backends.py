@@ -19,6 +19,7 @@ from torch import Tensor
 from models.checkpoint import load_checkpoint
 from models.metadata import Metadata, Names
 from models.nms_inside import changes
+from models.suppression import figure_tensors
 from models.yolo import LUMA, DetectionModel
 from utils.boxes import NmsOptions
 from utils.errors import UserError
@@ -130,7 +131,7 @@ class Backend(ABC):
         if self.nms is None:
             return self.predict(images, augment)
         self.check_nms(wanted)
-        figures = self.nms.figures(wanted)
+        figures = figure_tensors(self.nms, wanted)
         found: list[Tensor] = []
         inputs = self._checked(images, augment)
         with torch.no_grad():
@@ -220,10 +221,11 @@ class Backend(ABC):
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         """The network on floating images (N, ch, H, W) of the right size, batch and precision."""
 
-    def _run_nms(self, images: Tensor, figures: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The same for a file with NMS inside: (N, max_det, 6) and counts (N,).
 
-        `figures` are the graph's inputs by name (`models.suppression.INPUTS`), empty where it has none.
+        `figures` are the graph's further inputs by name, in order (`models.suppression.INPUTS`), on the CPU;
+        empty where it has none.
         """
         raise UserError(f"{self.path}: files of this format with NMS inside cannot be run here")
 

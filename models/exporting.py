@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from models.metadata import Metadata
-from models.suppression import INPUTS, OUTPUTS, Suppressed
 from models.yolo import DetectionModel
 from utils.errors import UserError
 
@@ -80,31 +78,6 @@ class Decoded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What is traced: a module, its example inputs by name, its outputs' names, and the free axes by name."""
-
-    module: nn.Module
-    inputs: dict[str, Tensor]
-    outputs: tuple[str, ...]
-    axes: dict[str, dict[int, str]]
-
-
-def graph_of(job: Job, *, openvino: bool = False) -> Graph:
-    """The decoded model or, when the file is to hold NMS, the two as one; see `Suppressed` for `openvino`."""
-    axes = {"images": {0: "batch", 2: "height", 3: "width"}}
-    nms = job.metadata.nms
-    if nms is None:
-        axes["output0"] = {0: "batch", 1: "anchors"}
-        return Graph(Decoded(job.model), {"images": job.example}, OUTPUTS[:1], axes)
-    axes |= {name: {0: "batch"} for name in OUTPUTS}
-    inputs = {"images": job.example}
-    if nms.inputs:
-        figures = (torch.tensor(nms.conf_thres), torch.tensor(nms.iou_thres), torch.tensor(nms.max_det))
-        inputs |= {name: figure.to(job.example.device) for name, figure in zip(INPUTS, figures)}
-    return Graph(Suppressed(Decoded(job.model), nms, openvino=openvino), inputs, OUTPUTS, axes)
 
 
 @contextlib.contextmanager

@@ -17,11 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from models.nms_inside import Suppression
-from utils.boxes import MAX_CANDIDATES
+from utils.boxes import MAX_CANDIDATES, NmsOptions
 
 # The graph's inputs after `images`, where it has them: scalars.
 INPUTS = {"conf_thres": torch.float32, "iou_thres": torch.float32, "max_det": torch.int64}
 OUTPUTS = ("output0", "counts")
+
+
+def figure_tensors(nms: Suppression, wanted: NmsOptions | None = None) -> dict[str, Tensor]:
+    """The graph's inputs after the images, in order, by default the usual values; empty where it has none.
+
+    float64, so that a TorchScript file compares with 0.45 and not with the float32 beside it; ONNX files take
+    the types of `INPUTS`.
+    """
+    figures = nms.figures(wanted or nms.usual())
+    types = {torch.float32: torch.float64, torch.int64: torch.int64}
+    return {
+        name: torch.tensor(figures[name], dtype=types[INPUTS[name]]) for name in INPUTS if name in figures
+    }
 
 
 class Suppressed(nn.Module):
@@ -58,9 +71,7 @@ class Suppressed(nn.Module):
         max_det: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         decoded = self.model(images)
-        if (
-            conf_thres is None or iou_thres is None
-        ):  # float64: the threshold as written, not its nearest float32
+        if conf_thres is None or iou_thres is None:
             conf_thres = torch.tensor(self.nms.conf_thres, dtype=torch.float32, device=decoded.device)
             # as written, because TorchScript compares IoUs in float64
             iou_thres = torch.tensor(self.nms.iou_thres, dtype=torch.float64, device=decoded.device)
@@ -186,28 +197,35 @@ def _keep_by_loop(
     """Greedy NMS of candidates (N, K) best first -> whether each stays; at most `max_det` of an image do.
 
     The figures are those of torchvision's operator in float64, with classes kept apart by the offset of
-    `non_max_suppression`; torchvision itself is not needed to load the file. As many rounds as boxes stay.
+    `non_max_suppression`, and so are its growing prefixes; but torchvision is not needed to load the file.
     """
     limit = float(iou_thres)
     keep = torch.zeros_like(valid)
     for i in range(boxes.size(0)):
         number = int(valid[i].sum())
-        if number > 0:
+        size, found = 0, 0
+        while found < max_det and size < number:
+            size = min(4 * max(size, max_det), number)
             corners = boxes[i, :number].double()
             if apart:
                 extent = corners.max() - corners.min() + 1
                 corners = corners + classes[i, :number, None].double() * extent
-            area = (corners[:, 2] - corners[:, 0]) * (corners[:, 3] - corners[:, 1])
-            left = torch.arange(number, device=boxes.device)
-            found = 0
-            while found < max_det and left.numel() > 0:
-                keep[i, left[0]] = True
+            left, top, right, bottom = corners[:size].t().contiguous().unbind(0)
+            area = (right - left) * (bottom - top)
+            alive = torch.ones(size, dtype=torch.bool, device=boxes.device)
+            at, found = 0, 0
+            while at < size and found < max_det:
+                keep[i, at] = True
                 found += 1
-                best, rest = corners[:1], corners[1:]
-                overlap = torch.minimum(best[:, 2:], rest[:, 2:]) - torch.maximum(best[:, :2], rest[:, :2])
-                shared = overlap.clamp(min=0).prod(1)
-                stays = ~(shared / (area[:1] + area[1:] - shared) > limit)
-                corners, area, left = rest[stays], area[1:][stays], left[1:][stays]
+                width = torch.minimum(right[at], right[at:]) - torch.maximum(left[at], left[at:])
+                height = torch.minimum(bottom[at], bottom[at:]) - torch.maximum(top[at], top[at:])
+                shared = width.clamp_(min=0).mul_(height.clamp_(min=0))
+                overlaps = shared / (area[at] + area[at:] - shared) > limit
+                alive[at:].logical_and_(~overlaps)  # "&=" on a slice is lost in a script
+                alive[at] = False
+                # the first that is still there: 0 when none is, and there the loop has been
+                step = int(alive[at:].to(torch.uint8).argmax())
+                at = at + step if step > 0 else size
     return keep
 
 

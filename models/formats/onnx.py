@@ -11,41 +11,41 @@ import torch
 from torch import Tensor
 
 from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Exporter, Job, graph_of, quiet, register_exporter, require
+from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.onnx_nms import with_nms
 from models.metadata import parse_metadata
 from models.suppression import INPUTS
 from utils.errors import UserError
 
 
 def write_onnx(job: Job, path: Path) -> None:
-    """Trace to ONNX; checked by onnx.checker, simplified on request.
+    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request.
 
-    Input `images`, output `output0`; with NMS inside also `counts`, and the thresholds where they are inputs.
+    With NMS inside there are the outputs and inputs of `models.suppression`.
     """
     onnx = require("onnx", "--include onnx")
-    traced = graph_of(job)
+    axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
     with torch.no_grad(), quiet(job.opt.verbose):
         # The tracing exporter, not the torch.export one: it names the free axes, keeps the opset asked for
         # and takes a tenth of the time; both give the same figures.
         torch.onnx.export(
-            traced.module,
-            tuple(traced.inputs.values()),
+            Decoded(job.model),
+            (job.example,),
             str(path),
             dynamo=False,
             verbose=job.opt.verbose,
             opset_version=job.opt.opset,
-            input_names=list(traced.inputs),
-            output_names=list(traced.outputs),
-            dynamic_axes=traced.axes if job.opt.dynamic else None,
+            input_names=["images"],
+            output_names=["output0"],
+            dynamic_axes=axes if job.opt.dynamic else None,
         )
     graph = onnx.load(str(path))
     if job.opt.simplify:
         graph = require("onnxslim", "--simplify").slim(graph)
-    _, rows, last = graph.graph.output[0].type.tensor_type.shape.dim
-    nms = job.metadata.nms  # the tracer loses these two with free axes
-    last.dim_value = 5 + job.model.nc if nms is None else 6
-    if nms is not None:
-        rows.dim_value = nms.max_det
+    last = graph.graph.output[0].type.tensor_type.shape.dim[2]
+    last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
+    if job.metadata.nms is not None:
+        graph = with_nms(graph, job)
     onnx.helper.set_model_props(graph, job.metadata.entries())
     graph.producer_name = job.metadata.entries()["author"]
     onnx.checker.check_model(graph, full_check=True)
@@ -78,9 +78,9 @@ class OnnxBackend(Backend):
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         return self._outputs({self.input: images})[0]
 
-    def _run_nms(self, images: Tensor, figures: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        scalars = {name: torch.tensor(value, dtype=INPUTS[name]) for name, value in figures.items()}
-        rows, counts = self._outputs({self.input: images, **scalars})
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        typed = {name: figure.to(INPUTS[name]) for name, figure in figures.items()}
+        rows, counts = self._outputs({self.input: images, **typed})
         return rows, counts
 
     def _outputs(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:

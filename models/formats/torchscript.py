@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Exporter, Job, graph_of, quiet, register_exporter
+from models.exporting import Decoded, Exporter, Job, quiet, register_exporter
 from models.metadata import decode, parse_metadata
-from models.suppression import INPUTS
+from models.suppression import Suppressed, figure_tensors
 from utils.errors import UserError
 
 
@@ -23,12 +23,14 @@ def write_torchscript(job: Job, path: Path) -> None:
 
     The file needs libtorch alone, also with NMS inside: that is written in its own operators.
     """
-    traced = graph_of(job)
+    module: nn.Module = Decoded(job.model)
+    inputs = [job.example]
+    if job.metadata.nms is not None:
+        module = Suppressed(module, job.metadata.nms)
+        inputs += [figure.to(job.example.device) for figure in figure_tensors(job.metadata.nms).values()]
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
     with torch.no_grad(), quiet(job.opt.verbose):
-        script = torch.jit.trace(
-            traced.module, tuple(traced.inputs.values()), check_trace=False, strict=False
-        )
+        script = torch.jit.trace(module, tuple(inputs), check_trace=False, strict=False)
     script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
 
 
@@ -65,16 +67,8 @@ class TorchScriptBackend(Backend):
         output = self.network(images)
         return output if isinstance(output, Tensor) else output[0]
 
-    def _run_nms(self, images: Tensor, figures: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        # float64 where float32 would do, so that the thresholds are those asked for to the last bit.
-        exact = {torch.float32: torch.float64}
-        types = {name: exact.get(dtype, dtype) for name, dtype in INPUTS.items()}
-        scalars = [
-            torch.tensor(figures[name], dtype=dtype, device=self.device)
-            for name, dtype in types.items()
-            if name in figures
-        ]
-        return self.network(images, *scalars)
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.network(images, *(figure.to(self.device) for figure in figures.values()))
 
 
 def _json_object(text: str | bytes) -> dict[str, Any]:
