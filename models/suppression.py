@@ -31,10 +31,9 @@ def figure_tensors(nms: Suppression, wanted: NmsOptions | None = None) -> dict[s
     the types of `INPUTS`.
     """
     figures = nms.figures(wanted or nms.usual())
-    types = {torch.float32: torch.float64, torch.int64: torch.int64}
-    return {
-        name: torch.tensor(figures[name], dtype=types[INPUTS[name]]) for name in INPUTS if name in figures
-    }
+    wide = {torch.float32: torch.float64}
+    kinds = {name: wide.get(kind, kind) for name, kind in INPUTS.items()}
+    return {name: torch.tensor(figures[name], dtype=kinds[name]) for name in INPUTS if name in figures}
 
 
 class Suppressed(nn.Module):

@@ -13,7 +13,7 @@ from models.formats.onnx_nms import nms_graph, with_nms, with_nms_in_openvino
 from models.metadata import Metadata
 from models.nms_inside import Suppression
 from models.suppression import INPUTS, figure_tensors
-from tests.models.test_suppression import assert_same, rows
+from tests.models.decoded_rows import assert_same, rows
 from utils.boxes import NmsOptions
 
 CASES = [(0.3, 0.45, 12), (0.0, 0.6, 12), (0.05, 0.45, 5), (0.3, 0.0, 12), (0.3, 1.0, 12), (1.0, 0.5, 1)]
