@@ -1,8 +1,8 @@
 """Whether a file with NMS inside finds what the PyTorch model finds with `non_max_suppression`.
 
 Rounding alone may put a score on the other side of a threshold, or turn two nearly equal scores round, after
-which another box of a heap stays. So it is not two lists that are compared: what the file finds is held against
-the model's candidates and against what makes greedy NMS (`_judge`), which leaves rounding its freedom, no more.
+which another box of a heap stays. So it is not two lists that are compared: what the file finds is held
+against the model's candidates and against what makes greedy NMS (`_judge`): rounding is free, nothing else.
 """
 
 from __future__ import annotations
