@@ -27,7 +27,7 @@ import torch
 from models.backends import Backend, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
-from utils.boxes import non_max_suppression, scale_boxes
+from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.device import select_device, synchronize
 from utils.display import can_open_windows
@@ -238,17 +238,10 @@ def _detect_batch(
     images = torch.from_numpy(inputs).to(backend.device)
     synchronize(backend.device)
     ready = time.perf_counter()
-    output = backend.predict(images, augment=opt.augment)
+    output = backend.infer(images, _nms_options(opt), augment=opt.augment)
     synchronize(backend.device)
     inferred = time.perf_counter()
-    found = non_max_suppression(
-        output,
-        opt.conf_thres,
-        opt.iou_thres,
-        classes=opt.classes,
-        agnostic=opt.agnostic_nms,
-        max_det=opt.max_det,
-    )
+    found = backend.suppress(output, _nms_options(opt))
     boxes = [_to_native(frame, det.float().cpu().numpy()) for frame, det in zip(batch, found)]
     done = time.perf_counter()
     letterboxing = sum(frame.seconds for frame in batch)
@@ -260,6 +253,12 @@ def _to_native(frame: Frame, boxes: np.ndarray) -> np.ndarray:
     shape, native = frame.input.shape[1:], frame.image.shape[:2]
     scaled = scale_boxes(shape, boxes[:, :4], native, ratio_pad=frame.ratio_pad)
     return np.concatenate((scaled.round() + 0.0, boxes[:, 4:]), axis=1)  # + 0.0 turns -0 into 0
+
+
+def _nms_options(opt: Namespace) -> NmsOptions:
+    return NmsOptions(
+        opt.conf_thres, opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms, max_det=opt.max_det
+    )
 
 
 def _check_options(opt: Namespace) -> None:
@@ -300,6 +299,7 @@ def _check_backend(opt: Namespace, backend: Backend) -> None:
         raise UserError(
             f"--classes {bad[0]}: the model has {backend.nc} classes, numbered 0 to {backend.nc - 1}"
         )
+    backend.check_nms(_nms_options(opt))
     if opt.update:
         for path in opt.weights:
             if Path(path).suffix.lower() != ".pt" or load_checkpoint(path).official:

@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 
 import models.formats  # noqa: F401 registers the formats
+from models.agreement import compare_detections
 from models.backends import load_backend
 from models.checkpoint import load_checkpoint
 from models.exporting import EXPORTERS, Exporter, Job
 from models.metadata import Metadata
+from models.nms_inside import Suppression
 from models.quantiser import Accuracy, Quantiser
 from models.registry import load_plugins
 from models.yolo import DetectionModel
@@ -42,6 +44,7 @@ LOGGER = logging.getLogger("yolo.export")
 # An int8 file is judged by its mAP instead.
 TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
 MAP_LOSS = 0.02  # how much mAP50-95 an int8 file may lose before a warning
+WRONG = {"fp32": 0.0, "fp16": 0.02}  # share of detections for which rounding may be to blame
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 
@@ -56,9 +59,11 @@ class ExportResult:
         seconds: how long exporting and checking took.
         size_mb: its size in MB (10^6 bytes).
         max_score_diff: largest difference to PyTorch over every objectness and class score checked.
-        max_box_diff: the same over centres, widths and heights, in pixels.
+        max_box_diff: the same over centres, widths and heights, in pixels; of a file with NMS inside, both
+            over the confidences and corners of its detections.
         precision: 'fp32', 'fp16' or 'int8'.
         accuracy: of an int8 file, the mAP on the validation images beside PyTorch's; None for others.
+        detections: how many were compared with PyTorch's; None without NMS inside.
     """
 
     format: str
@@ -69,6 +74,7 @@ class ExportResult:
     max_box_diff: float
     precision: str = "fp32"
     accuracy: Accuracy | None = None
+    detections: int | None = None
 
 
 class ExportError(UserError):
@@ -93,12 +99,31 @@ def build_parser() -> Parser:
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
     parser.add_argument("--opset", type=int, default=17, help="ONNX: operator set")
+    add_nms_options(parser)
     parser.add_argument("--verbose", action="store_true", help="show what the exporters say")
     parser.add_argument(
         "--include", nargs="+", default=["torchscript"], help=f"formats: {', '.join(EXPORTERS)}"
     )
     parser.add_argument("--plugins", nargs="+", default=[], help="Python files that register your own blocks")
     return parser
+
+
+def add_nms_options(parser: Parser) -> None:
+    """The options of `--nms`, without which none of the others has a meaning."""
+    parser.add_argument("--nms", action="store_true", help="put NMS into the file: it gives detections")
+    usual = Suppression()
+    for name, kind, text in (
+        ("conf", float, "least confidence"),
+        ("iou", float, "IoU above which NMS drops the weaker box"),
+    ):
+        default = getattr(usual, f"{name}_thres")
+        parser.add_argument(f"--{name}-thres", type=kind, help=f"with --nms: {text} (default: {default})")
+    most = f"with --nms: most detections of an image (default: {usual.max_det})"
+    parser.add_argument("--max-det", "--topk-all", type=int, help=most)
+    agnostic = "with --nms: let boxes of different classes suppress each other"
+    parser.add_argument("--agnostic-nms", action="store_true", help=agnostic)
+    inputs = "with --nms: make the three figures inputs of the graph instead of constants"
+    parser.add_argument("--nms-inputs", action="store_true", help=inputs)
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> Namespace:
@@ -129,6 +154,8 @@ def export(opt: Namespace) -> list[ExportResult]:
     if opt.dynamic:
         other = _second_size((height, width), int(max(model.stride)))
         batches.append(_check_batch(opt.data, model.ch, opt.batch_size + 1, other).to(device))
+    if opt.nms:  # several images, and one in which there is nothing
+        batches.append(torch.stack([example[0], torch.full_like(example[0], 114 / 255)]))
     job = _job(model, example, opt)
     quantiser = Quantiser(opt.data, opt.calibration_images, weights, example) if opt.int8 else None
     if quantiser is not None:
@@ -157,6 +184,11 @@ def _check_options(opt: Namespace) -> list[str]:
         raise UserError("--half and --int8 exclude each other; leave one of them out")
     if opt.int8 and not opt.data:
         raise UserError("--int8: is calibrated on the images it is made for; add --data with their YAML")
+    if opt.int8 and opt.nms:
+        raise UserError(
+            "--int8 and --nms exclude each other: an int8 file is judged by its mAP, which needs every box; "
+            "leave one of them out"
+        )
     if opt.calibration_images < 1:
         raise UserError(f"--calibration-images {opt.calibration_images}: must be 1 or more; 100 to 300 do")
     if opt.opset not in OPSETS:
@@ -165,9 +197,27 @@ def _check_options(opt: Namespace) -> list[str]:
         )
     if opt.batch_size < 1:
         raise UserError(f"--batch-size {opt.batch_size}: must be 1 or more")
+    suppression_of(opt)
     if Path(opt.weights).suffix.lower() != ".pt":
         raise UserError(f"--weights {opt.weights}: only a .pt checkpoint can be exported")
     return formats
+
+
+def suppression_of(opt: Namespace) -> Suppression | None:
+    """The NMS that the options ask for; None without `--nms`, which the others need."""
+    figures = {name: getattr(opt, name) for name in ("conf_thres", "iou_thres", "max_det")}
+    given = {name: value for name, value in figures.items() if value is not None}
+    if not opt.nms:
+        switches = [name for name in ("agnostic_nms", "nms_inputs") if getattr(opt, name)]
+        if lost := [*given, *switches]:
+            raise UserError(f"--{lost[0].replace('_', '-')}: says how NMS works in the file; add --nms")
+        return None
+    for name in ("conf_thres", "iou_thres"):
+        if not 0 <= given.get(name, 0) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {given[name]}: must lie between 0 and 1")
+    if given.get("max_det", 1) < 1:
+        raise UserError(f"--max-det {opt.max_det}: must be at least 1")
+    return Suppression(**given, agnostic=opt.agnostic_nms, inputs=opt.nms_inputs)
 
 
 def _image_size(imgsz: int | Sequence[int], stride: int) -> tuple[int, int]:
@@ -200,6 +250,7 @@ def _job(model: DetectionModel, example: Tensor, opt: Namespace) -> Job:
         ch=model.ch,
         device=example.device.type,
         precision=precision_of(opt),
+        nms=suppression_of(opt),
     )
     channels_last = torch.channels_last  # what the backends run; the traced weights keep it
     return Job(
@@ -223,8 +274,12 @@ def _export_one(
     try:
         part = folder / target.name
         _write(name, exporter, job, part)
-        score, box = compare(reference, part, batches)
-        _judge(name, score, box, precision_of(job.opt))
+        found = None
+        if job.opt.nms:
+            score, box, found = _compare_nms(name, reference, part, batches, job.opt)
+        else:
+            score, box = compare(reference, part, batches)
+            _judge(name, score, box, precision_of(job.opt))
         accuracy = None if quantiser is None else quantiser.accuracy(part)
         seconds = time.perf_counter() - started
         if accuracy is not None:
@@ -233,7 +288,7 @@ def _export_one(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     size = path_size(target) / 1e6
-    return ExportResult(name, target, seconds, size, score, box, precision_of(job.opt), accuracy)
+    return ExportResult(name, target, seconds, size, score, box, precision_of(job.opt), accuracy, found)
 
 
 def precision_of(opt: Namespace) -> str:
@@ -253,7 +308,7 @@ def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
         raise UserError(
             f"--half: {exporter.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
         )
-    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "simplify": opt.simplify}
+    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "nms": opt.nms, "simplify": opt.simplify}
     for option in sorted(option for option, given in asked.items() if given):
         if option not in exporter.options:
             flag = "--batch-size above 1" if option == "batch" else f"--{option}"
@@ -300,6 +355,27 @@ def compare(reference: DetectionModel, path: Path, batches: Sequence[Tensor]) ->
         scores.append(difference[..., 4:].max().item())
         boxes.append(difference[..., :4].max().item())
     return max(scores), max(boxes)
+
+
+def _compare_nms(
+    name: str, reference: DetectionModel, path: Path, batches: Sequence[Tensor], opt: Namespace
+) -> tuple[float, float, int]:
+    """The same for a file with NMS inside, judged: score, corner in pixels, detections compared."""
+    precision = precision_of(opt)
+    backend = load_backend(path, batches[0].device)
+    found = compare_detections(reference, backend, batches, TOLERANCE[precision])
+    if found.wrong > WRONG[precision] * found.detections:
+        raise UserError(
+            f"{found.wrong} of its {found.detections} detections are not what NMS makes of PyTorch's boxes, "
+            "so the file was removed"
+        )
+    LOGGER.info(
+        "%s: %d detections as PyTorch's, at most %.2g off in a score, %.2g px in a corner",
+        *(name, found.detections, found.score, found.box),
+    )
+    if not found.detections:
+        LOGGER.warning("%s: nothing was found in the image it was checked with; give --data", name)
+    return found.score, found.box, found.detections
 
 
 def _judge(name: str, score: float, box: float, precision: str) -> None:

@@ -6,8 +6,9 @@ formats live in `models/formats`.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,9 +18,14 @@ from torch import Tensor
 
 from models.checkpoint import load_checkpoint
 from models.metadata import Metadata, Names
+from models.nms_inside import changes
+from models.suppression import figure_tensors
 from models.yolo import LUMA, DetectionModel
+from utils.boxes import NmsOptions
 from utils.errors import UserError
 from utils.files import find_file
+
+LOGGER = logging.getLogger("yolo.backends")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Backend(ABC):
         fixed_size: the only (height, width) it takes; None when free.
         fixed_batch: the only batch size the file takes; None when free. `predict` pads and splits to it, so a
             caller may pass any batch; passing this one is fastest.
+        nms: the NMS inside an exported file; None for a network that gives decoded boxes.
         model: the DetectionModel of a single `.pt`; None for exported files and ensembles.
     """
 
@@ -61,6 +68,8 @@ class Backend(ABC):
         self.fixed_size = None if metadata.dynamic else metadata.imgsz
         self.fixed_batch = None if metadata.dynamic else metadata.batch
         self.model: DetectionModel | None = None
+        self.nms = metadata.nms
+        self._said: set[str] = set()
 
     @property
     def nc(self) -> int:
@@ -83,8 +92,99 @@ class Backend(ABC):
             (N, boxes, 5 + nc) float32 on `device`: xywh in pixels, objectness, class scores.
 
         Raises:
-            UserError: a size the file cannot take, or augmentation asked of an exported file.
+            UserError: a size the file cannot take, augmentation asked of an exported file, or a file with NMS
+                inside, for which `detections` serves.
         """
+        if self.nms is not None:
+            raise UserError(f"{self.path}: has NMS inside and gives no decoded boxes; ask for its detections")
+        inputs = self._checked(images, augment)
+        with torch.no_grad():
+            outputs = [self._run(piece, augment)[:number] for piece, number in self._pieces(inputs)]
+        output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
+        if output.shape[-1] != 5 + self.nc:
+            raise UserError(
+                f"{self.path}: gives {output.shape[-1] - 5} classes, but there are {self.nc} names for them; "
+                "give --data with the dataset it was trained on"
+            )
+        return output
+
+    def detections(
+        self, images: Tensor, wanted: NmsOptions, *, augment: bool = False, labels: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """Run the network and its NMS, wherever that is.
+
+        Args:
+            images, augment: as for `predict`.
+            wanted: what is asked of the NMS.
+            labels: per image (m, 5) class + xywh in pixels, added with confidence 1 (hybrid labelling).
+
+        Returns:
+            Per image (n, 6) float32 on `device`: xyxy in pixels of the input, confidence, class; best first.
+
+        Raises:
+            UserError: as for `predict`, or the NMS inside the file cannot do what is wanted.
+        """
+        return self.suppress(self.infer(images, wanted, augment=augment), wanted, labels)
+
+    def infer(self, images: Tensor, wanted: NmsOptions, *, augment: bool = False) -> Tensor | list[Tensor]:
+        """The first half of `detections`, apart so that it can be timed: what `suppress` takes."""
+        if self.nms is None:
+            return self.predict(images, augment)
+        self.check_nms(wanted)
+        figures = figure_tensors(self.nms, wanted)
+        found: list[Tensor] = []
+        inputs = self._checked(images, augment)
+        with torch.no_grad():
+            for piece, number in self._pieces(inputs):
+                rows, counts = self._run_nms(piece, figures)
+                pairs = zip(rows[:number].float(), counts[:number].tolist())
+                found += [image[:count].to(self.device) for image, count in pairs]
+        return found
+
+    def suppress(
+        self, inferred: Tensor | list[Tensor], wanted: NmsOptions, labels: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        """The second half of `detections`."""
+        if isinstance(inferred, Tensor):
+            return wanted.suppress(inferred, labels)
+        if len(labels):
+            raise UserError(f"{self.path}: has NMS inside, so labels cannot be added before it; give the .pt")
+        if self.nms.full(inferred, wanted):
+            self._say_once(
+                f"gives {self.nms.max_det} boxes of an image at most, and an image here has as many, so some "
+                "may be missing; export it again with a larger --max-det"
+            )
+        return [self.nms.narrow(found, wanted) for found in inferred]
+
+    def check_nms(self, wanted: NmsOptions) -> None:
+        """Refuse what the NMS inside the file cannot do, and say once what it does otherwise.
+
+        Raises:
+            UserError: a sentence with the remedy.
+        """
+        if self.nms is None:
+            return
+        if refusal := self.nms.refusal(wanted, self.nc):
+            raise UserError(f"{self.path}: {refusal}")
+        if note := self.nms.note(wanted, self.nc):
+            self._say_once(note)
+
+    def nearest(self, wanted: NmsOptions) -> NmsOptions:
+        """What comes nearest to `wanted` of what the file can do; the difference is said once."""
+        if self.nms is None:
+            return wanted
+        near = self.nms.nearest(wanted, self.nc)
+        if difference := changes(wanted, near):
+            self._say_once(f"has NMS inside: {difference}; mAP is not comparable with that of the .pt")
+        return near
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            LOGGER.warning("%s: %s", self.path, sentence)
+
+    def _checked(self, images: Tensor, augment: bool) -> Tensor:
+        """Images as the network takes them; a size or an augmentation it cannot do stops here."""
         if augment and not self.pytorch:
             raise UserError(f"{self.path}: --augment needs a .pt checkpoint, an exported file cannot do it")
         size = (images.shape[-2], images.shape[-1])
@@ -93,15 +193,7 @@ class Backend(ABC):
                 f"{self.path}: takes images of {_by(self.fixed_size)} (height x width), not {_by(size)}; "
                 f"give --imgsz {self.fixed_size[0]} {self.fixed_size[1]} or export with --dynamic"
             )
-        inputs = self._prepare(images)
-        with torch.no_grad():
-            output = self._in_batches(inputs, augment).float()
-        if output.shape[-1] != 5 + self.nc:
-            raise UserError(
-                f"{self.path}: gives {output.shape[-1] - 5} classes, but there are {self.nc} names for them; "
-                "give --data with the dataset it was trained on"
-            )
-        return output
+        return self._prepare(images)
 
     def _prepare(self, images: Tensor) -> Tensor:
         """Images on the device, floating in 0..1, in the network's precision and number of channels."""
@@ -114,26 +206,34 @@ class Backend(ABC):
             images = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
         return images
 
-    def _in_batches(self, images: Tensor, augment: bool) -> Tensor:
-        """Run in pieces of `fixed_batch`, the last padded with zeros; all at once when the batch is free."""
+    def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Pieces of `fixed_batch` images, the last padded with zeros, and how many of each count; all at once
+        when the batch is free."""
         size = self.fixed_batch
         if size is None or len(images) == size:
-            return self._run(images, augment)
-        outputs = []
+            yield images, len(images)
+            return
         for piece in images.split(size):
             short = size - len(piece)
-            padded = torch.cat([piece, piece.new_zeros(short, *piece.shape[1:])]) if short else piece
-            outputs.append(self._run(padded, augment)[: len(piece)])
-        return torch.cat(outputs)
+            yield torch.cat([piece, piece.new_zeros(short, *piece.shape[1:])]) if short else piece, len(piece)
 
     @abstractmethod
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         """The network on floating images (N, ch, H, W) of the right size, batch and precision."""
 
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same for a file with NMS inside: (N, max_det, 6) and counts (N,).
+
+        `figures` are the graph's further inputs by name, in order (`models.suppression.INPUTS`), on the CPU;
+        empty where it has none.
+        """
+        raise UserError(f"{self.path}: files of this format with NMS inside cannot be run here")
+
     def warmup(self, shape: tuple[int, int, int, int]) -> None:
         """Run once on zeros of `shape` (N, ch, H, W), so that the first timed call pays for no set-up."""
         height, width = self.fixed_size or shape[2:]
-        self.predict(torch.zeros((*shape[:2], height, width), device=self.device))
+        images = torch.zeros((*shape[:2], height, width), device=self.device)
+        self.infer(images, NmsOptions() if self.nms is None else self.nms.usual())
 
 
 Opener = Callable[[Path, torch.device, Options], Backend]

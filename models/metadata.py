@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from models.nms_inside import Suppression
 from utils.errors import UserError
 
 PROJECT = "light-yolo"
-SCHEMA = 1  # raised when a reader of today could misread a file of tomorrow
+SCHEMA = 2  # the latest that is read; raised when a reader of today could misread a file of tomorrow
+SCHEMA_DECODED = 1  # what files without NMS inside say: every reader understands them
 TASK = "detect"
 PRECISIONS = ("fp32", "fp16", "int8")
 NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
@@ -34,6 +36,7 @@ class Metadata:
         ch: channels of an image.
         device: 'cpu' or 'cuda': the kind of device it was traced on; None when unknown.
         precision: what its weights are in: 'fp32', 'fp16' or 'int8'.
+        nms: the non-maximum suppression in the file; None when it gives the decoded tensor.
     """
 
     names: dict[int, str]
@@ -45,13 +48,14 @@ class Metadata:
     ch: int = 3
     device: str | None = None
     precision: str = "fp32"
+    nms: Suppression | None = None
 
     def entries(self) -> dict[str, str]:
         """What an exported file carries: each value as text, JSON where it is not text already."""
         values: dict[str, Any] = {
             "author": PROJECT,
             "task": TASK,
-            "schema": SCHEMA,
+            "schema": SCHEMA_DECODED if self.nms is None else SCHEMA,
             "stride": self.stride,
             "names": {str(i): name for i, name in self.names.items()},
             "imgsz": None if self.imgsz is None else list(self.imgsz),
@@ -63,6 +67,7 @@ class Metadata:
             "ch": self.ch,
             "device": self.device,
             "normalisation": NORMALISATION,
+            "nms": None if self.nms is None else asdict(self.nms),
         }
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
 
@@ -107,6 +112,7 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
             precision=_precision(values),
             device=values.get("device"),
             ch=int(values.get("ch") or (shape[1] if shape else 3)),
+            nms=Suppression(**values["nms"]) if values.get("nms") else None,
         )
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None

@@ -21,7 +21,7 @@ from models import exporting
 from models.backends import load_backend
 from models.checkpoint import save_checkpoint
 from models.formats import onnx as onnx_format
-from models.metadata import PROJECT, SCHEMA
+from models.metadata import PROJECT, SCHEMA_DECODED
 from models.quantiser import Accuracy
 from models.yolo import DetectionModel
 from utils.errors import UserError
@@ -93,7 +93,7 @@ def test_onnx_has_the_promised_names_and_axes(weights, dynamic, simplify):
     assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
     assert properties["author"] == PROJECT
     assert properties["task"] == "detect"
-    assert json.loads(properties["schema"]) == SCHEMA
+    assert json.loads(properties["schema"]) == SCHEMA_DECODED
     assert json.loads(properties["stride"]) == 4
     assert json.loads(properties["imgsz"]) == [32, 64]
     assert json.loads(properties["batch"]) == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import cv2
@@ -301,3 +302,28 @@ def non_max_suppression(
             found = _suppress(found, iou_thres, agnostic, max_det)
         output.append(found.to(home))
     return output
+
+
+@dataclass(frozen=True)
+class NmsOptions:
+    """What is asked of `non_max_suppression`, whoever carries it out; the fields are its arguments."""
+
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    classes: Sequence[int] | None = None
+    agnostic: bool = False
+    multi_label: bool = False
+    max_det: int = 300
+
+    def suppress(self, prediction: Tensor, labels: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Decoded predictions (N, boxes, 5 + nc) -> per image (n, 6)."""
+        return non_max_suppression(
+            prediction,
+            self.conf_thres,
+            self.iou_thres,
+            classes=self.classes,
+            agnostic=self.agnostic,
+            multi_label=self.multi_label,
+            max_det=self.max_det,
+            labels=labels,
+        )

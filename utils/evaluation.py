@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.boxes import non_max_suppression, scale_boxes, xywh2xyxy
+from utils.boxes import NmsOptions, scale_boxes, xywh2xyxy
 from utils.coco import CocoResult
 from utils.curves import plot_confusion, plot_curves
 from utils.device import autocast, synchronize
@@ -108,8 +107,8 @@ def evaluate(
     """Run a model over a loader and measure it.
 
     Args:
-        model: a DetectionModel, whose eval-mode forward returns (decoded, raw maps), or a Backend with
-            `predict`. A model in training mode is put back into it.
+        model: a DetectionModel, whose eval-mode forward returns (decoded, raw maps), or a Backend. A model in
+            training mode is put back into it.
         loader: yields the batches of `utils.dataloaders`.
         single_cls: every detection counts as class 0, and NMS is blind to classes.
         augment: test-time augmentation.
@@ -119,9 +118,10 @@ def evaluate(
         amp: reduced precision of the forward pass of a DetectionModel.
         on_image: called for every image, in order.
     """
-    thresholds = {"conf_thres": conf_thres, "iou_thres": iou_thres, "max_det": max_det}
-    suppress = partial(non_max_suppression, multi_label=True, agnostic=single_cls, **thresholds)
-    detect = _Detector(model, device, suppress, single_cls, augment, hybrid, amp, loss)
+    wanted = NmsOptions(conf_thres, iou_thres, agnostic=single_cls, multi_label=True, max_det=max_det)
+    if not isinstance(model, nn.Module):  # a file with NMS inside may not be able to do all of that
+        wanted = model.nearest(wanted)
+    detect = _Detector(model, device, wanted, single_cls, augment, hybrid, amp, loss)
     stats, confusion = DetectionStats(), ConfusionMatrix(len(names))
     with _eval_mode(model), torch.no_grad():
         bar = tqdm(loader, desc="validating", disable=not progress, leave=False)
@@ -155,7 +155,7 @@ class _Detector:
 
     model: Any
     device: torch.device
-    suppress: Callable[..., list[Tensor]]
+    wanted: NmsOptions
     single_cls: bool
     augment: bool
     hybrid: bool
@@ -172,21 +172,26 @@ class _Detector:
             batch = images.to(self.device, non_blocking=True).float().div_(255)
             targets = targets.to(self.device)
         with self.clock("inference"):
-            decoded, raws = self._predict(batch)
+            inferred, raws = self._infer(batch)
         if self.loss is not None:
             self._losses.append(self.loss([raw.float() for raw in raws], targets)[1].float().cpu())
         with self.clock("nms"):
-            found = self.suppress(decoded, labels=_pixel_targets(targets, batch) if self.hybrid else ())
+            labels = _pixel_targets(targets, batch) if self.hybrid else ()
+            if isinstance(self.model, nn.Module):
+                found = self.wanted.suppress(inferred, labels)
+            else:
+                found = self.model.suppress(inferred, self.wanted, labels)
         found = [detections.cpu() for detections in found]
         if self.single_cls:
             for detections in found:
                 detections[:, 5] = 0
         return found
 
-    def _predict(self, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Decoded predictions (N, boxes, 5 + nc) and, of a DetectionModel, its raw maps."""
+    def _infer(self, batch: Tensor) -> tuple[Any, list[Tensor]]:
+        """What NMS takes, decoded predictions (N, boxes, 5 + nc) or a Backend's own, and of a DetectionModel
+        its raw maps."""
         if not isinstance(self.model, nn.Module):
-            return self.model.predict(batch, augment=self.augment), []
+            return self.model.infer(batch, self.wanted, augment=self.augment), []
         with autocast(self.device, self.amp):
             decoded, raws = self.model(batch, augment=self.augment)[:2]
         return decoded, raws

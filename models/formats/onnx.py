@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ from torch import Tensor
 
 from models.backends import Backend, Options, check_precision, register_format
 from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.onnx_nms import with_nms
 from models.formats.onnx_precision import reduce_precision
 from models.metadata import parse_metadata
+from models.suppression import INPUTS
 from utils.errors import UserError
 
 
 def write_onnx(job: Job, path: Path) -> None:
-    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
+    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request.
+
+    With NMS inside there are the outputs and inputs of `models.suppression`.
+    """
     onnx = require("onnx", "--include onnx")
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
     with torch.no_grad(), quiet(job.opt.verbose):
@@ -41,6 +47,8 @@ def write_onnx(job: Job, path: Path) -> None:
     graph = reduce_precision(graph, job)
     last = graph.graph.output[0].type.tensor_type.shape.dim[2]
     last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
+    if job.metadata.nms is not None:
+        graph = with_nms(graph, job)
     onnx.helper.set_model_props(graph, job.metadata.entries())
     graph.producer_name = job.metadata.entries()["author"]
     onnx.checker.check_model(graph, full_check=True)
@@ -72,8 +80,16 @@ class OnnxBackend(Backend):
         self.input = first.name
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
-        (output, *_) = self.session.run(None, {self.input: np.ascontiguousarray(images.cpu().numpy())})
-        return torch.from_numpy(output).to(self.device)
+        return self._outputs({self.input: images})[0]
+
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        typed = {name: figure.to(INPUTS[name]) for name, figure in figures.items()}
+        rows, counts = self._outputs({self.input: images, **typed})
+        return rows, counts
+
+    def _outputs(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in feeds.items()}
+        return [torch.from_numpy(array).to(self.device) for array in self.session.run(None, arrays)]
 
 
 def onnx_obstacle(device: torch.device) -> str:
@@ -143,6 +159,8 @@ class OpenCvBackend(Backend):
         metadata = parse_metadata(path, read_onnx_properties(path), options.names)
         if metadata.half:
             raise UserError(f"{path}: is in float16, which OpenCV does not run; export it without --half")
+        if metadata.nms is not None:
+            raise UserError(f"{path}: has NMS inside, which OpenCV does not run; leave --dnn out")
         super().__init__(path, device, metadata)
         try:
             self.network = cv2.dnn.readNetFromONNX(str(path))
@@ -170,6 +188,6 @@ register_exporter(
         "ONNX",
         write_onnx,
         {"fp32": ".onnx", "fp16": ".onnx", "int8": "_int8.onnx"},
-        frozenset({"batch", "dynamic", "simplify"}),
+        frozenset({"batch", "dynamic", "nms", "simplify"}),
     )
 )

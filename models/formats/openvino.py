@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from models.backends import Backend, Options, register_format
 from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.onnx_nms import with_nms_in_openvino
 from models.metadata import parse_metadata
+from models.suppression import INPUTS
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
@@ -35,6 +37,8 @@ def write_openvino(job: Job, path: Path) -> None:
     network.outputs[0].get_tensor().set_names({"output0"})
     if job.metadata.precision == "int8":
         network = quantise(network, job)
+    if job.metadata.nms is not None:
+        network = with_nms_in_openvino(network, job)
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
     openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=job.metadata.precision == "fp16")
@@ -103,10 +107,17 @@ class OpenVinoBackend(Backend):
         self.request = _compile(openvino, network, metadata.precision).create_infer_request()
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
-        results = self.request.infer({0: np.ascontiguousarray(images.numpy())})
-        return torch.from_numpy(
-            results[0].copy()
-        )  # the request's own memory is written over by the next call
+        return self._outputs({"images": images})[0]
+
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        typed = {name: figure.to(INPUTS[name]) for name, figure in figures.items()}
+        rows, counts = self._outputs({"images": images, **typed})
+        return rows, counts
+
+    def _outputs(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
+        results = self.request.infer({name: tensor.contiguous().numpy() for name, tensor in feeds.items()})
+        # Copies: the request's own memory is written over by the next call.
+        return [torch.from_numpy(results[number].copy()) for number in range(len(results))]
 
 
 def _size(shape: Any) -> tuple[int, int]:
@@ -148,6 +159,6 @@ register_exporter(
         "OpenVINO",
         write_openvino,
         {"fp32": ENDING, "fp16": ENDING, "int8": f"_int8{ENDING}"},
-        frozenset({"batch", "dynamic"}),
+        frozenset({"batch", "dynamic", "nms"}),
     )
 )

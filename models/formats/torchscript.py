@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.backends import Backend, Options, check_precision, register_format
 from models.exporting import Decoded, Exporter, Job, in_half, quiet, register_exporter
 from models.metadata import decode, parse_metadata
+from models.suppression import Suppressed, figure_tensors
 from utils.errors import UserError
 
 
 def write_torchscript(job: Job, path: Path) -> None:
-    """Trace the model; metadata go into the extra file `config.txt` as JSON."""
+    """Trace the model; metadata go into the extra file `config.txt` as JSON.
+
+    The file needs libtorch alone, also with NMS inside: that is written in its own operators.
+    """
     if job.metadata.precision == "fp16":
         job = in_half(job)
+    module: nn.Module = Decoded(job.model)
+    inputs = [job.example]
+    if job.metadata.nms is not None:
+        module = Suppressed(module, job.metadata.nms)
+        inputs += [figure.to(job.example.device) for figure in figure_tensors(job.metadata.nms).values()]
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
     with torch.no_grad(), quiet(job.opt.verbose):
-        script = torch.jit.trace(Decoded(job.model), job.example, check_trace=False, strict=False)
+        script = torch.jit.trace(module, tuple(inputs), check_trace=False, strict=False)
     script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
 
 
@@ -59,6 +69,9 @@ class TorchScriptBackend(Backend):
         output = self.network(images)
         return output if isinstance(output, Tensor) else output[0]
 
+    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.network(images, *(figure.to(self.device) for figure in figures.values()))
+
 
 def _json_object(text: str | bytes) -> dict[str, Any]:
     """The object in a JSON text, empty when it is not one."""
@@ -72,7 +85,7 @@ register_exporter(
         "TorchScript",
         write_torchscript,
         {"fp32": ".torchscript", "fp16": ".torchscript"},
-        frozenset({"batch", "dynamic"}),
+        frozenset({"batch", "dynamic", "nms"}),
         cuda_only=frozenset({"fp16"}),  # on a CPU it runs, but slower than float32 and further off
     )
 )

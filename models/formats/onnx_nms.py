@@ -1,0 +1,79 @@
+"""NMS as an ONNX graph of its own, and how it is joined to a network's: behind ONNX's and behind OpenVINO's.
+
+Joined last, it stays float32 and exact whatever precision the network was brought into.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.exporting import Job, quiet, require
+from models.suppression import INPUTS, OUTPUTS, Suppressed, figure_tensors
+
+PREFIX = "nms/"  # before the name of everything inside, which might be in the network too
+
+
+def nms_graph(job: Job, *, openvino: bool = False) -> bytes:
+    """The NMS that the job's metadata ask for, as an ONNX file: input `decoded` (N, boxes, 5 + nc) and, where
+    they are inputs, the figures of `INPUTS`; outputs `output0` and `counts`. All sizes are free."""
+    nms = job.metadata.nms
+    figures = {name: figure.to(INPUTS[name]) for name, figure in figure_tensors(nms).items()}
+    file = io.BytesIO()
+    with torch.no_grad(), quiet(job.opt.verbose):
+        torch.onnx.export(
+            Suppressed(nn.Identity(), nms, openvino=openvino),
+            (torch.rand(2, 8, 5 + job.model.nc), *figures.values()),
+            file,
+            dynamo=False,
+            opset_version=job.opt.opset,
+            input_names=["decoded", *figures],
+            output_names=list(OUTPUTS),
+            dynamic_axes={"decoded": {0: "batch", 1: "anchors"}} | {name: {0: "batch"} for name in OUTPUTS},
+        )
+    return file.getvalue()
+
+
+def with_nms(graph: Any, job: Job) -> Any:
+    """An ONNX network with output `output0` (N, boxes, 5 + nc), and the job's NMS behind it, as one graph."""
+    onnx = require("onnx", "--include onnx --nms")
+    nms = onnx.load_from_string(nms_graph(job))
+    onnx.compose.add_prefix(nms, PREFIX, rename_inputs=False, rename_outputs=False, inplace=True)
+    decoded = graph.graph.output[0].name
+    _rename(graph.graph, decoded, "decoded")
+    batch = graph.graph.output[0].type.tensor_type.shape.dim[0]
+    for output in nms.graph.output:
+        output.type.tensor_type.shape.dim[0].CopyFrom(batch)
+    rows = nms.graph.output[0].type.tensor_type.shape.dim
+    rows[1].dim_value, rows[2].dim_value = job.metadata.nms.max_det, 6  # lost with the free axes
+    graph.graph.node.extend(nms.graph.node)
+    graph.graph.initializer.extend(nms.graph.initializer)
+    graph.graph.input.extend(value for value in nms.graph.input if value.name in INPUTS)
+    del graph.graph.output[:]
+    graph.graph.output.extend(nms.graph.output)
+    return graph
+
+
+def _rename(graph: Any, name: str, new: str) -> None:
+    """Another name for a tensor, wherever it is made or used."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if each == name else each for each in names]
+    for value in [*graph.output, *graph.value_info]:
+        if value.name == name:
+            value.name = new
+
+
+def with_nms_in_openvino(network: Any, job: Job) -> Any:
+    """An openvino.Model with the one output (N, boxes, 5 + nc), and the job's NMS behind it, as one."""
+    openvino = require("openvino", "--include openvino --nms")
+    nms = openvino.Core().read_model(nms_graph(job, openvino=True))
+    decoded, *figures = nms.get_parameters()
+    decoded.output(0).replace(network.get_results()[0].input_value(0))
+    outputs = [result.input_value(0) for result in nms.get_results()]
+    for output, name in zip(outputs, OUTPUTS):
+        output.get_tensor().set_names({name})
+    return openvino.Model(outputs, [*network.get_parameters(), *figures], "detector")
