@@ -34,6 +34,7 @@ def to_float16(graph: Any) -> Any:
     _store_constants(graph)  # else the scales of a Resize are cast there and back, and OpenCV cannot read it
     with quiet():  # it speaks of every weight below float16's least number, which is 0 to any sum
         half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=head(graph))
+    _keep_float32(half)
     onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put behind what they feed
     return half
 
@@ -93,6 +94,29 @@ def _name_nodes(graph: Any) -> None:
         if not node.name:
             name = f"{node.op_type}_{number}"
             node.name = name if name not in taken else f"{name}_unnamed"
+
+
+def _keep_float32(graph: Any) -> None:
+    """Join what stays float32: the converter takes every single result of it to float16 and back."""
+    onnx = require("onnx", "--include onnx --half")
+    casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
+    down, up = (
+        {name: node for name, node in casts.items() if node.attribute[0].i == kind}
+        for kind in (onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT)
+    )
+    outputs = {value.name for value in graph.graph.output}
+    joined = {name: down[node.input[0]].input[0] for name, node in up.items() if node.input[0] in down}
+    for name, source in joined.items():
+        if name in outputs:
+            graph.graph.node.append(onnx.helper.make_node("Identity", [source], [name], f"{name}_float32"))
+        graph.graph.node.remove(up[name])
+    for node in graph.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = joined.get(name, name)
+    used = outputs | {name for node in graph.graph.node for name in node.input}
+    for name, node in down.items():
+        if name not in used:
+            graph.graph.node.remove(node)
 
 
 def _store_constants(graph: Any) -> None:
