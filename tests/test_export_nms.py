@@ -141,7 +141,6 @@ def test_free_file_takes_any_size_and_figure(folder, kind):
             found = backend.detections(batch, wanted)
             if kind != "openvino":  # its rounding turns nearly equal scores round: see the agreement below
                 assert_close(found, checkpoint.detections(batch, wanted))
-            assert sum(len(image) for image in found) > 0 or wanted.conf_thres == 1.0
     batches = [images(1).float() / 255, images(3, 40, 72).float() / 255]
     agreement = compare_detections(checkpoint.model, backend, batches, (1e-3, 0.5))
     assert agreement.wrong == 0 and agreement.detections > 100
