@@ -12,7 +12,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from models.backends import load_backend
 from models.checkpoint import load_checkpoint
 from models.exporting import EXPORTERS, Exporter, Job
 from models.metadata import Metadata
+from models.quantiser import Accuracy, Quantiser
 from models.registry import load_plugins
 from models.yolo import DetectionModel
 from utils.boxes import letterbox
@@ -38,7 +39,9 @@ from utils.images import load_image
 LOGGER = logging.getLogger("yolo.export")
 
 # How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
+# An int8 file is judged by its mAP instead.
 TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
+MAP_LOSS = 0.02  # how much mAP50-95 an int8 file may lose before a warning
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 
@@ -54,6 +57,8 @@ class ExportResult:
         size_mb: its size in MB (10^6 bytes).
         max_score_diff: largest difference to PyTorch over every objectness and class score checked.
         max_box_diff: the same over centres, widths and heights, in pixels.
+        precision: 'fp32', 'fp16' or 'int8'.
+        accuracy: of an int8 file, the mAP on the validation images beside PyTorch's; None for others.
     """
 
     format: str
@@ -62,6 +67,8 @@ class ExportResult:
     size_mb: float
     max_score_diff: float
     max_box_diff: float
+    precision: str = "fp32"
+    accuracy: Accuracy | None = None
 
 
 class ExportError(UserError):
@@ -76,11 +83,13 @@ def build_parser() -> Parser:
     """The command line's options."""
     parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
     parser.add_argument("--weights", default="yolov5s.pt", help="checkpoint (.pt), ours or official YOLOv5's")
-    parser.add_argument("--data", default="", help="dataset YAML whose first val image is checked with")
+    parser.add_argument("--data", default="", help="dataset YAML: images to check and calibrate with")
     parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640, 640], help="h w")
     parser.add_argument("--batch-size", type=int, default=1, help="batch size of a static file")
     parser.add_argument("--device", default="cpu", help="cpu, or 0 for the first GPU")
-    parser.add_argument("--half", action="store_true", help="float16 (CUDA only, not with --dynamic)")
+    parser.add_argument("--half", action="store_true", help="float16 weights (TorchScript: CUDA only)")
+    parser.add_argument("--int8", action="store_true", help="int8, calibrated on --data's training images")
+    parser.add_argument("--calibration-images", type=int, default=100, help="how many images --int8 looks at")
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
     parser.add_argument("--opset", type=int, default=17, help="ONNX: operator set")
@@ -111,8 +120,6 @@ def export(opt: Namespace) -> list[ExportResult]:
     """Export to every format of `opt.include`; see `run`."""
     formats = _check_options(opt)
     device = select_device(opt.device)
-    if opt.half and device.type != "cuda":
-        raise UserError("--half: float16 needs a CUDA device; add --device 0 or leave --half out")
     load_plugins(opt.plugins)
     weights = find_file(opt.weights)
     model = load_checkpoint(weights, device).model
@@ -123,10 +130,13 @@ def export(opt: Namespace) -> list[ExportResult]:
         other = _second_size((height, width), int(max(model.stride)))
         batches.append(_check_batch(opt.data, model.ch, opt.batch_size + 1, other).to(device))
     job = _job(model, example, opt)
+    quantiser = Quantiser(opt.data, opt.calibration_images, weights, example) if opt.int8 else None
+    if quantiser is not None:
+        job = replace(job, calibration=quantiser.batches)
     results, failures = [], []
     for name in formats:
         try:
-            results.append(_export_one(name, job, model, batches, weights))
+            results.append(_export_one(name, job, model, batches, weights, quantiser))
         except (UserError, OSError) as error:
             failures.append(f"{name} ({error})")
     for result in results:
@@ -143,8 +153,12 @@ def _check_options(opt: Namespace) -> list[str]:
     if absent:
         what = "not a format of this project" if set(absent) <= ELSEWHERE else "not a format"
         raise UserError(f"--include {' '.join(absent)}: {what}; available: {', '.join(EXPORTERS)}")
-    if opt.half and opt.dynamic:
-        raise UserError("--half and --dynamic exclude each other; leave one of them out")
+    if opt.half and opt.int8:
+        raise UserError("--half and --int8 exclude each other; leave one of them out")
+    if opt.int8 and not opt.data:
+        raise UserError("--int8: is calibrated on the images it is made for; add --data with their YAML")
+    if opt.calibration_images < 1:
+        raise UserError(f"--calibration-images {opt.calibration_images}: must be 1 or more; 100 to 300 do")
     if opt.opset not in OPSETS:
         raise UserError(
             f"--opset {opt.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; 17 runs nearly everywhere"
@@ -177,18 +191,15 @@ def _job(model: DetectionModel, example: Tensor, opt: Namespace) -> Job:
     """The fused copy that is exported, with what its file will say."""
     exported = copy.deepcopy(model).fuse()
     exported.detect.export = True
-    if opt.half:
-        exported.half()
-        example = example.half()
     metadata = Metadata(
         names=dict(model.names),
         stride=int(max(model.stride)),
         imgsz=(example.shape[2], example.shape[3]),
         batch=example.shape[0],
         dynamic=opt.dynamic,
-        half=opt.half,
         ch=model.ch,
         device=example.device.type,
+        precision=precision_of(opt),
     )
     channels_last = torch.channels_last  # what the backends run; the traced weights keep it
     return Job(
@@ -197,7 +208,12 @@ def _job(model: DetectionModel, example: Tensor, opt: Namespace) -> Job:
 
 
 def _export_one(
-    name: str, job: Job, reference: DetectionModel, batches: list[Tensor], weights: Path
+    name: str,
+    job: Job,
+    reference: DetectionModel,
+    batches: list[Tensor],
+    weights: Path,
+    quantiser: Quantiser | None,
 ) -> ExportResult:
     """Write one format under a temporary name, check it, and only then put it where it belongs."""
     exporter = EXPORTERS[name]
@@ -207,18 +223,22 @@ def _export_one(
     try:
         part = folder / target.name
         _write(name, exporter, job, part)
-        score, box = compare(reference, part, batches, half=job.opt.half)
-        seconds = time.perf_counter() - started
+        score, box = compare(reference, part, batches)
         _judge(name, score, box, precision_of(job.opt))
+        accuracy = None if quantiser is None else quantiser.accuracy(part)
+        seconds = time.perf_counter() - started
+        if accuracy is not None:
+            _report_accuracy(name, accuracy)
         replace_path(part, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return ExportResult(name, target, seconds, path_size(target) / 1e6, score, box)
+    size = path_size(target) / 1e6
+    return ExportResult(name, target, seconds, size, score, box, precision_of(job.opt), accuracy)
 
 
 def precision_of(opt: Namespace) -> str:
     """The precision asked for, as exporters name it."""
-    return "fp16" if opt.half else "fp32"
+    return "int8" if opt.int8 else "fp16" if opt.half else "fp32"
 
 
 def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
@@ -229,6 +249,10 @@ def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
     if precision not in exporter.endings:
         can = ", ".join(exporter.endings)
         raise UserError(f"--include {exporter.name}: cannot be written in {precision}, only in {can}")
+    if precision in exporter.cuda_only and select_device(opt.device).type != "cuda":
+        raise UserError(
+            f"--half: {exporter.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
+        )
     asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "simplify": opt.simplify}
     for option in sorted(option for option, given in asked.items() if given):
         if option not in exporter.options:
@@ -284,11 +308,28 @@ def compare(
 def _judge(name: str, score: float, box: float, precision: str) -> None:
     """Say how close the file is, and refuse it when that is not close enough."""
     LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
+    if precision not in TOLERANCE:
+        return
     score_limit, box_limit = TOLERANCE[precision]
     if score > score_limit or box > box_limit:
         raise UserError(
             f"differs from PyTorch by {score:.2g} in a score (allowed {score_limit:g}) and {box:.2g} px in a "
             f"box (allowed {box_limit:g}), so the file was removed"
+        )
+
+
+def _report_accuracy(name: str, accuracy: Accuracy) -> None:
+    """Say what mAP the quantised file has beside PyTorch's, and warn when much of it is gone."""
+    LOGGER.info(
+        "%s: mAP50-95 %.4f (PyTorch %.4f, %+.4f), mAP50 %.4f (PyTorch %.4f, %+.4f)",
+        *(name, accuracy.map, accuracy.pytorch_map, accuracy.map - accuracy.pytorch_map),
+        *(accuracy.map50, accuracy.pytorch_map50, accuracy.map50 - accuracy.pytorch_map50),
+    )
+    lost = accuracy.pytorch_map - accuracy.map
+    if lost > MAP_LOSS:
+        LOGGER.warning(
+            "%s: int8 loses %.3f of mAP50-95, more than %g; give more --calibration-images or use --half",
+            *(name, lost, MAP_LOSS),
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,19 @@ class Job:
     """What an exporter works on.
 
     Attributes:
-        model: fused, in eval mode, in the precision asked for, its head giving the decoded tensor alone.
-        example: (N, ch, H, W) on the model's device.
-        metadata: what the file is to say about itself.
+        model: fused, in eval mode, float32, its head giving the decoded tensor alone.
+        example: (N, ch, H, W) on the model's device, float32.
+        metadata: what the file is to say about itself, and with it the precision asked for.
         opt: the command line's options.
+        calibration: for int8 gives the images to calibrate with, again and again the same, as batches of the
+            example's size; None otherwise.
     """
 
     model: DetectionModel
     example: Tensor
     metadata: Metadata
     opt: Namespace
+    calibration: Callable[[], Iterator[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Exporter:
             a precision that is not there is refused.
         options: which of the options 'batch', 'dynamic', 'nms' and 'simplify' it honours; the others are
             refused.
+        cuda_only: the precisions that this format can be written in and run in with CUDA only.
         unavailable: why this platform cannot write it; None when it can.
     """
 
@@ -56,6 +61,7 @@ class Exporter:
     write: Callable[[Job, Path], None]
     endings: Mapping[str, str]
     options: frozenset[str] = field(default_factory=frozenset)
+    cuda_only: frozenset[str] = frozenset()
     unavailable: Callable[[], str | None] = lambda: None
 
 
@@ -78,6 +84,16 @@ class Decoded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)
+
+
+def in_half(job: Job) -> Job:
+    """The job for formats that are float16 throughout, images included; the job itself stays float32."""
+    return replace(
+        job,
+        model=copy.deepcopy(job.model).half(),
+        example=job.example.half(),
+        metadata=replace(job.metadata, half=True),
+    )
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from utils.errors import UserError
 PROJECT = "light-yolo"
 SCHEMA = 1  # raised when a reader of today could misread a file of tomorrow
 TASK = "detect"
+PRECISIONS = ("fp32", "fp16", "int8")
 NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
 
 Names = Mapping[int, str] | Sequence[str]
@@ -29,9 +30,10 @@ class Metadata:
         imgsz: the (height, width) it was exported at.
         batch: the batch size it was exported at.
         dynamic: whether batch, height and width are free.
-        half: whether it takes float16.
+        half: whether it takes images in float16.
         ch: channels of an image.
         device: 'cpu' or 'cuda': the kind of device it was traced on; None when unknown.
+        precision: what its weights are in: 'fp32', 'fp16' or 'int8'.
     """
 
     names: dict[int, str]
@@ -42,6 +44,7 @@ class Metadata:
     half: bool = False
     ch: int = 3
     device: str | None = None
+    precision: str = "fp32"
 
     def entries(self) -> dict[str, str]:
         """What an exported file carries: each value as text, JSON where it is not text already."""
@@ -56,6 +59,7 @@ class Metadata:
             "shape": None if self.imgsz is None else [self.batch, self.ch, *self.imgsz],
             "dynamic": self.dynamic,
             "half": self.half,
+            "precision": self.precision,
             "ch": self.ch,
             "device": self.device,
             "normalisation": NORMALISATION,
@@ -100,11 +104,20 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
             batch=None if batch is None else int(batch),
             dynamic=bool(values.get("dynamic", False)),
             half=bool(values.get("half", False)),
+            precision=_precision(values),
             device=values.get("device"),
             ch=int(values.get("ch") or (shape[1] if shape else 3)),
         )
     except (TypeError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None
+
+
+def _precision(values: Mapping[str, Any]) -> str:
+    """What the weights are in; files that do not say are float32, or float16 when they take that."""
+    precision = values.get("precision", "fp16" if values.get("half", False) else "fp32")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}")
+    return precision
 
 
 def index_names(names: Names) -> dict[int, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.backends import Options, register_format
 from models.exporting import Exporter, Job, quiet, register_exporter, require
-from models.formats.embedded import EmbeddedBackend, check_digest, describe, float32_of, stored_as
+from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
@@ -30,14 +30,14 @@ def write_ncnn(job: Job, path: Path) -> None:
     """
     pnnx = require("pnnx", "--include ncnn")
     require("ncnn", "--include ncnn")
-    model, example = float32_of(job)
+    model, example = plain(job)
     with tempfile.TemporaryDirectory(prefix="pnnx.") as name:
         folder = Path(name)
         with torch.no_grad(), quiet(job.opt.verbose):
             script = torch.jit.trace(model, example, check_trace=False, strict=False)
             script.save(str(folder / "model.pt"))
         shape = ",".join(map(str, example.shape))
-        half = int(stored_as(job) == "fp16")
+        half = int(job.metadata.precision == "fp16")
         command = [pnnx.EXEC_PATH, "model.pt", f"inputshape=[{shape}]f32", f"fp16={half}", "device=cpu"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
         if done.returncode or not (folder / BIN).is_file():

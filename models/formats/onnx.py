@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.backends import Backend, Options, check_precision, register_format
 from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.onnx_precision import reduce_precision
 from models.metadata import parse_metadata
 from utils.errors import UserError
 
@@ -36,6 +37,7 @@ def write_onnx(job: Job, path: Path) -> None:
     graph = onnx.load(str(path))
     if job.opt.simplify:
         graph = require("onnxslim", "--simplify").slim(graph)
+    graph = reduce_precision(graph, job)
     last = graph.graph.output[0].type.tensor_type.shape.dim[2]
     last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
     onnx.helper.set_model_props(graph, job.metadata.entries())
@@ -64,7 +66,8 @@ class OnnxBackend(Backend):
             metadata.batch, metadata.imgsz = batch, (height, width)
         metadata.half = first.type == "tensor(float16)"
         super().__init__(path, device, metadata)
-        check_precision(path, self.half, options.half, device)
+        if self.half or metadata.precision != "fp16":  # else float16 inside alone: any device runs it
+            check_precision(path, self.half, options.half, device)
         self.input = first.name
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
@@ -148,7 +151,7 @@ register_exporter(
         "onnx",
         "ONNX",
         write_onnx,
-        {"fp32": ".onnx", "fp16": ".onnx"},
+        {"fp32": ".onnx", "fp16": ".onnx", "int8": "_int8.onnx"},
         frozenset({"batch", "dynamic", "simplify"}),
     )
 )

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Decoded, Exporter, Job, quiet, register_exporter
+from models.exporting import Decoded, Exporter, Job, in_half, quiet, register_exporter
 from models.metadata import decode, parse_metadata
 from utils.errors import UserError
 
 
 def write_torchscript(job: Job, path: Path) -> None:
     """Trace the model; metadata go into the extra file `config.txt` as JSON."""
+    if job.metadata.precision == "fp16":
+        job = in_half(job)
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
     with torch.no_grad(), quiet(job.opt.verbose):
         script = torch.jit.trace(Decoded(job.model), job.example, check_trace=False, strict=False)
@@ -71,5 +73,6 @@ register_exporter(
         write_torchscript,
         {"fp32": ".torchscript", "fp16": ".torchscript"},
         frozenset({"batch", "dynamic"}),
+        cuda_only=frozenset({"fp16"}),  # on a CPU it runs, but slower than float32 and further off
     )
 )

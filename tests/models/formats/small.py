@@ -1,6 +1,5 @@
 """A network of every kind of operation the families have, small enough to convert in seconds."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -68,8 +67,3 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, score: float, box: f
     assert wanted[..., 4:].max() - wanted[..., 4:].min() > 0.5
     assert (found - wanted)[..., 4:].abs().max() < score
     assert (found - wanted)[..., :4].abs().max() < box
-
-
-def options(**changes) -> Namespace:
-    """The options an exporter reads."""
-    return Namespace(**{"half": False, "dynamic": False, "verbose": False, "workspace": 4, **changes})

@@ -1,0 +1,122 @@
+"""What int8 needs of a data set: images to calibrate with, and the mAP before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.backends import Backend, load_backend
+from models.yolo import LUMA
+from utils.boxes import letterbox
+from utils.dataloaders import build_loader
+from utils.datasets import load_dataset, load_images
+from utils.device import available_cpus
+from utils.errors import UserError
+from utils.evaluation import evaluate
+from utils.images import load_image
+from utils.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """mAP50-95 and mAP50 on the validation images, of the exported file and of the checkpoint in float32."""
+
+    map: float
+    map50: float
+    pytorch_map: float
+    pytorch_map50: float
+
+
+class Quantiser:
+    """A data set as quantisation uses it: training images to calibrate with, validation images to measure.
+
+    Images go the way they go in validation: read, letterboxed to the exported size, RGB in 0..1.
+    """
+
+    def __init__(self, data: str, count: int, weights: Path, example: Tensor) -> None:
+        """
+        Args:
+            data: dataset YAML.
+            count: how many images to calibrate with; all of them when there are fewer.
+            weights: the checkpoint, to measure against.
+            example: (N, ch, H, W): the exported shape, on the device it is for.
+
+        Raises:
+            UserError: no train or val split, no image, classes other than the checkpoint's, or a network
+                whose channels no image has.
+        """
+        self.weights, self.device = weights, example.device
+        self.batch, self.ch, *size = example.shape
+        self.size = (size[0], size[1])
+        if self.ch not in (1, 3):
+            raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
+        self.config = load_dataset(data)
+        self._workers = min(2, available_cpus())
+        images = load_images(self.config, "train", workers=self._workers)
+        # Evenly over the list, which is sorted: a set in which the classes come one after the other is
+        # covered as well, and the choice is the same every time.
+        chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
+        self.paths = [images.path(int(i)) for i in chosen]
+
+    def batches(self) -> Iterator[Tensor]:
+        """(N, ch, H, W) float32 in 0..1 on the CPU; N is the exported batch, the last one filled up."""
+        paths = [*self.paths, *self.paths[: -len(self.paths) % self.batch]]
+        paths += [paths[-1]] * (-len(paths) % self.batch)
+        for start in range(0, len(paths), self.batch):
+            yield torch.stack([self._image(path) for path in paths[start : start + self.batch]])
+
+    def _image(self, path: str) -> Tensor:
+        image, _, _ = letterbox(load_image(path), self.size, auto=False)
+        tensor = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
+        if self.ch == 1:
+            tensor = (tensor * tensor.new_tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+        return tensor
+
+    def accuracy(self, path: Path) -> Accuracy:
+        """The mAP of an exported file beside that of the checkpoint, on the same batches."""
+        backend = load_backend(path, self.device, names=self.config.label_names)
+        found, wanted = self._measure(backend), self._wanted(backend.rect_ok)
+        return Accuracy(found.map, found.map50, wanted.map, wanted.map50)
+
+    @cached_property
+    def _known(self) -> dict[bool, Metrics]:
+        return {}
+
+    def _wanted(self, rect: bool) -> Metrics:
+        """The checkpoint's own metrics, measured once for square and once for rectangular batches."""
+        if rect not in self._known:
+            self._known[rect] = self._measure(load_backend(self.weights, self.device), rect)
+        return self._known[rect]
+
+    def _measure(self, backend: Backend, rect: bool | None = None) -> Metrics:
+        """Validate as val.py does."""
+        height, width = self.size
+        rect = backend.rect_ok if rect is None else rect
+        if height != width and not rect:
+            raise UserError(
+                f"--int8: its mAP is measured on squares, not {height}x{width}; give one --imgsz, or --dynamic"
+            )
+        if backend.nc != self.config.nc:
+            raise UserError(
+                f"{self.weights}: the model has {backend.nc} classes and {self.config.path} has "
+                f"{self.config.nc}; pass the --data it was trained on"
+            )
+        loader = build_loader(
+            load_images(self.config, "val", workers=self._workers),
+            max(self.size),
+            self.batch,
+            rect=rect,
+            pad=0.5 if rect else 0.0,
+            stride=backend.stride,
+            workers=self._workers,
+        )
+        try:
+            return evaluate(backend, loader, names=self.config.names, device=self.device).metrics
+        finally:
+            loader.close()
