@@ -1,4 +1,4 @@
-"""CoreML: a `.mlpackage` folder, written by coremltools, run by CoreML; metadata are its user-defined entries."""
+"""CoreML: a `.mlpackage` folder, written by coremltools, run by CoreML; metadata are its user's entries."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """TensorRT: a `.engine` file built from ONNX for the GPU at hand.
 
-The file: 4 bytes with a length (little-endian), so many bytes of JSON about the network, then TensorRT's plan.
+The file: 4 bytes with a length (little-endian), so many bytes of JSON about the network, and TensorRT's plan.
 Its API is that of TensorRT 10 and 11: tensors by name, types from the graph (strong typing).
 """
 
