@@ -279,22 +279,19 @@ def _write(name: str, exporter: Exporter, job: Job, part: Path) -> None:
         ) from error
 
 
-def compare(
-    reference: DetectionModel, path: Path, batches: Sequence[Tensor], *, half: bool = False
-) -> tuple[float, float]:
+def compare(reference: DetectionModel, path: Path, batches: Sequence[Tensor]) -> tuple[float, float]:
     """How far an exported file is from the PyTorch model it came from.
 
     Args:
         reference: the model, float32, not fused.
         path: the exported file.
         batches: images (N, ch, H, W), floating in 0..1, on the model's device.
-        half: the file is float16.
 
     Returns:
         The largest difference over all rows of (objectness and class scores, xywh in pixels).
     """
     device = batches[0].device
-    backend = load_backend(path, device, half=half)
+    backend = load_backend(path, device)
     scores, boxes = [], []
     for images in batches:
         with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from models.backends import Backend, load_backend
 from models.yolo import LUMA
 from utils.boxes import letterbox
 from utils.dataloaders import build_loader
-from utils.datasets import load_dataset, load_images
+from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import available_cpus
 from utils.errors import UserError
 from utils.evaluation import evaluate
@@ -52,13 +51,13 @@ class Quantiser:
                 whose channels no image has.
         """
         self.weights, self.device = weights, example.device
+        self._known: dict[bool, Metrics] = {}
         self.batch, self.ch, *size = example.shape
         self.size = (size[0], size[1])
         if self.ch not in (1, 3):
             raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
         self.config = load_dataset(data)
-        self._workers = min(2, available_cpus())
-        images = load_images(self.config, "train", workers=self._workers)
+        images = load_images(self.config, "train", workers=min(2, available_cpus()))
         # Evenly over the list, which is sorted: a set in which the classes come one after the other is
         # covered as well, and the choice is the same every time.
         chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
@@ -84,10 +83,6 @@ class Quantiser:
         found, wanted = self._measure(backend), self._wanted(backend.rect_ok)
         return Accuracy(found.map, found.map50, wanted.map, wanted.map50)
 
-    @cached_property
-    def _known(self) -> dict[bool, Metrics]:
-        return {}
-
     def _wanted(self, rect: bool) -> Metrics:
         """The checkpoint's own metrics, measured once for square and once for rectangular batches."""
         if rect not in self._known:
@@ -95,28 +90,45 @@ class Quantiser:
         return self._known[rect]
 
     def _measure(self, backend: Backend, rect: bool | None = None) -> Metrics:
-        """Validate as val.py does."""
-        height, width = self.size
-        rect = backend.rect_ok if rect is None else rect
-        if height != width and not rect:
-            raise UserError(
-                f"--int8: its mAP is measured on squares, not {height}x{width}; give one --imgsz, or --dynamic"
-            )
-        if backend.nc != self.config.nc:
-            raise UserError(
-                f"{self.weights}: the model has {backend.nc} classes and {self.config.path} has "
-                f"{self.config.nc}; pass the --data it was trained on"
-            )
-        loader = build_loader(
-            load_images(self.config, "val", workers=self._workers),
-            max(self.size),
-            self.batch,
-            rect=rect,
-            pad=0.5 if rect else 0.0,
-            stride=backend.stride,
-            workers=self._workers,
+        return measure(backend, self.config, self.size, self.batch, rect=rect)
+
+
+def measure(
+    backend: Backend, config: DatasetConfig, size: tuple[int, int], batch: int, *, rect: bool | None = None
+) -> Metrics:
+    """Validate on a data set's val images as val.py does.
+
+    Args:
+        size: (height, width) in pixels; square, unless images may have rectangles of their own.
+        batch: images a batch.
+        rect: whether every batch has the rectangle that suits it; None: where the file allows it. A file of a
+            fixed size sees squares, and other figures are comparable with its own only from squares too.
+
+    Raises:
+        UserError: a size that is not square for a file of fixed size, or classes that differ.
+    """
+    height, width = size
+    rect = backend.rect_ok if rect is None else rect
+    if height != width and not rect:
+        raise UserError(
+            f"{backend.path}: mAP is measured on squares, not {height}x{width}; give one --imgsz or --dynamic"
         )
-        try:
-            return evaluate(backend, loader, names=self.config.names, device=self.device).metrics
-        finally:
-            loader.close()
+    if backend.nc != config.nc:
+        raise UserError(
+            f"{backend.path}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
+            "pass the --data it was trained on"
+        )
+    workers = min(2, available_cpus())
+    loader = build_loader(
+        load_images(config, "val", workers=workers),
+        max(size),
+        batch,
+        rect=rect,
+        pad=0.5 if rect else 0.0,
+        stride=backend.stride,
+        workers=workers,
+    )
+    try:
+        return evaluate(backend, loader, names=config.names, device=backend.device).metrics
+    finally:
+        loader.close()

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 import yaml
+from tiny_set import write_set
 
 import export
 from export import ExportError, ExportResult, parse_opt
@@ -21,6 +22,7 @@ from models.backends import load_backend
 from models.checkpoint import save_checkpoint
 from models.formats import onnx as onnx_format
 from models.metadata import PROJECT, SCHEMA
+from models.quantiser import Accuracy
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT
@@ -116,9 +118,7 @@ def test_dynamic_file_is_checked_at_a_second_size_and_batch(weights, monkeypatch
     monkeypatch.setattr(
         export,
         "compare",
-        lambda model, path, batches, half: (
-            shapes.extend(b.shape for b in batches) or compare(model, path, batches, half=half)
-        ),
+        lambda model, path, batches: shapes.extend(b.shape for b in batches) or compare(model, path, batches),
     )
     export.run(weights=str(weights), include=["onnx"], imgsz=[32, 64], dynamic=True)
     assert [tuple(s) for s in shapes] == [(1, 3, 32, 64), (2, 3, 36, 32)]
@@ -128,9 +128,9 @@ def test_reference_is_the_model_before_fusion_and_untouched(weights, monkeypatch
     seen = []
     compare = export.compare
 
-    def spy(model, path, batches, half):
+    def spy(model, path, batches):
         seen.append((model.is_fused, model.training, model.detect.export))
-        return compare(model, path, batches, half=half)
+        return compare(model, path, batches)
 
     monkeypatch.setattr(export, "compare", spy)
     export.run(weights=str(weights), include=["onnx", "torchscript"], imgsz=[32])
@@ -187,11 +187,13 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
     [
         (
             {"include": ["onnx", "saved_model"]},
-            "--include saved_model: not a format of this project; available: onnx, torchscript",
+            "--include saved_model: not a format of this project; available: onnx, ",
         ),
-        ({"include": ["word"]}, "--include word: not a format; available: onnx, torchscript"),
-        ({"half": True}, "--half: float16 needs a CUDA device"),
-        ({"half": True, "dynamic": True}, "--half and --dynamic exclude each other"),
+        ({"include": ["word"]}, "--include word: not a format; available: onnx, "),
+        ({"half": True}, "--half: TorchScript in float16 needs a CUDA device"),
+        ({"half": True, "int8": True}, "--half and --int8 exclude each other"),
+        ({"int8": True}, "--int8: is calibrated on the images it is made for; add --data"),
+        ({"calibration_images": 0}, "--calibration-images 0: must be 1 or more"),
         ({"simplify": True}, "--include torchscript: TorchScript files cannot have --simplify"),
         ({"opset": 99}, "--opset 99: must be 11 to 20"),
         ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
@@ -200,7 +202,7 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
         ({"weights": "best.onnx"}, "only a .pt checkpoint can be exported"),
         ({"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
         ({"device": "7"}, "--device 7"),
-        ({"int8": True}, "unknown options .*int8"),
+        ({"keras": True}, "unknown options .*keras"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(weights, options, sentence):
@@ -272,3 +274,20 @@ def test_script_exits_with_a_code_and_no_traceback(weights, arguments, code):
         wanted = load_backend(weights).predict(images)
         found = load_backend(Path(str(weights).replace(".pt", ".torchscript"))).predict(images)
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("left", "warned"), [(0.481, False), (0.479, True)])
+def test_int8_that_loses_mean_average_precision_is_warned_of(caplog, left, warned):
+    with caplog.at_level("INFO", "yolo.export"):
+        export._report_accuracy("onnx", Accuracy(left, 0.88, 0.5, 0.9))
+    assert f"mAP50-95 {left:.4f} (PyTorch 0.5000, {left - 0.5:+.4f})" in caplog.text
+    assert "mAP50 0.8800 (PyTorch 0.9000, -0.0200)" in caplog.text
+    assert ("int8 loses 0.021 of mAP50-95" in caplog.text) is warned
+    assert any(record.levelname == "WARNING" for record in caplog.records) is warned
+
+
+def test_format_without_the_precision_says_which_it_has(weights, tmp_path):
+    data = write_set(tmp_path / "set", train=2, val=1)
+    with pytest.raises(UserError, match="torchscript: cannot be written in int8, only in fp32, fp16"):
+        export.run(weights=str(weights), int8=True, data=str(data), imgsz=[32])
+    assert files_in(weights.parent) == ["best.pt", "set"]

@@ -1,4 +1,4 @@
-"""An ONNX graph in float16 or int8; the decoding of the boxes stays float32 in both."""
+"""An ONNX graph in float16 or int8; the detection head stays float32 in both."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ def reduce_precision(graph: Any, job: Job) -> Any:
 def to_float16(graph: Any) -> Any:
     """Weights and arithmetic in float16; images and results stay float32, so that any runtime can feed it.
 
-    So does the decoding: near 640 px neighbouring float16 numbers are half a pixel apart.
+    So does the head: near 640 px neighbouring float16 numbers are half a pixel apart.
     """
     float16 = require("onnxruntime.transformers.float16", "--include onnx --half", "onnxruntime")
     onnx_model = require("onnxruntime.transformers.onnx_model", "--include onnx --half", "onnxruntime")
     _name_nodes(graph)
     with quiet():  # it speaks of every weight below float16's least number, which is 0 to any sum
-        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=decoding(graph))
+        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=head(graph))
     onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put behind what they feed
     return half
 
 
 def to_int8(graph: Any, job: Job) -> Any:
-    """Post-training quantisation by ONNX Runtime, weights symmetric and per channel.
+    """Post-training quantisation by ONNX Runtime: convolutions, weights symmetric and per channel.
 
-    QuantizeLinear/DequantizeLinear pairs stand around the operations that are to run in int8 (QDQ).
+    QuantizeLinear/DequantizeLinear pairs stand around what is to run in int8 (QDQ). Activations, sums and
+    products between the convolutions stay float32: in int8 they cost yolov5n 0.004 of mAP50-95 and make the
+    file slower, not faster.
     """
     onnx = require("onnx", "--include onnx --int8")
     quantization = require("onnxruntime.quantization", "--include onnx --int8", "onnxruntime")
@@ -56,10 +58,11 @@ def to_int8(graph: Any, job: Job) -> Any:
             done,
             _Reader(job),
             quant_format=quantization.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=decoding(ready),
+            nodes_to_exclude=head(ready),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
         return onnx.load(str(done))
@@ -85,14 +88,18 @@ def _name_nodes(graph: Any) -> None:
             node.name = name if name not in taken else f"{name}_unnamed"
 
 
-def decoding(graph: Any) -> list[str]:
-    """Names of the nodes between the head's convolutions and the outputs: the decoding of the boxes."""
+def head(graph: Any) -> list[str]:
+    """Names of the nodes of the head: from its 1x1 convolutions, these included, to the outputs.
+
+    The convolutions are a hundredth of the arithmetic, and in int8 they alone cost 0.01 of mAP50-95.
+    """
     makers = {name: node for node in graph.graph.node for name in node.output}
     waiting, names = [value.name for value in graph.graph.output], {}
     while waiting:
         node = makers.get(waiting.pop())
-        if node is None or node.op_type in WEIGHTY or node.name in names:
+        if node is None or node.name in names:
             continue
         names[node.name] = None
-        waiting += node.input
+        if node.op_type not in WEIGHTY:
+            waiting += node.input
     return list(names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,35 +42,36 @@ def write_openvino(job: Job, path: Path) -> None:
 
 
 def quantise(network: Any, job: Job) -> Any:
-    """Post-training quantisation by NNCF: weights per channel, the decoding of the boxes left alone."""
+    """Post-training quantisation by NNCF: weights per channel, the head left alone."""
     nncf = require("nncf", "--include openvino --int8")
     logging.getLogger("nncf").setLevel(logging.INFO if job.opt.verbose else logging.ERROR)
     batches = [batch.numpy() for batch in job.calibration()]
+    # The ranges that hold every value seen: the default's averaged ones cost yolov5n 0.005 more of mAP50-95.
+    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     return nncf.quantize(
         network,
         nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.MIXED,  # activations such as SiLU are not symmetric
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(names=decoding(network), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=head(network), validate=False),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )
 
 
-def decoding(network: Any) -> list[str]:
-    """Names of the operations between the head's convolutions and the outputs: the decoding of boxes."""
-    return [node.get_friendly_name() for node in _after_last_weights(network)]
+def head(network: Any) -> list[str]:
+    """Names of the operations of the head: from its 1x1 convolutions, these included, to the outputs.
 
-
-def _after_last_weights(network: Any) -> Iterator[Any]:
-    waiting, seen = list(network.get_results()), set()
+    The convolutions are a hundredth of the arithmetic, and in int8 they alone cost 0.01 of mAP50-95.
+    """
+    waiting, names = list(network.get_results()), {}
     while waiting:
         node = waiting.pop()
-        name = node.get_friendly_name()
-        if name in seen or node.get_type_name() in WEIGHTY:
+        if node.get_friendly_name() in names:
             continue
-        seen.add(name)
-        waiting += [value.get_source_output().get_node() for value in node.inputs()]
-        if node.get_type_name() not in ("Constant", "Result", "Parameter"):
-            yield node
+        names[node.get_friendly_name()] = node.get_type_name()
+        if node.get_type_name() not in WEIGHTY:
+            waiting += [value.get_source_output().get_node() for value in node.inputs()]
+    return [name for name, kind in names.items() if kind not in ("Constant", "Result", "Parameter")]
 
 
 @register_format(ENDING, ".xml")
@@ -116,8 +116,10 @@ def _size(shape: Any) -> tuple[int, int]:
 def _compile(openvino: Any, network: Any, precision: str) -> Any:
     """For one image after another, with as many threads as PyTorch was given."""
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box.
-    settings["INFERENCE_PRECISION_HINT"] = "f32"
+    # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box,
+    # where these files promise to be equal to PyTorch. Beside int8 it costs nothing that can be measured.
+    if precision != "int8":
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     return openvino.Core().compile_model(network, "CPU", settings)
 
 

@@ -1,0 +1,287 @@
+"""A checkpoint in every format: size, mAP, difference to PyTorch and latency (YOLOv5's benchmarks.py).
+
+    python benchmarks/formats.py --weights best.pt --data my.yaml --imgsz 640 --threads 2 --half --int8
+
+exports to every format in float32, with --half and --int8 in those precisions too, each into a folder of its
+own below runs/formats, validates each file with val.py, times all of them in turn on one image, and prints a
+Markdown table; the same rows go into formats.csv. A format that cannot be made here says why in its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import shutil
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import export
+import val
+from models.backends import Backend, load_backend
+from models.exporting import EXPORTERS
+from models.quantiser import measure
+from utils.cli import Parser, guard, overlay
+from utils.datasets import load_dataset
+from utils.device import available_cpus, describe, select_device, versions
+from utils.errors import UserError
+from utils.files import ROOT, atomic_text, find_file, increment_dir
+from utils.profiling import latency
+
+PYTORCH = "PyTorch"
+
+
+@dataclass
+class Row:
+    """One file; figures that were not taken are None.
+
+    Attributes:
+        format: the format's title.
+        precision: 'fp32', 'fp16' or 'int8'.
+        size_mb: MB (10^6 bytes).
+        map: mAP50-95 on the val images.
+        map_diff: the same less PyTorch's.
+        score_diff, box_diff: largest differences to PyTorch on the check image, in pixels for boxes.
+        median_ms, p95_ms: milliseconds an image.
+        note: why there is no file.
+    """
+
+    format: str
+    precision: str
+    size_mb: float | None = None
+    map: float | None = None
+    map_diff: float | None = None
+    score_diff: float | None = None
+    box_diff: float | None = None
+    median_ms: float | None = None
+    p95_ms: float | None = None
+    note: str = ""
+
+
+def build_parser() -> Parser:
+    """The command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weights", nargs="+", default=["yolov5s.pt"], help="checkpoints (.pt), a table for each")
+    add("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the square images, in pixels")
+    add("--batch-size", type=int, default=1, help="images a batch, in the files and in the timing")
+    add("--data", default="data/coco128.yaml", help="dataset YAML")
+    add("--device", default="cpu", help="cpu, or 0 for the first GPU")
+    add("--include", nargs="+", default=[], help=f"formats; all by default: {', '.join(EXPORTERS)}")
+    add("--half", action="store_true", help="float16 files too")
+    add("--int8", action="store_true", help="int8 files too")
+    add("--test", action="store_true", help="export only: no mAP, no timing")
+    add("--pt-only", action="store_true", help="PyTorch alone")
+    add(
+        "--hard-fail",
+        nargs="?",
+        const=True,
+        default=False,
+        help="stop at the first format that cannot be made; a number: also below this mAP50-95",
+    )
+    add("--threads", type=int, default=torch.get_num_threads(), help="threads of every runtime")
+    add("--rounds", type=int, default=5, help="rounds of timing; in each every file has its turn")
+    add("--repeats", type=int, default=20, help="timed calls of a file in a round")
+    add("--project", default=str(ROOT / "runs/formats"), help="folder of the runs")
+    add("--name", default="exp", help="folder of this run")
+    return parser
+
+
+def run(**options: Any) -> dict[str, list[Row]]:
+    """Benchmark; options as on the command line, with underscores.
+
+    Returns:
+        For each checkpoint the rows of its table, PyTorch first.
+
+    Raises:
+        UserError: an option that cannot be honoured, or with --hard-fail what went wrong.
+    """
+    opt = overlay(build_parser(), options)
+    floor = _floor(opt.hard_fail)
+    for name in ("batch_size", "imgsz", "threads", "rounds", "repeats"):
+        if getattr(opt, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least 1")
+    absent = [name for name in opt.include if name not in EXPORTERS]
+    if absent:
+        raise UserError(f"--include {' '.join(absent)}: not a format; available: {', '.join(EXPORTERS)}")
+    weights = [find_file(w) for w in ([opt.weights] if isinstance(opt.weights, str) else opt.weights)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(opt.threads)
+    try:
+        folder = increment_dir(opt.project, opt.name)
+        tables = {str(path): _table(opt, path, increment_dir(folder, path.stem), floor) for path in weights}
+    finally:
+        torch.set_num_threads(before)
+    return tables
+
+
+def _floor(value: bool | str | float) -> float | None:
+    """What --hard-fail says: None when it is absent, else the least mAP50-95."""
+    if value is False:
+        return None
+    try:
+        return 0.0 if value is True else float(value)
+    except ValueError:
+        raise UserError(f"--hard-fail {value}: give nothing or a number, the least mAP50-95") from None
+
+
+def _table(opt: Namespace, weights: Path, folder: Path, floor: float | None) -> list[Row]:
+    """Everything about one checkpoint: made, validated, timed, printed, saved."""
+    rows, opened = [Row(PYTORCH, "fp32", size_mb=weights.stat().st_size / 1e6)], []
+    device = select_device(opt.device)
+    backend = load_backend(weights, device)
+    opened.append((rows[0], backend))
+    if not opt.test:
+        config = load_dataset(opt.data)
+        # On squares, as files of a fixed size are: val.py itself gives a checkpoint rectangles.
+        rows[0].map = measure(backend, config, (opt.imgsz, opt.imgsz), opt.batch_size, rect=False).map
+        rows[0].map_diff = 0.0
+    precisions = ["fp32", *(["fp16"] if opt.half else []), *(["int8"] if opt.int8 else [])]
+    names = [] if opt.pt_only else opt.include or list(EXPORTERS)
+    for name in names:
+        for precision in precisions:
+            row = Row(EXPORTERS[name].title, precision)
+            rows.append(row)
+            try:
+                path = _make(opt, name, weights, folder / f"{name}-{precision}", row)
+                if not opt.test:
+                    row.map = _validate(opt, path, folder)
+                    row.map_diff = row.map - rows[0].map
+                    opened.append((row, load_backend(path, device)))
+            except UserError as error:
+                if floor is not None:
+                    raise
+                row.note = str(error)
+    if not opt.test:
+        _time(opt, opened)
+    _check_floor(rows, floor)
+    print(f"\n{weights}\n\n{markdown(rows)}\n\n{_conditions(opt, device)}\n", flush=True)
+    atomic_text(folder / "formats.csv", _csv(rows))
+    return rows
+
+
+def _make(opt: Namespace, name: str, weights: Path, folder: Path, row: Row) -> Path:
+    """Export beside a copy of the checkpoint, so that nothing beside the checkpoint itself is replaced."""
+    folder.mkdir()
+    copy = Path(shutil.copy(weights, folder))
+    try:
+        (result,) = export.run(
+            weights=str(copy),
+            include=[name],
+            imgsz=[opt.imgsz],
+            batch_size=opt.batch_size,
+            device=opt.device,
+            half=row.precision == "fp16",
+            int8=row.precision == "int8",
+            data="" if opt.test and row.precision != "int8" else opt.data,
+        )
+    except export.ExportError as error:
+        # Its message counts the formats of one export, of which there is one here.
+        reason = str(error).partition(f"{name} (")[2].removesuffix(")") or str(error)
+        raise UserError(reason) from error
+    finally:
+        copy.unlink()
+    row.size_mb, row.score_diff, row.box_diff = result.size_mb, result.max_score_diff, result.max_box_diff
+    return result.path
+
+
+def _validate(opt: Namespace, path: Path, folder: Path) -> float:
+    """mAP50-95 by val.py."""
+    result = val.run(
+        weights=str(path),
+        data=opt.data,
+        imgsz=opt.imgsz,
+        batch_size=opt.batch_size,
+        device=opt.device,
+        workers=min(2, available_cpus()),
+        project=str(folder / "val"),
+        name=path.parent.name,
+    )
+    return result.metrics.map
+
+
+def _time(opt: Namespace, opened: Sequence[tuple[Row, Backend]]) -> None:
+    """Time every file in every round, so that a machine that slows down slows all of them down."""
+    taken: list[list[dict[str, float]]] = [[] for _ in opened]
+    for _ in range(opt.rounds):
+        for (_, backend), rounds in zip(opened, taken):
+            images = torch.full(
+                (opt.batch_size, 3, opt.imgsz, opt.imgsz), 0.5, dtype=torch.float32, device=backend.device
+            )
+            rounds.append(
+                latency(
+                    lambda b=backend, x=images: b.predict(x), opt.repeats, warmup=3, device=backend.device
+                )
+            )
+    for (row, _), rounds in zip(opened, taken):
+        row.median_ms, row.p95_ms = (
+            statistics.median(times[key] for times in rounds) / opt.batch_size for key in ("median", "p95")
+        )
+
+
+def _check_floor(rows: Sequence[Row], floor: float | None) -> None:
+    """With --hard-fail and a number: refuse a mAP50-95 below it."""
+    for row in rows:
+        if floor and row.map is not None and row.map < floor:
+            raise UserError(
+                f"--hard-fail {floor:g}: {row.format} {row.precision} reaches mAP50-95 {row.map:.3f} only"
+            )
+
+
+def _conditions(opt: Namespace, device: torch.device) -> str:
+    """What the figures hold for."""
+    return (
+        f"{opt.data}, {opt.imgsz} px squares, batch {opt.batch_size}; {describe(device)}; torch "
+        f"{versions()['torch']}; ms an image, medians of {opt.rounds} interleaved rounds of {opt.repeats} calls"
+    )
+
+
+FIGURES = {
+    "size_mb": ("MB", ".1f"),
+    "map": ("mAP50-95", ".4f"),
+    "map_diff": ("to PyTorch", "+.4f"),
+    "score_diff": ("score, max diff", ".1e"),
+    "box_diff": ("box, max diff px", ".2g"),
+    "median_ms": ("ms median", ".1f"),
+    "p95_ms": ("ms p95", ".1f"),
+}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; a row without a file holds the reason instead of figures."""
+    heads = ["format", "precision", *(title for title, _ in FIGURES.values()), "note"]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * len(FIGURES) + "---|"]
+    for row in rows:
+        values = [(getattr(row, name), style) for name, (_, style) in FIGURES.items()]
+        figures = ["" if value is None else format(value, style) for value, style in values]
+        cells = [row.format, row.precision, *figures, row.note.replace("|", "/").replace("\n", " ")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV, figures unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [field.name for field in fields(Row)]
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return text.getvalue()
+
+
+def main() -> None:
+    """Benchmark as the command line says."""
+    run(**vars(build_parser().parse_args()))
+
+
+if __name__ == "__main__":
+    guard(main)

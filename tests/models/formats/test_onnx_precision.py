@@ -1,0 +1,115 @@
+"""ONNX in float16 and int8: smaller, runs on the CPU, and the head is as it was."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from nets import images, reference, save_net
+
+import export
+from models.backends import load_backend
+from models.formats.onnx_precision import head
+from tests.tiny_set import write_set
+from utils.errors import UserError
+
+QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    save_net(tmp_path / "best.pt")
+    return tmp_path / "best.pt"
+
+
+def stored(graph):
+    """Bytes of the tensors in a graph."""
+    return sum(onnx.numpy_helper.to_array(t).nbytes for t in graph.graph.initializer)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("simplify", [False, True])
+def test_float16_inside_float32_outside(weights, dynamic, simplify):
+    if simplify:
+        pytest.importorskip("onnxslim", reason="onnxslim is optional")
+    options = {"include": ["onnx"], "imgsz": [64], "dynamic": dynamic, "simplify": simplify}
+    (plain,) = export.run(weights=str(weights), **options)
+    before = stored(onnx.load(plain.path))
+    (result,) = export.run(weights=str(weights), half=True, **options)
+    assert result.path == weights.with_suffix(".onnx")
+    graph = onnx.load(result.path)
+    onnx.checker.check_model(graph, full_check=True)
+    types = {v.type.tensor_type.elem_type for v in (*graph.graph.input, *graph.graph.output)}
+    assert types == {onnx.TensorProto.FLOAT}
+    assert stored(graph) < 0.7 * before
+    weightings = [t for t in graph.graph.initializer if len(t.dims) == 4]
+    assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in weightings) > 5
+    backend = load_backend(result.path)
+    assert not backend.half
+    model = save_net(weights)
+    for batch in (images(2, 72, 40), images(1)) if dynamic else (images(1),):
+        difference = (backend.predict(batch) - reference(model, batch)).abs()
+        score, box = export.TOLERANCE["fp16"]
+        assert 1e-6 < difference[..., 4:].max() < score
+        assert difference[..., :4].max() < box
+
+
+def test_far_boxes_keep_their_fraction_of_a_pixel(weights):
+    """Near 1000 px float16 knows whole and half pixels only; the decoding knows more."""
+    (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64, 1056], half=True)
+    x = load_backend(result.path).predict(images(1, 64, 1056))[0, :, 0]
+    assert np.any((x[x > 512] * 8) % 1 != 0)
+
+
+def test_float16_runs_in_opencv(weights):
+    (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64], half=True)
+    found = load_backend(result.path, dnn=True).predict(images(1))
+    torch.testing.assert_close(found, load_backend(result.path).predict(images(1)), atol=0.5, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"dynamic": True}])
+def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
+    data = write_set(tmp_path / "set", train=7, val=2)
+    common = {"weights": str(weights), "include": ["onnx"], "imgsz": [64], **options}
+    (plain,) = export.run(**common)
+    (result,) = export.run(int8=True, data=str(data), calibration_images=3, **common)
+    assert result.path == tmp_path / "best_int8.onnx"
+    assert result.precision == "int8"
+    assert 0 <= result.accuracy.map <= 1
+    graph = onnx.load(result.path)
+    onnx.checker.check_model(graph, full_check=True)
+    assert stored(graph) < 0.5 * stored(onnx.load(plain.path))
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) > 5
+    kinds = {node.name: node.op_type for node in graph.graph.node}
+    left_alone = [kinds[name] for name in head(graph)]
+    assert left_alone.count("Conv") == 2
+    assert {"Sigmoid", "Concat"} <= set(left_alone)
+    assert not QUANTISED & set(left_alone)
+    properties = {p.key: p.value for p in graph.metadata_props}
+    assert properties["precision"] == "int8"
+    assert json.loads(properties["names"]) == {"0": "square", "1": "disc"}
+    backend = load_backend(result.path)
+    assert backend.fixed_batch == (None if "dynamic" in options else 2)
+    assert backend.predict(images(3)).shape[0] == 3
+
+
+def test_weights_are_quantised_per_channel(weights, tmp_path):
+    data = write_set(tmp_path / "set", train=2, val=1)
+    export.run(weights=str(weights), include=["onnx"], imgsz=[64], int8=True, data=str(data))
+    graph = onnx.load(tmp_path / "best_int8.onnx")
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in graph.graph.initializer}
+    int8 = [n for n in graph.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in values]
+    filters = [n for n in int8 if values[n.input[0]].ndim == 4]
+    assert len(filters) > 5
+    for node in filters:
+        assert values[node.input[0]].dtype == np.int8
+        assert values[node.input[1]].shape == values[node.input[0]].shape[:1], "a scale for each channel"
+        assert not values[node.input[2]].any(), "symmetric: zero is zero"
+
+
+def test_int8_file_is_not_float16(weights, tmp_path):
+    data = write_set(tmp_path / "set", train=2, val=1)
+    (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64], int8=True, data=str(data))
+    with pytest.raises(UserError, match="--half"):
+        load_backend(result.path, half=True)

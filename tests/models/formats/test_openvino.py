@@ -1,0 +1,175 @@
+"""OpenVINO folders: equal to PyTorch, int8 where it may be, and a sentence for what cannot be opened."""
+
+import importlib.util
+import shutil
+
+import pytest
+import torch
+import yaml
+from nets import images, reference, save_net
+
+import export
+from models.backends import load_backend
+from models.formats import openvino as openvino_format
+from models.metadata import PROJECT, SCHEMA
+from tests.tiny_set import write_set
+from utils.errors import UserError
+from utils.files import path_size
+
+openvino = pytest.importorskip("openvino", reason="openvino is optional")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The model, and its folders: free size, fixed size and batch, float16."""
+    folder = tmp_path_factory.mktemp("openvino")
+    model = save_net(folder / "free.pt")
+    for name, options in {
+        "free": {"dynamic": True},
+        "fixed": {"batch_size": 2},
+        "half": {"half": True},
+    }.items():
+        shutil.copy(folder / "free.pt", folder / f"{name}.pt") if name != "free" else None
+        export.run(weights=str(folder / f"{name}.pt"), include=["openvino"], imgsz=[64, 96], **options)
+    return folder, model
+
+
+@pytest.mark.parametrize("name", ["free", "fixed"])
+def test_float32_gives_the_models_boxes(files, name):
+    folder, model = files
+    backend = load_backend(folder / f"{name}_openvino_model")
+    assert backend.names == {0: "square", 1: "disc"}
+    assert backend.rect_ok is (name == "free")
+    assert (backend.fixed_size, backend.fixed_batch) == ((None, None) if backend.rect_ok else ((64, 96), 2))
+    for n in (1, 2, 5):
+        batch = images(n, 64, 96)
+        found, wanted = backend.predict(batch), reference(model, batch)
+        torch.testing.assert_close(found[..., 4:], wanted[..., 4:], atol=1e-3, rtol=0)
+        torch.testing.assert_close(found[..., :4], wanted[..., :4], atol=0.5, rtol=0)
+    kept = backend.predict(images(1, 64, 96))
+    before = kept.clone()
+    backend.predict(images(2, 64, 96))
+    assert torch.equal(kept, before), "a result does not change with the next call"
+
+
+def test_free_folder_takes_other_sizes(files):
+    folder, model = files
+    backend = load_backend(folder / "free_openvino_model" / "free.xml")
+    for height, width in ((40, 72), (128, 32)):
+        batch = images(3, height, width)
+        torch.testing.assert_close(backend.predict(batch), reference(model, batch), atol=1e-2, rtol=0)
+
+
+def test_float16_halves_the_weights_and_keeps_its_tolerance(files):
+    folder, model = files
+    backend = load_backend(folder / "half_openvino_model")
+    assert not backend.half, "images stay float32"
+    difference = (backend.predict(images(1, 64, 96)) - reference(model, images(1, 64, 96))).abs()
+    score, box = export.TOLERANCE["fp16"]
+    assert 0 < difference[..., 4:].max() < score
+    assert difference[..., :4].max() < box
+    sizes = {
+        name: (folder / f"{name}_openvino_model/{name}.bin").stat().st_size for name in ("half", "fixed")
+    }
+    assert sizes["half"] < 0.65 * sizes["fixed"]
+    with pytest.raises(UserError, match="--half"):  # the CPU has no float16 inference, whatever the file
+        load_backend(folder / "half_openvino_model", half=True)
+
+
+def test_metadata_are_readable_text(files):
+    folder, _ = files
+    raw = yaml.safe_load((folder / "half_openvino_model/metadata.yaml").read_text())
+    assert raw["author"] == PROJECT
+    assert raw["precision"] == "fp16"
+    assert yaml.safe_load(raw["imgsz"]) == [64, 96]
+    assert yaml.safe_load(raw["names"]) == {"0": "square", "1": "disc"}
+    assert "mean" in raw["normalisation"]
+
+
+@pytest.fixture
+def copy(files, tmp_path):
+    """A folder of its own to damage."""
+    return shutil.copytree(files[0] / "free_openvino_model", tmp_path / "free_openvino_model")
+
+
+def test_later_schema_is_refused(copy):
+    raw = yaml.safe_load((copy / "metadata.yaml").read_text())
+    (copy / "metadata.yaml").write_text(yaml.safe_dump({**raw, "schema": str(SCHEMA + 1)}))
+    with pytest.raises(UserError, match="was exported by a later version"):
+        load_backend(copy)
+
+
+def test_folder_without_metadata_needs_names_and_keeps_its_free_size(copy):
+    (copy / "metadata.yaml").unlink()
+    with pytest.raises(UserError, match="free_openvino_model: carries no class names"):
+        load_backend(copy)
+    assert load_backend(copy, names=["a", "b"]).rect_ok
+
+
+@pytest.mark.parametrize("content", ["", "rubbish", "<net name='x'/>"])
+def test_damaged_network_is_a_sentence(copy, content):
+    (copy / "free.xml").write_text(content)
+    with pytest.raises(UserError, match="is not an OpenVINO network or is damaged") as failure:
+        load_backend(copy)
+    assert "\n" not in str(failure.value)
+
+
+def test_missing_weights_are_a_sentence(copy):
+    (copy / "free.bin").write_bytes(b"")
+    with pytest.raises(UserError, match="is not an OpenVINO network or is damaged"):
+        load_backend(copy)
+
+
+@pytest.mark.parametrize(("names", "sentence"), [((), "no .xml"), (("a.xml", "b.xml"), "2 .xml files")])
+def test_folder_has_one_network(tmp_path, names, sentence):
+    folder = tmp_path / "x_openvino_model"
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    with pytest.raises(UserError, match=f"holds {sentence} where an exported folder has one"):
+        load_backend(folder)
+
+
+@pytest.mark.parametrize("package", ["openvino", "nncf"])
+def test_missing_package_is_a_sentence(tmp_path, monkeypatch, package):
+    pytest.importorskip("nncf", reason="nncf is optional")
+    save_net(tmp_path / "best.pt")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest)
+    )
+    data = write_set(tmp_path / "set", train=2, val=1)
+    with pytest.raises(UserError, match=f"needs the package {package}; pip install {package}"):
+        export.run(
+            weights=str(tmp_path / "best.pt"), include=["openvino"], int8=True, data=str(data), imgsz=[64]
+        )
+
+
+def test_int8_is_smaller_and_leaves_the_head_alone(tmp_path):
+    pytest.importorskip("nncf", reason="nncf is optional")
+    model = save_net(tmp_path / "best.pt")
+    data = write_set(tmp_path / "set", train=6, val=2)
+    (result,) = export.run(
+        weights=str(tmp_path / "best.pt"),
+        include=["openvino"],
+        int8=True,
+        data=str(data),
+        imgsz=[64],
+        calibration_images=4,
+    )
+    assert result.path == tmp_path / "best_int8_openvino_model"
+    assert result.precision == "int8"
+    assert 0 <= result.accuracy.map <= 1
+    assert result.max_score_diff > 1e-4, "int8 is not float32"
+    (plain,) = export.run(weights=str(tmp_path / "best.pt"), include=["openvino"], imgsz=[64])
+    assert path_size(result.path / "best.bin") < 0.5 * path_size(plain.path / "best.bin")
+    network = openvino.Core().read_model(result.path / "best.xml")
+    kinds = {node.get_friendly_name(): node.get_type_name() for node in network.get_ordered_ops()}
+    assert list(kinds.values()).count("FakeQuantize") > 5
+    head = [kinds[name] for name in openvino_format.head(network)]
+    assert head.count("Convolution") == len(model.detect.m) == 2
+    assert {"Sigmoid", "Concat"} <= set(head)
+    assert "FakeQuantize" not in head
+    backend = load_backend(result.path)
+    assert backend.names == model.names
+    assert backend.predict(images(1)).shape == reference(model, images(1)).shape

@@ -1,0 +1,64 @@
+"""What int8 takes from a data set: the same images every time, as validation sees them; mAP beside mAP."""
+
+import pytest
+import torch
+
+from models.checkpoint import save_checkpoint
+from models.quantiser import Quantiser
+from models.yolo import DetectionModel
+from tests.tiny_set import NAMES, TINY_MODEL, write_set
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("net") / "best.pt"
+    torch.manual_seed(0)
+    model = DetectionModel(TINY_MODEL)
+    model.names = dict(enumerate(NAMES))
+    save_checkpoint(path, model, meta={})
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return str(write_set(tmp_path_factory.mktemp("set"), train=10, val=3))
+
+
+def test_images_are_spread_over_the_training_list(weights, data):
+    quantiser = Quantiser(data, 4, weights, torch.zeros(1, 3, 64, 64))
+    assert [path.rpartition("/")[2] for path in quantiser.paths] == ["0.png", "3.png", "6.png", "9.png"]
+    assert all("/train/" in path for path in quantiser.paths)
+    first, again = [torch.cat(list(quantiser.batches())) for _ in range(2)]
+    assert first.shape == (4, 3, 64, 64)
+    assert torch.equal(first, again)
+    assert 0 <= first.min() < first.max() <= 1
+    assert len(Quantiser(data, 500, weights, torch.zeros(1, 3, 64, 64)).paths) == 10
+
+
+def test_images_keep_their_aspect_on_grey(weights, data):
+    batch = next(Quantiser(data, 1, weights, torch.zeros(1, 3, 32, 96)).batches())
+    assert batch.shape == (1, 3, 32, 96)
+    assert torch.all(batch[..., :32] == 114 / 255)
+    assert batch[..., 32:64].std() > 0.01
+
+
+def test_batches_are_filled_up(weights, data):
+    batches = list(Quantiser(data, 3, weights, torch.zeros(2, 1, 32, 32)).batches())
+    assert [tuple(batch.shape) for batch in batches] == [(2, 1, 32, 32)] * 2
+
+
+def test_checkpoint_against_itself_loses_nothing(weights, data):
+    accuracy = Quantiser(data, 1, weights, torch.zeros(1, 3, 64, 64)).accuracy(weights)
+    assert (accuracy.map, accuracy.map50) == (accuracy.pytorch_map, accuracy.pytorch_map50)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sentence"), [((1, 4, 32, 32), "takes 4 channels"), ((1, 3, 32, 64), None)]
+)
+def test_what_no_image_has_is_refused(weights, data, shape, sentence):
+    if sentence:
+        with pytest.raises(UserError, match=sentence):
+            Quantiser(data, 1, weights, torch.zeros(shape))
+    else:
+        assert Quantiser(data, 1, weights, torch.zeros(shape)).accuracy(weights).map >= 0  # free size: rect
