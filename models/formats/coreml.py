@@ -24,7 +24,7 @@ def elsewhere() -> str | None:
 
 
 def write_coreml(job: Job, path: Path) -> None:
-    """Trace, and convert to an ML program: input `images` (1, ch, H, W) in 0..1, output `output0`.
+    """Convert to an ML program: input `images` (1, ch, H, W) in 0..1, output `output0`.
 
     It only writes, which works on Linux too; `elsewhere` keeps export.py from files it cannot check.
     """
@@ -32,9 +32,10 @@ def write_coreml(job: Job, path: Path) -> None:
     model, example = plain(job)
     half = job.metadata.precision == "fp16"
     with torch.no_grad(), quiet(job.opt.verbose):
-        script = torch.jit.trace(model, example, check_trace=False, strict=False)
+        # Not a trace: the sizes it computes are arrays, which coremltools 9 cannot make numbers of with NumPy 2.4.
+        graph = torch.export.export(model, (example,)).run_decompositions({})
         program = tools.convert(
-            script,
+            graph,
             inputs=[tools.TensorType("images", shape=tuple(example.shape), dtype=np.float32)],
             outputs=[tools.TensorType("output0", dtype=np.float32)],
             convert_to="mlprogram",
