@@ -32,7 +32,7 @@ def write_coreml(job: Job, path: Path) -> None:
     model, example = plain(job)
     half = job.metadata.precision == "fp16"
     with torch.no_grad(), quiet(job.opt.verbose):
-        # Not a trace: the sizes it computes are arrays, which coremltools 9 cannot make numbers of with NumPy 2.4.
+        # Not a trace: its sizes are arrays, which coremltools 9 cannot turn into numbers with NumPy 2.4.
         graph = torch.export.export(model, (example,)).run_decompositions({})
         program = tools.convert(
             graph,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.metadata import decode
 from utils.errors import UserError
 
 FORWARD, METADATA = "forward", "metadata"
+_OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
 
 
 def write_executorch(job: Job, path: Path) -> None:
@@ -44,17 +46,18 @@ class ExecutorchBackend(EmbeddedBackend):
 
     def __init__(self, path: Path, device: torch.device, options: Options) -> None:
         runtime = require("executorch.runtime", str(path), "executorch")
+        _set_threads(torch.get_num_threads())
         try:
-            program = runtime.Runtime.get().load_program(
+            self.program = runtime.Runtime.get().load_program(
                 path, verification=runtime.Verification.InternalConsistency
             )
-            raw = _read_metadata(path, program)
-            self.network = program.load_method(FORWARD)
+            raw = _read_metadata(path, self.program)
+            self.network = self.program.load_method(FORWARD)
         except RuntimeError as error:
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             raise UserError(f"{path}: is not an ExecuTorch file or is damaged ({reason[:120]})") from None
         super().__init__(path, device, options, raw)
-        _set_threads(torch.get_num_threads())
+        _OPEN.add(self)
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         (output, *_) = self.network.execute([images.contiguous()])
@@ -76,10 +79,13 @@ def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
 
 
 def _set_threads(number: int) -> None:
-    """PyTorch's number of threads for XNNPACK, whose pool is the process's."""
+    """PyTorch's number of threads for XNNPACK, whose pool is the process's.
+
+    A loaded program holds on to the pool of then, and crashes without it: while one is open the pool stays.
+    """
     from executorch.extension.pybindings import portable_lib
 
-    if portable_lib._threadpool_get_thread_count() != number:  # the only name it has in Python
+    if not _OPEN and portable_lib._threadpool_get_thread_count() != number:  # the only name it has in Python
         portable_lib._unsafe_reset_threadpool(number)
 
 

@@ -37,6 +37,19 @@ def test_it_gives_the_models_boxes_for_any_batch(exported):
     assert backend.precision == "fp32"
 
 
+def test_another_number_of_threads_leaves_an_open_program_its_own(exported):
+    before = torch.get_num_threads()
+    first = load_backend(exported[0])
+    wanted = first.predict(photographs(1))
+    try:
+        torch.set_num_threads(before + 1)
+        second = load_backend(exported[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(second.predict(photographs(1)), wanted)
+    assert torch.equal(first.predict(photographs(1)), wanted)
+
+
 def test_half_is_refused(exported):
     weights = exported[0].with_suffix(".pt")
     with pytest.raises(UserError, match="cannot be written in fp16, only in fp32"):
