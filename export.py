@@ -99,6 +99,7 @@ def build_parser() -> Parser:
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
     parser.add_argument("--opset", type=int, default=17, help="ONNX: operator set")
+    parser.add_argument("--workspace", type=float, default=4, help="TensorRT: memory to build with, GB")
     add_nms_options(parser)
     parser.add_argument("--verbose", action="store_true", help="show what the exporters say")
     parser.add_argument(
@@ -195,6 +196,8 @@ def _check_options(opt: Namespace) -> list[str]:
         raise UserError(
             f"--opset {opt.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; 17 runs nearly everywhere"
         )
+    if opt.workspace <= 0:
+        raise UserError(f"--workspace {opt.workspace:g}: must be above 0 GB; 4 do")
     if opt.batch_size < 1:
         raise UserError(f"--batch-size {opt.batch_size}: must be 1 or more")
     suppression_of(opt)

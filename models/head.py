@@ -91,5 +91,6 @@ class Detect(nn.Module):
         stride = self.stride[level].float()
         anchor = self.anchors[level].float().view(1, self.na, 1, 1, 2) * stride
         xy = (y[..., 0:2] * 2 - 0.5 + cell) * stride
-        wh = (y[..., 2:4] * 2) ** 2 * anchor
+        side = y[..., 2:4] * 2
+        wh = side * side * anchor  # not a power, which not every mobile runtime has
         return torch.cat((xy, wh, y[..., 4:]), -1).reshape(n, self.na * ny * nx, self.no)

@@ -50,20 +50,31 @@ class MV2Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head self-attention over (N, L, C); q, k and v come from one linear layer."""
+    """Multi-head self-attention among the tokens of one place; q, k and v come from one linear layer.
 
-    def __init__(self, dim: int, heads: int) -> None:
+    The places stand beside the heads, neither of which see each other, so no tensor has more than five axes
+    and the first is always the batch: runtimes for phones know no more.
+    """
+
+    def __init__(self, dim: int, heads: int, places: int) -> None:
         super().__init__()
         self.heads = heads
+        self.places = places
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, length, dim = x.shape
-        qkv = self.qkv(x).view(n, length, 3, self.heads, dim // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(y.transpose(1, 2).reshape(n, length, dim))
+        """(N, places * L, dim) -> the same shape."""
+        n, tokens, dim = x.shape
+        length, width = tokens // self.places, dim // self.heads
+
+        def by_head(t: Tensor) -> Tensor:
+            t = t.reshape(n, self.places, length, self.heads, width).transpose(2, 3)
+            return t.reshape(n, self.places * self.heads, length, width)
+
+        y = F.scaled_dot_product_attention(*map(by_head, self.qkv(x).chunk(3, -1)))
+        y = y.reshape(n, self.places, self.heads, length, width).transpose(2, 3)
+        return self.proj(y.reshape(n, tokens, dim))
 
 
 class _Mlp(nn.Module):
@@ -82,10 +93,10 @@ class _Mlp(nn.Module):
 class _TransformerLayer(nn.Module):
     """Pre-norm attention and MLP, each with a residual."""
 
-    def __init__(self, dim: int, heads: int, mlp_dim: int) -> None:
+    def __init__(self, dim: int, heads: int, mlp_dim: int, places: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-5)
-        self.attn = _Attention(dim, heads)
+        self.attn = _Attention(dim, heads, places)
         self.norm2 = nn.LayerNorm(dim, eps=1e-5)
         self.mlp = _Mlp(dim, mlp_dim)
 
@@ -126,7 +137,9 @@ class MobileViTAttention(nn.Module):
         self.patch = patch
         self.conv_kxk = ConvBNSiLU(c1, c1, kernel)
         self.conv_1x1 = nn.Conv2d(c1, dim, 1, bias=False)
-        self.transformer = nn.Sequential(*(_TransformerLayer(dim, heads, mlp_dim) for _ in range(depth)))
+        self.transformer = nn.Sequential(
+            *(_TransformerLayer(dim, heads, mlp_dim, patch * patch) for _ in range(depth))
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.conv_proj = ConvBNSiLU(dim, c_in)
         self.conv_fusion = ConvBNSiLU(c1 + c_in, c_in, kernel)
@@ -145,8 +158,9 @@ class MobileViTAttention(nn.Module):
         resize = torch.jit.is_tracing() or h % p != 0 or w % p != 0
         if resize:
             x = F.interpolate(x, size=(rows * p, columns * p), mode="bilinear", align_corners=False)
-        x = x.reshape(n, c, rows, p, columns, p).permute(0, 3, 5, 2, 4, 1)
-        x = self.norm(self.transformer(x.reshape(n * p * p, rows * columns, c)))
-        x = x.view(n, p, p, rows, columns, c).permute(0, 5, 3, 1, 4, 2)
-        x = x.reshape(n, c, rows * p, columns * p)
+        # Channels by places by patches; attention wants places by patches by channels.
+        x = F.pixel_unshuffle(x, p).reshape(n, c, p * p, rows * columns).permute(0, 2, 3, 1)
+        x = self.norm(self.transformer(x.reshape(n, p * p * rows * columns, c)))
+        x = x.reshape(n, p * p, rows * columns, c).permute(0, 3, 1, 2)
+        x = F.pixel_shuffle(x.reshape(n, c * p * p, rows, columns), p)
         return F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False) if resize else x

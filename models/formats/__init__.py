@@ -4,6 +4,6 @@ Importing this package registers them all (`register_exporter`, `register_format
 needs are imported only when it is used.
 """
 
-from models.formats import onnx, openvino, torchscript
+from models.formats import coreml, engine, executorch, ncnn, onnx, openvino, tflite, torchscript
 
-__all__ = ["onnx", "openvino", "torchscript"]
+__all__ = ["coreml", "engine", "executorch", "ncnn", "onnx", "openvino", "tflite", "torchscript"]

@@ -1,0 +1,71 @@
+"""What the formats for phones and boards share: float32 in and out however the weights are stored, one image
+at a time, on the CPU; and what a file says about itself, its own check sum included."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from models.backends import Backend, Options
+from models.exporting import Decoded, Job
+from models.metadata import PROJECT, decode, parse_metadata
+from utils.errors import UserError
+
+DIGEST = "sha256"  # the entry that holds the check sum of what the runtime reads
+
+
+def plain(job: Job) -> tuple[nn.Module, Tensor]:
+    """The decoded model and its example in row-major memory, as the packages behind these formats expect."""
+    model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)
+    return Decoded(model), job.example.contiguous()
+
+
+def describe(job: Job, content: bytes | None = None) -> dict[str, Any]:
+    """What a file says about itself, as plain values that JSON and YAML keep.
+
+    Args:
+        content: what the runtime will read; its check sum goes with it.
+    """
+    values = {key: decode(value) for key, value in job.metadata.entries().items()}
+    if content is not None:
+        values[DIGEST] = hashlib.sha256(content).hexdigest()
+    return values
+
+
+def check_digest(path: Path, raw: Mapping[str, Any], content: bytes) -> None:
+    """Refuse what is not what was written: the runtimes are native code that trusts its file.
+
+    Files of others carry no check sum and are taken as they are; it is the last entry of ours, so that one
+    without it was cut off.
+    """
+    wanted = raw.get(DIGEST)
+    if wanted is None and raw.get("author") != PROJECT:
+        return
+    if wanted != hashlib.sha256(content).hexdigest():
+        raise UserError(f"{path}: is damaged (its check sum is not the one written); export it again")
+
+
+class EmbeddedBackend(Backend):
+    """A network of one size on the CPU; `predict` brings larger batches to it image by image.
+
+    Attributes:
+        precision: how the weights are stored: 'fp32', 'fp16' or 'int8'.
+    """
+
+    title: ClassVar[str]
+
+    def __init__(self, path: Path, device: torch.device, options: Options, raw: Mapping[str, Any]) -> None:
+        if device.type != "cpu":
+            raise UserError(f"{path}: {self.title} files run on the CPU here; use --device cpu")
+        metadata = parse_metadata(path, raw, options.names)
+        if metadata.imgsz is None:
+            raise UserError(f"{path}: does not say its image size; export it again")
+        super().__init__(path, device, replace(metadata, dynamic=False, half=False, batch=1))
+        self.precision = metadata.precision

@@ -1,0 +1,92 @@
+"""ExecuTorch: one `.pte` file for XNNPACK on the CPU; its method `metadata` gives JSON as bytes."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.backends import Options, register_format
+from models.exporting import Exporter, Job, quiet, register_exporter, require
+from models.formats.embedded import EmbeddedBackend, describe, plain
+from models.metadata import decode
+from utils.errors import UserError
+
+FORWARD, METADATA = "forward", "metadata"
+_OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
+
+
+def write_executorch(job: Job, path: Path) -> None:
+    """torch.export, XNNPACK for all that it can do, ExecuTorch's portable operators for the rest."""
+    exir = require("executorch.exir", "--include executorch", "executorch")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    model, example = plain(job)
+    text = json.dumps(describe(job)).encode("utf-8")
+    with torch.no_grad(), quiet(job.opt.verbose):
+        program = torch.export.export(model, (example,))
+        edge = exir.to_edge_transform_and_lower(
+            program,
+            partitioner=[XnnpackPartitioner()],
+            constant_methods={METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)},
+        )
+    with path.open("wb") as file:
+        edge.to_executorch().write_to_file(file)
+
+
+@register_format(".pte")
+class ExecutorchBackend(EmbeddedBackend):
+    """An exported ExecuTorch program."""
+
+    title = "ExecuTorch"
+
+    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+        runtime = require("executorch.runtime", str(path), "executorch")
+        _set_threads(torch.get_num_threads())
+        try:
+            self.program = runtime.Runtime.get().load_program(
+                path, verification=runtime.Verification.InternalConsistency
+            )
+            raw = _read_metadata(path, self.program)
+            self.network = self.program.load_method(FORWARD)
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            raise UserError(f"{path}: is not an ExecuTorch file or is damaged ({reason[:120]})") from None
+        super().__init__(path, device, options, raw)
+        _OPEN.add(self)
+
+    def _run(self, images: Tensor, augment: bool) -> Tensor:
+        (output, *_) = self.network.execute([images.contiguous()])
+        return output.clone()  # the program's own memory, which the next run overwrites
+
+
+def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
+    """What the program's method `metadata` says."""
+    raw = None
+    if METADATA in program.method_names and FORWARD in program.method_names:
+        (stored,) = program.load_method(METADATA).execute([])
+        if isinstance(stored, Tensor):
+            raw = decode(bytes(stored.numpy()).decode("utf-8", "replace"))
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path}: carries no metadata, so this project did not export it; export the checkpoint again"
+        )
+    return raw
+
+
+def _set_threads(number: int) -> None:
+    """PyTorch's number of threads for XNNPACK, whose pool is the process's.
+
+    A loaded program holds on to the pool of then, and crashes without it: while one is open the pool stays.
+    """
+    from executorch.extension.pybindings import portable_lib
+
+    if not _OPEN and portable_lib._threadpool_get_thread_count() != number:  # the only name it has in Python
+        portable_lib._unsafe_reset_threadpool(number)
+
+
+register_exporter(Exporter("executorch", "ExecuTorch", write_executorch, {"fp32": ".pte"}))

@@ -1,0 +1,159 @@
+"""TFLite: one `.tflite` file, written by litert-torch, run by ai-edge-litert.
+
+As YOLOv5 makes them, and as apps made for those expect: images (1, H, W, ch), boxes in parts of the image's
+width and height, metadata in `meta.txt` of a zip archive behind the network, which runtimes do not look at.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.backends import Options, register_format
+from models.exporting import Exporter, Job, quiet, register_exporter, require
+from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.metadata import decode
+from utils.errors import UserError
+
+META = "meta.txt"
+META_LIMIT = 1 << 20  # bytes; the names of a thousand classes are 20 kB
+CASTABLE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")  # where nearly all weights are
+
+
+class ChannelsLast(nn.Module):
+    """The decoded model between images with channels last and boxes in parts of the image."""
+
+    def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model = model
+        height, width = size
+        self.register_buffer("size", torch.tensor([width, height] * 2, dtype=torch.float32))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, H, W, ch) -> (N, boxes, 5 + nc)."""
+        y = self.model(images.permute(0, 3, 1, 2))
+        return torch.cat((y[..., :4] / self.size, y[..., 4:]), -1)
+
+
+def write_tflite(job: Job, path: Path) -> None:
+    """Convert, store the weights in float16 on request, and put the metadata behind the network."""
+    litert_torch = require("litert_torch", "--include tflite", "litert-torch")
+    require("ai_edge_litert", "--include tflite", "ai-edge-litert")
+    model, example = plain(job)
+    wrapped = ChannelsLast(model, (example.shape[2], example.shape[3])).eval()
+    litert_torch.config.show_progress = job.opt.verbose
+    with torch.no_grad(), quiet(job.opt.verbose):
+        converted = litert_torch.convert(wrapped, (example.permute(0, 2, 3, 1).contiguous(),))
+    converted.export(str(path))
+    if job.metadata.precision == "fp16":
+        path.write_bytes(_in_float16(path.read_bytes()))
+    text = json.dumps(describe(job, path.read_bytes()))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(META, text)
+
+
+def _in_float16(content: bytes) -> bytes:
+    """The network with the weights of convolutions and linear layers in float16; it computes in float32."""
+    quantiser = require("ai_edge_quantizer", "--half --include tflite", "ai-edge-quantizer")
+    from ai_edge_quantizer.quantizer import AlgorithmName
+
+    worker = quantiser.Quantizer(bytearray(content))
+    for operation in CASTABLE:
+        worker.add_weight_only_config(
+            regex=".*",
+            operation_name=quantiser.qtyping.TFLOperationName(operation),
+            num_bits=16,
+            granularity=quantiser.qtyping.QuantGranularity.TENSORWISE,
+            algorithm_key=AlgorithmName.FLOAT_CASTING,
+        )
+    return bytes(worker.quantize().quantized_model)
+
+
+def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The network alone, and its metadata; ours are JSON, YOLOv5's a Python literal.
+
+    Raises:
+        UserError: there is no metadata behind the network, or it is damaged.
+    """
+    content = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            info = archive.getinfo(META)
+            if info.file_size > META_LIMIT:
+                raise UserError(f"{path}: has {info.file_size} bytes of metadata, which cannot be right")
+            raw = decode(archive.read(info).decode("utf-8"))
+            start = min(entry.header_offset for entry in archive.infolist())
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, OSError):
+        raw = None
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path}: carries no metadata, so it is damaged or was not exported by this project or YOLOv5; "
+            "export the checkpoint again"
+        )
+    return content[:start], raw
+
+
+@register_format(".tflite")
+class TfliteBackend(EmbeddedBackend):
+    """A TFLite file, ours or YOLOv5's; integer inputs and outputs are scaled as the file says."""
+
+    title = "TFLite"
+
+    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+        require("ai_edge_litert", str(path), "ai-edge-litert")
+        from ai_edge_litert.interpreter import Interpreter
+
+        content, raw = read_tflite(path)
+        check_digest(path, raw, content)
+        try:
+            self.network = Interpreter(model_content=content, num_threads=torch.get_num_threads())
+            self.network.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            raise UserError(f"{path}: is not a TFLite file or is damaged ({reason[:120]})") from None
+        inputs, outputs = self.network.get_input_details(), self.network.get_output_details()
+        if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4:
+            raise UserError(f"{path}: is not a detector as this project or YOLOv5 exports it")
+        self.input, self.output = inputs[0], outputs[0]
+        batch, height, width, channels = map(int, self.input["shape"])
+        if batch != 1:
+            raise UserError(f"{path}: takes {batch} images at once; export it for one")
+        shape = {"imgsz": [height, width], "ch": channels}  # the network knows better than any note about it
+        super().__init__(path, device, options, {**raw, **shape})
+        self.size = torch.tensor([width, height] * 2, dtype=torch.float32)
+
+    def _run(self, images: Tensor, augment: bool) -> Tensor:
+        array = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+        self.network.set_tensor(self.input["index"], _to_stored(array, self.input))
+        self.network.invoke()
+        output = torch.from_numpy(_from_stored(self.network.get_tensor(self.output["index"]), self.output))
+        return torch.cat((output[..., :4] * self.size, output[..., 4:]), -1)
+
+
+def _to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Floats as the tensor stores them."""
+    if not np.issubdtype(tensor["dtype"], np.integer):
+        return values.astype(tensor["dtype"], copy=False)
+    scale, zero = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.round(values / scale + zero), limits.min, limits.max).astype(tensor["dtype"])
+
+
+def _from_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """What a tensor stores as float32."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.float32, copy=False)
+    scale, zero = tensor["quantization"]
+    return (values.astype(np.float32) - zero) * scale
+
+
+register_exporter(
+    Exporter("tflite", "TFLite", write_tflite, {"fp32": ".tflite", "fp16": "-fp16.tflite"}),
+)

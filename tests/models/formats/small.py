@@ -1,0 +1,69 @@
+"""A network of every kind of operation the families have, small enough to convert in seconds."""
+
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import save_checkpoint
+from models.yolo import DetectionModel
+
+NAMES = {0: "cat", 1: "dog"}
+SIZE = (64, 96)
+SMALL = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30], [33, 23, 30, 61]],
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "backbone": [
+        [-1, 1, "Conv", [8, 3, 2]],
+        [-1, 1, "MV2Block", [8, 2, 2]],
+        [-1, 1, "MobileViTAttention", [8, 12, 1, 3, 2, 24]],
+    ],
+    "head": [
+        [-1, 1, "Conv", [8, 3, 2]],
+        [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+        [[-1, 2], 1, "Concat", [1]],
+        [[5, 3], 1, "Detect", ["nc", "anchors"]],
+    ],
+}
+PLAIN = {**SMALL, "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]]}
+
+
+def save_small(path: Path, cfg: dict = SMALL) -> DetectionModel:
+    """The network as a checkpoint; its scores lie over the whole of 0..1, as after training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DetectionModel(cfg)
+        for name, buffer in model.named_buffers():
+            if "running_var" in name:
+                buffer.uniform_(0.5, 2)
+    model.eval()
+    with torch.no_grad():
+        for head, raw in zip(model.detect.m, model(photographs(1) / 255)[1]):
+            head.weight.mul_(2 / (raw - raw.mean((0, 2, 3), keepdim=True)).std())
+            head.bias.sub_(raw.mean((0, 2, 3)).flatten())
+    model.names = dict(NAMES)
+    save_checkpoint(path, model, meta={})
+    return model
+
+
+def photographs(n: int) -> torch.Tensor:
+    """(n, 3, *SIZE) uint8, each its own noise."""
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, 3, *SIZE), dtype=torch.uint8, generator=generator)
+
+
+def expected(model: DetectionModel, images: torch.Tensor) -> torch.Tensor:
+    """What PyTorch gives."""
+    with torch.no_grad():
+        return model(images.float() / 255)[0]
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, score: float, box: float) -> None:
+    """Scores and boxes (pixels) within their limits, and scores that differ from each other at all."""
+    assert found.shape == wanted.shape
+    assert wanted[..., 4:].max() - wanted[..., 4:].min() > 0.5
+    assert (found - wanted)[..., 4:].abs().max() < score
+    assert (found - wanted)[..., :4].abs().max() < box
