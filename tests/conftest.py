@@ -1,0 +1,6 @@
+"""What holds for every test: side by side (pytest -n), each process computes with one thread."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, and by what tests start
