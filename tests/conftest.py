@@ -3,4 +3,4 @@
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported, and by what tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, here and in what tests start, reads it on import
