@@ -77,6 +77,8 @@ def with_nms_in_openvino(network: Any, job: Job) -> Any:
     nms = openvino.Core().read_model(nms_graph(job, openvino=True))
     decoded, *figures = nms.get_parameters()
     decoded.output(0).replace(network.get_results()[0].input_value(0))
+    for figure, name in zip(figures, INPUTS):
+        figure.output(0).get_tensor().set_names({name})  # and no other, from an operator that fell away
     outputs = [result.input_value(0) for result in nms.get_results()]
     for output, name in zip(outputs, OUTPUTS):
         output.get_tensor().set_names({name})
