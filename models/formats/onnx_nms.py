@@ -20,6 +20,7 @@ PREFIX = "nms/"  # before the name of everything inside, which might be in the n
 def nms_graph(job: Job, *, openvino: bool = False) -> bytes:
     """The NMS that the job's metadata ask for, as an ONNX file: input `decoded` (N, boxes, 5 + nc) and, where
     they are inputs, the figures of `INPUTS`; outputs `output0` and `counts`. All sizes are free."""
+    require("onnx", "--nms in an ONNX or OpenVINO file")  # torch writes by its means
     nms = job.metadata.nms
     figures = {name: figure.to(INPUTS[name]) for name, figure in figure_tensors(nms).items()}
     file = io.BytesIO()
@@ -68,11 +69,16 @@ def _rename(graph: Any, name: str, new: str) -> None:
 
 
 def with_nms_in_openvino(network: Any, job: Job) -> Any:
-    """An openvino.Model with the one output (N, boxes, 5 + nc), and the job's NMS behind it, as one."""
+    """An openvino.Model with the one output (N, boxes, 5 + nc), and the job's NMS behind it, as one.
+
+    Saving must not compress it to float16, which would move the thresholds: compress the network before.
+    """
     openvino = require("openvino", "--include openvino --nms")
     nms = openvino.Core().read_model(nms_graph(job, openvino=True))
     decoded, *figures = nms.get_parameters()
     decoded.output(0).replace(network.get_results()[0].input_value(0))
+    for figure, name in zip(figures, INPUTS):
+        figure.output(0).get_tensor().set_names({name})  # and no other, from an operator that fell away
     outputs = [result.input_value(0) for result in nms.get_results()]
     for output, name in zip(outputs, OUTPUTS):
         output.get_tensor().set_names({name})

@@ -56,6 +56,8 @@ def in_openvino(graph, its_job):
     joined = with_nms_in_openvino(core.read_model(graph.SerializeToString()), its_job)
     compiled = core.compile_model(joined, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = ("output0", "counts")
+    inputs = list(INPUTS) if its_job.metadata.nms.inputs else []
+    assert [value.get_names() for value in joined.inputs] == [{name} for name in ("images", *inputs)]
     return lambda feeds: [torch.from_numpy(np.array(compiled(feeds)[name])) for name in names]
 
 
