@@ -1,6 +1,7 @@
 """ONNX in float16 and int8: smaller, runs on the CPU, and the head is as it was."""
 
 import json
+import os
 
 import numpy as np
 import onnx
@@ -73,6 +74,7 @@ def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
     data = write_set(tmp_path / "set", train=7, val=2)
     common = {"weights": str(weights), "include": ["onnx"], "imgsz": [64], **options}
     (plain,) = export.run(**common)
+    before = sorted(os.listdir())
     (result,) = export.run(int8=True, data=str(data), calibration_images=3, **common)
     assert result.path == tmp_path / "best_int8.onnx"
     assert result.precision == "int8"
@@ -86,6 +88,10 @@ def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
     assert left_alone.count("Conv") == 2
     assert {"Sigmoid", "Concat"} <= set(left_alone)
     assert not QUANTISED & set(left_alone)
+    makers = {name: node.op_type for node in graph.graph.node for name in node.output}
+    clipped = [makers[n.input[0]] for n in graph.graph.node if n.op_type in ("Clip", "Relu")]
+    assert "DequantizeLinear" not in clipped, "what is clipped is quantised after the clipping, or within it"
+    assert sorted(os.listdir()) == before, "nothing is left in the working folder"
     properties = {p.key: p.value for p in graph.metadata_props}
     assert properties["precision"] == "int8"
     assert json.loads(properties["names"]) == {"0": "square", "1": "disc"}
