@@ -78,9 +78,11 @@ class _Clock:
 
 
 def _plot_figures(
-    metrics: Metrics, confusion: ConfusionMatrix, names: Mapping[int, str], folder: Path
+    metrics: Metrics, confusion: ConfusionMatrix, names: Mapping[int, str], folder: Path | None
 ) -> None:
-    """The confusion matrix and, where there was anything to count, the curves."""
+    """The confusion matrix and, where there was anything to count, the curves; nothing without a folder."""
+    if folder is None:
+        return
     plot_confusion(confusion, names, folder)
     if metrics.curves is not None:
         plot_curves(metrics.curves, names, folder)
@@ -136,8 +138,7 @@ def evaluate(
                 for kind, drawn in (("labels", targets), ("pred", found)):
                     plot_images(images, drawn, paths, plots_dir / f"val_batch{number}_{kind}.jpg", names)
     metrics = stats.compute(dict(names))
-    if plots_dir is not None:
-        _plot_figures(metrics, confusion, names, plots_dir)
+    _plot_figures(metrics, confusion, names, plots_dir)
     return ValResult(
         metrics=metrics,
         confusion=confusion,
