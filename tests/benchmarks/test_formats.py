@@ -88,11 +88,7 @@ def test_export_only_and_pytorch_only(options, weights):
         ({"hard_fail": True, "include": ["torchscript"], "half": True, "test": True}, "needs a CUDA device"),
         ({"hard_fail": "0.99", "pt_only": True}, "--hard-fail 0.99: PyTorch fp32 reaches mAP50-95 0"),
         ({"hard_fail": "much"}, "--hard-fail much: give nothing or a number"),
-<<<<<<< HEAD
-        ({"include": ["word"]}, "--include word: not a format; available: .*onnx"),
-=======
         ({"include": ["word"]}, "--include word: not a format; available: "),
->>>>>>> formats2
         ({"rounds": 0}, "--rounds 0: must be at least 1"),
     ],
 )
