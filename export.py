@@ -34,7 +34,7 @@ from utils.boxes import letterbox
 from utils.cli import Parser, guard, overlay
 from utils.datasets import list_images, load_dataset
 from utils.device import select_device
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
 from utils.images import load_image
 
@@ -328,7 +328,7 @@ def _write(name: str, exporter: Exporter, job: Job, part: Path) -> None:
     except Exception as error:  # noqa: BLE001 exporters have no common exception, and one format stops no other
         if job.opt.verbose:
             LOGGER.exception("%s exporter", name)
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = first_line(error)
         raise UserError(
             f"the exporter stopped with {type(error).__name__}: {reason[:200]}; add --verbose for all of it"
         ) from error

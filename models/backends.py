@@ -48,6 +48,7 @@ class Backend(ABC):
     Attributes:
         names: class names by index.
         stride: the largest stride: image sides are multiples of it.
+        precision: how a file's weights are stored: 'fp32', 'fp16' or 'int8'.
         pytorch: whether it runs a DetectionModel itself (not an exported file).
         fixed_size: the only (height, width) it takes; None when free.
         fixed_batch: the only batch size the file takes; None when free. `predict` pads and splits to it, so a
@@ -64,6 +65,7 @@ class Backend(ABC):
         self.names = metadata.names
         self.stride = metadata.stride
         self.half = metadata.half
+        self.precision = metadata.precision
         self.ch = metadata.ch
         self.fixed_size = None if metadata.dynamic else metadata.imgsz
         self.fixed_batch = None if metadata.dynamic else metadata.batch

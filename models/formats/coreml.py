@@ -12,7 +12,7 @@ from torch import Tensor
 from models.backends import Options, register_format
 from models.exporting import Exporter, Job, quiet, register_exporter, require
 from models.formats.embedded import EmbeddedBackend, plain
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def elsewhere() -> str | None:
@@ -65,7 +65,7 @@ class CoremlBackend(EmbeddedBackend):
             units = tools.ComputeUnit.CPU_ONLY if self.precision == "fp32" else tools.ComputeUnit.ALL
             self.network = tools.models.MLModel(str(path), compute_units=units)
         except (RuntimeError, ValueError, OSError) as error:
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            reason = first_line(error)
             raise UserError(f"{path}: is not a CoreML package or is damaged ({reason[:120]})") from None
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:

@@ -53,11 +53,7 @@ def check_digest(path: Path, raw: Mapping[str, Any], content: bytes) -> None:
 
 
 class EmbeddedBackend(Backend):
-    """A network of one size on the CPU; `predict` brings larger batches to it image by image.
-
-    Attributes:
-        precision: how the weights are stored: 'fp32', 'fp16' or 'int8'.
-    """
+    """A network of one size on the CPU; `predict` brings larger batches to it image by image."""
 
     title: ClassVar[str]
 
@@ -68,4 +64,3 @@ class EmbeddedBackend(Backend):
         if metadata.imgsz is None:
             raise UserError(f"{path}: does not say its image size; export it again")
         super().__init__(path, device, replace(metadata, dynamic=False, half=False, batch=1))
-        self.precision = metadata.precision

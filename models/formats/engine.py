@@ -109,7 +109,6 @@ class EngineBackend(Backend):
             raise UserError(f"{path}: TensorRT runs on the GPU; use --device 0")
         trt = require("tensorrt", str(path))
         super().__init__(path, device, metadata)
-        self.precision = metadata.precision
         self.logger = trt.Logger(trt.Logger.ERROR)
         with torch.cuda.device(device):
             self.engine = trt.Runtime(self.logger).deserialize_cuda_engine(plan)

@@ -14,7 +14,7 @@ from models.backends import Options, register_format
 from models.exporting import Exporter, Job, quiet, register_exporter, require
 from models.formats.embedded import EmbeddedBackend, describe, plain
 from models.metadata import decode
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 FORWARD, METADATA = "forward", "metadata"
 _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
@@ -54,7 +54,7 @@ class ExecutorchBackend(EmbeddedBackend):
             raw = _read_metadata(path, self.program)
             self.network = self.program.load_method(FORWARD)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            reason = first_line(error)
             raise UserError(f"{path}: is not an ExecuTorch file or is damaged ({reason[:120]})") from None
         super().__init__(path, device, options, raw)
         _OPEN.add(self)

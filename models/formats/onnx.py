@@ -17,7 +17,7 @@ from models.formats.onnx_nms import with_nms
 from models.formats.onnx_precision import reduce_precision
 from models.metadata import parse_metadata
 from models.suppression import INPUTS
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def write_onnx(job: Job, path: Path) -> None:
@@ -144,7 +144,7 @@ def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=providers)
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, Unsupported) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(f"{path}: is not an ONNX file or is damaged ({reason[:120]})") from None
 
 

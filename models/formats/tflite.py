@@ -20,7 +20,7 @@ from models.backends import Options, register_format
 from models.exporting import Exporter, Job, quiet, register_exporter, require
 from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
 from models.metadata import decode
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 META = "meta.txt"
 META_LIMIT = 1 << 20  # bytes; the names of a thousand classes are 20 kB
@@ -116,7 +116,7 @@ class TfliteBackend(EmbeddedBackend):
             self.network = Interpreter(model_content=content, num_threads=torch.get_num_threads())
             self.network.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
+            reason = first_line(error)
             raise UserError(f"{path}: is not a TFLite file or is damaged ({reason[:120]})") from None
         inputs, outputs = self.network.get_input_details(), self.network.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4:

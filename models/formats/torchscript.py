@@ -15,7 +15,7 @@ from models.backends import Backend, Options, check_precision, register_format
 from models.exporting import Decoded, Exporter, Job, in_half, quiet, register_exporter
 from models.metadata import decode, parse_metadata
 from models.suppression import Suppressed, figure_tensors
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def write_torchscript(job: Job, path: Path) -> None:
@@ -54,7 +54,7 @@ class TorchScriptBackend(Backend):
                 warnings.simplefilter("ignore")  # torch calls the format old; files of it are about
                 self.network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise UserError(f"{path}: is not a TorchScript file or is damaged ({reason[:100]})") from None
         metadata = parse_metadata(path, _json_object(extra["config.txt"]), options.names)
         if metadata.device not in (None, device.type):  # tracing wrote the device into the graph
