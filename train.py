@@ -28,7 +28,7 @@ from models.yolo import DetectionModel
 from utils.anchors import check_anchors
 from utils.autobatch import choose_batch_size
 from utils.cli import guard, overlay, setup_logging
-from utils.dataloaders import build_loader
+from utils.dataloaders import build_loader, default_workers
 from utils.datasets import load_dataset, load_images
 from utils.device import (
     amp_dtype,
@@ -209,6 +209,7 @@ class Run:
 
     def _build_loaders(self) -> None:
         opt = self.opt
+        workers = default_workers(self.device) if opt.workers is None else opt.workers
         common = {"stride": self.stride, "single_cls": opt.single_cls, "seed": opt.seed}
         self.loader = build_loader(
             self.images,
@@ -218,7 +219,7 @@ class Run:
             hyp=self.hyp,
             rect=opt.rect,
             cache=opt.cache if opt.cache != "val" else None,
-            workers=opt.workers,
+            workers=workers,
             shuffle=not opt.rect,
             rank=rank(),
             world_size=world_size(),
@@ -233,7 +234,7 @@ class Run:
                 rect=True,
                 pad=0.5,
                 cache={"val": "ram"}.get(opt.cache, opt.cache) if not opt.noval else None,
-                workers=opt.workers * 2,
+                workers=workers * 2,
                 **common,
             )
 

@@ -19,7 +19,7 @@ import numpy as np
 from models.backends import Backend, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
-from utils.cli import Parser, add_run_options, guard, overlay
+from utils.cli import WORKERS_HELP, Parser, add_run_options, guard, overlay
 from utils.coco import (
     COCO_CATEGORY_IDS,
     CocoEvaluator,
@@ -30,7 +30,7 @@ from utils.coco import (
     prediction_rows,
     save_predictions,
 )
-from utils.dataloaders import build_loader
+from utils.dataloaders import build_loader, default_workers
 from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import describe, select_device, versions
 from utils.errors import UserError
@@ -71,7 +71,7 @@ def build_parser() -> Parser:
         help="the split to measure; speed: conf 0.25, IoU 0.45, square; study: sizes 256 to 1536",
     )
     add("--device", default="", help="cpu, 0, cuda:1; empty: CUDA if there is any")
-    add("--workers", type=int, default=8, help="processes that load images")
+    add("--workers", type=int, help=WORKERS_HELP)
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--augment", action="store_true", help="test-time augmentation (.pt only)")
     add("--verbose", action="store_true", help="one line per class")
@@ -172,7 +172,7 @@ class _Validation:
             pad=0.5 if rect else 0.0,
             stride=backend.stride,
             single_cls=opt.single_cls,
-            workers=opt.workers,
+            workers=default_workers(backend.device) if opt.workers is None else opt.workers,
         )
         try:
             backend.warmup((1 if backend.pytorch else batch_size, 3, imgsz, imgsz))

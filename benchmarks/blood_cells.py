@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-from utils.cli import Parser, guard
+from utils.cli import WORKERS_HELP, Parser, guard
 from utils.device import describe, select_device
 from utils.files import ROOT
 
@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     parser.add_argument("--hyp", default="data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, help=WORKERS_HELP)
     parser.add_argument("--device", default="")
     return parser
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
-from utils.dataloaders import Loader, build_loader
+from utils.dataloaders import Loader, build_loader, default_workers
 from utils.datasets import load_dataset, load_images
 from utils.device import amp_dtype, autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
     add("--data", default="data/digits.yaml", help="dataset YAML")
     add("--imgsz", type=int, default=320)
     add("--batch-size", type=int, default=16)
-    add("--workers", type=int, default=1, help="loader processes of the loop")
+    add("--workers", type=int, help="loader processes of the loop (without it as many as train.py takes)")
     add("--batches", type=int, default=20, help="batches measured in each part and round")
     add("--rounds", type=int, default=3)
     add("--part", choices=sorted(PARTS), help="measure only this, in this process, and print it as JSON")
@@ -120,7 +120,8 @@ def measure_bare(opt: argparse.Namespace) -> dict[str, float]:
 
 def measure_loop(opt: argparse.Namespace) -> dict[str, float]:
     """Images/s from the end of one batch to the end of another, everything between them included."""
-    trainer, loader = make_trainer(opt), make_loader(opt, opt.workers)
+    workers = default_workers(CPU) if opt.workers is None else opt.workers
+    trainer, loader = make_trainer(opt), make_loader(opt, workers)
     ends: list[tuple[float, int]] = []
 
     def note(report: BatchReport) -> None:
@@ -174,7 +175,8 @@ def in_own_process(opt: argparse.Namespace, part: str) -> dict[str, float]:
     """Measure one part in a fresh process: the allocator's settings must not reach the others."""
     command = [sys.executable, __file__, "--part", part]
     for name in ("cfg", "data", "imgsz", "batch_size", "workers", "batches"):
-        command += [f"--{name.replace('_', '-')}", str(getattr(opt, name))]
+        if getattr(opt, name) is not None:
+            command += [f"--{name.replace('_', '-')}", str(getattr(opt, name))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"part {part}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")

@@ -275,4 +275,4 @@ def test_short_options_of_the_fact_sheet():
     assert (opt.imgsz, opt.batch_size, opt.conf_thres, opt.iou_thres) == (320, 4, 0.01, 0.7)
     default = val.parse_opt([])
     assert (default.batch_size, default.imgsz, default.conf_thres, default.iou_thres) == (32, 640, 0.001, 0.6)
-    assert (default.max_det, default.task, default.workers, default.name) == (300, "val", 8, "exp")
+    assert (default.max_det, default.task, default.workers, default.name) == (300, "val", None, "exp")

@@ -14,6 +14,8 @@ from utils.files import ROOT
 
 LOGGER = logging.getLogger("yolo")
 
+WORKERS_HELP = "processes that load images (without it 8 of them, or none on a CPU of one or two cores)"
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one sentence and exit code 1, as every user error here."""

@@ -101,7 +101,7 @@ def load_images(
     config: DatasetConfig,
     split: str,
     *,
-    workers: int = 8,
+    workers: int | None = None,
     use_cache: bool = True,
     require_labels: bool = False,
 ) -> ImageSet:
@@ -110,7 +110,7 @@ def load_images(
     Args:
         config: from `load_dataset`.
         split: 'train', 'val' or 'test'.
-        workers: processes for the verification, at most 8.
+        workers: processes for the verification, at most 8; None: as many as fit.
         use_cache: take over what an earlier scan found for files that have not changed.
         require_labels: no label at all is an error (training), not a warning.
 

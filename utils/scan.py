@@ -36,13 +36,15 @@ _KEYS = "stat_keys"
 _FIELDS = tuple(f.name for f in fields(Packed))
 
 
-def scan(images: Sequence[str], cache: Path | None, *, workers: int, title: str) -> tuple[Packed, ScanReport]:
+def scan(
+    images: Sequence[str], cache: Path | None, *, workers: int | None, title: str
+) -> tuple[Packed, ScanReport]:
     """Verify images and their labels.
 
     Args:
         images: paths, without repeats.
         cache: where to remember the result; None for nowhere.
-        workers: processes, at most MAX_WORKERS and the number of cores.
+        workers: processes, at most MAX_WORKERS and the number of cores; None: as many as those allow.
         title: what the progress bar says.
 
     Returns:
@@ -89,9 +91,10 @@ def _report(packed: Packed) -> ScanReport:
     )
 
 
-def _verify(pairs: list[tuple[str, str]], workers: int, title: str) -> list[Record]:
+def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> list[Record]:
     """Verify (image, label) pairs in processes, in order, under a progress bar."""
-    workers = min(workers, MAX_WORKERS, available_cpus(), -(-len(pairs) // _CHUNK))
+    asked = MAX_WORKERS if workers is None else min(workers, MAX_WORKERS)
+    workers = min(asked, available_cpus(), -(-len(pairs) // _CHUNK))
     bar = tqdm(total=len(pairs), desc=title, unit="image", disable=len(pairs) < _CHUNK, dynamic_ncols=True)
     records: list[Record] = []
     with bar:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from utils.cli import Parser
+from utils.cli import WORKERS_HELP, Parser
 from utils.device import AMP_MODES, world_size
 from utils.errors import UserError
 from utils.files import ROOT
@@ -51,7 +51,7 @@ def add_recipe(parser: Parser) -> None:
     add("--multi-scale", action="store_true", help="vary the size by +-50 %%")
     add("--single-cls", action="store_true", help="treat all classes as one")
     add("--optimizer", choices=OPTIMIZERS, default="SGD")
-    add("--workers", type=int, default=8, help="loader processes of each rank")
+    add("--workers", type=int, help=WORKERS_HELP)
     add("--cos-lr", action="store_true", help="cosine schedule instead of a linear one")
     add("--label-smoothing", type=float, default=0.0, help="epsilon of the class targets")
     add("--patience", type=int, default=100, help="epochs without improvement before stopping; 0 never stops")
@@ -107,7 +107,7 @@ def check_options(opt: argparse.Namespace) -> None:
     opt.plugins = [opt.plugins] if isinstance(opt.plugins, str | Path) else list(opt.plugins)
     least = {"epochs": 1, "imgsz": 1, "workers": 0, "patience": 0, "seed": 0}
     for name, value in least.items():
-        if getattr(opt, name) < value:
+        if getattr(opt, name) is not None and getattr(opt, name) < value:
             raise UserError(f"--{name} {getattr(opt, name)}: must be at least {value}")
     if not 0.0 <= opt.label_smoothing < 1.0:
         raise UserError(f"--label-smoothing {opt.label_smoothing}: must lie in 0 to 1")

@@ -9,7 +9,15 @@ import torch
 from image_sets import write_images
 
 from utils.boxes import scale_boxes, xywhn2xyxy
-from utils.dataloaders import DetectionDataset, Loader, _Made, build_loader, count_workers, prefetch
+from utils.dataloaders import (
+    DetectionDataset,
+    Loader,
+    _Made,
+    build_loader,
+    count_workers,
+    default_workers,
+    prefetch,
+)
 from utils.errors import UserError
 from utils.sampling import BatchSampler
 
@@ -287,6 +295,14 @@ def test_pinning_for_a_gpu_keeps_the_batch_as_it_is(reference, monkeypatch):
     assert isinstance(pinned, tuple)
     assert pinned[0] is not reference[0][0]
     assert same([pinned], reference[:1])
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "workers"), [("cpu", 1, 0), ("cpu", 2, 0), ("cpu", 4, 8), ("cuda", 2, 8)]
+)
+def test_workers_unless_the_network_needs_every_core(monkeypatch, device, cpus, workers):
+    monkeypatch.setattr("utils.dataloaders.available_cpus", lambda: cpus)
+    assert default_workers(torch.device(device)) == workers
 
 
 def test_how_many_workers_are_worth_starting(monkeypatch):
