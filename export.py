@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,19 +23,17 @@ import models.formats  # noqa: F401 registers the formats
 from models.agreement import compare_detections
 from models.backends import load_backend
 from models.checkpoint import load_checkpoint
-from models.exporting import EXPORTERS, Exporter, Job
+from models.exporting import EXPORTERS, Exporter, Job, network_input
 from models.metadata import Metadata
 from models.nms_inside import Suppression
 from models.quantiser import Accuracy, Quantiser
 from models.registry import load_plugins
 from models.yolo import DetectionModel
-from utils.boxes import letterbox
 from utils.cli import Parser, guard, overlay
 from utils.datasets import list_images, load_dataset
 from utils.device import select_device
 from utils.errors import UserError, first_line
 from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
-from utils.images import load_image
 
 LOGGER = logging.getLogger("yolo.export")
 
@@ -412,12 +409,7 @@ def _report_accuracy(name: str, accuracy: Accuracy) -> None:
 def _check_batch(data: str, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
     """A real photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
     images mixed up within a batch show."""
-    image, _, _ = letterbox(load_image(_photograph(data)), size, auto=False)
-    tensor = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
-    if ch == 1:
-        tensor = tensor.mean(0, keepdim=True)
-    elif ch != 3:
-        tensor = tensor[[i % 3 for i in range(ch)]]
+    tensor = network_input(_photograph(data), size, ch)
     return torch.stack([tensor.flip(2) if i % 2 else tensor for i in range(batch)])
 
 

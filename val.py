@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.backends import Backend, load_backend
+from models.backends import Backend, check_classes, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
 from utils.cli import WORKERS_HELP, Parser, add_run_options, guard, overlay
@@ -130,7 +130,7 @@ class _Validation:
         self.backend = load_backend(
             weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names
         )
-        _check_classes(self.backend, self.config, weights)
+        check_classes(self.backend, self.config)
         self.split = opt.task if opt.task in ("train", "test") else "val"
         if self.split not in self.config.splits:
             have = ", ".join(self.config.splits)
@@ -217,15 +217,6 @@ class _Validation:
             coco=result.coco.stats if result.coco else None,
         )
         LOGGER.info("results saved to %s", result.save_dir)
-
-
-def _check_classes(backend: Backend, config: DatasetConfig, weights: list[str]) -> None:
-    """Refuse a model and a data set that do not number the same classes."""
-    if not config.single_cls and backend.nc != config.nc:
-        raise UserError(
-            f"{weights[0]}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
-            "pass the --data it was trained on"
-        )
 
 
 def _fit_size(imgsz: int, backend: Backend) -> int:

@@ -22,6 +22,7 @@ from models.nms_inside import changes
 from models.suppression import figure_tensors
 from models.yolo import LUMA, DetectionModel
 from utils.boxes import NmsOptions
+from utils.datasets import DatasetConfig
 from utils.errors import UserError
 from utils.files import find_file
 
@@ -354,3 +355,16 @@ def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: 
         raise UserError(f"{path}: was exported in float32; leave --half out or export it with --half")
     if exported_half and device.type != "cuda":
         raise UserError(f"{path}: is in float16, which needs a CUDA device; export it without --half")
+
+
+def check_classes(backend: Backend, config: DatasetConfig) -> None:
+    """Refuse a model and a data set that do not number the same classes.
+
+    Raises:
+        UserError: the two numbers, and what to pass.
+    """
+    if not config.single_cls and backend.nc != config.nc:
+        raise UserError(
+            f"{backend.path}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
+            "pass the --data it was trained on"
+        )

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends import Backend, load_backend
-from models.yolo import LUMA
-from utils.boxes import letterbox
+from models.backends import Backend, check_classes, load_backend
+from models.exporting import network_input
 from utils.dataloaders import build_loader
 from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import available_cpus
 from utils.errors import UserError
 from utils.evaluation import evaluate
-from utils.images import load_image
 from utils.metrics import Metrics
 
 
@@ -68,14 +66,9 @@ class Quantiser:
         paths = [*self.paths, *self.paths[: -len(self.paths) % self.batch]]
         paths += [paths[-1]] * (-len(paths) % self.batch)
         for start in range(0, len(paths), self.batch):
-            yield torch.stack([self._image(path) for path in paths[start : start + self.batch]])
-
-    def _image(self, path: str) -> Tensor:
-        image, _, _ = letterbox(load_image(path), self.size, auto=False)
-        tensor = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
-        if self.ch == 1:
-            tensor = (tensor * tensor.new_tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
-        return tensor
+            yield torch.stack(
+                [network_input(path, self.size, self.ch) for path in paths[start : start + self.batch]]
+            )
 
     def accuracy(self, path: Path) -> Accuracy:
         """The mAP of an exported file beside that of the checkpoint, on the same batches."""
@@ -113,11 +106,7 @@ def measure(
         raise UserError(
             f"{backend.path}: mAP is measured on squares, not {height}x{width}; give one --imgsz or --dynamic"
         )
-    if backend.nc != config.nc:
-        raise UserError(
-            f"{backend.path}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
-            "pass the --data it was trained on"
-        )
+    check_classes(backend, config)
     workers = min(2, available_cpus())
     loader = build_loader(
         load_images(config, "val", workers=workers),

@@ -1,4 +1,4 @@
-"""A network of every kind of operation the families have, small enough to convert in seconds."""
+"""Networks small enough to convert in seconds, saved as checkpoints, and images to feed them."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from models.yolo import DetectionModel
 
 NAMES = {0: "cat", 1: "dog"}
 SIZE = (64, 96)
+# Every kind of operation the families have.
 SMALL = {
     "nc": 2,
     "depth_multiple": 1.0,
@@ -26,6 +27,21 @@ SMALL = {
         [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
         [[-1, 2], 1, "Concat", [1]],
         [[5, 3], 1, "Detect", ["nc", "anchors"]],
+    ],
+}
+# Strides of 8 and 4, expansions and depthwise layers: what makes quantisation hard.
+DEPTHWISE = {
+    **SMALL,
+    "anchors": [[12, 12, 20, 20], [28, 28, 44, 44]],
+    "backbone": [
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 1, "InvertedResidual", [16, 2, 6]],
+        [-1, 1, "InvertedResidual", [24, 2, 6]],
+    ],
+    "head": [
+        [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+        [[-1, 1], 1, "Concat", [1]],
+        [[4, 2], 1, "Detect", ["nc", "anchors"]],
     ],
 }
 PLAIN = {**SMALL, "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]]}
@@ -49,10 +65,10 @@ def save_small(path: Path, cfg: dict = SMALL) -> DetectionModel:
     return model
 
 
-def photographs(n: int) -> torch.Tensor:
-    """(n, 3, *SIZE) uint8, each its own noise."""
+def photographs(n: int, height: int = SIZE[0], width: int = SIZE[1]) -> torch.Tensor:
+    """(n, 3, height, width) uint8 noise, the same for the same n and size."""
     generator = torch.Generator().manual_seed(n)
-    return torch.randint(0, 256, (n, 3, *SIZE), dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
 def expected(model: DetectionModel, images: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from nets import images, reference, save_net
+from small import DEPTHWISE, expected, photographs, save_small
 
 import export
 from models.backends import load_backend
@@ -20,7 +20,7 @@ QUANTISED = {"QuantizeLinear", "DequantizeLinear"}
 
 @pytest.fixture
 def weights(tmp_path):
-    save_net(tmp_path / "best.pt")
+    save_small(tmp_path / "best.pt", DEPTHWISE)
     return tmp_path / "best.pt"
 
 
@@ -48,9 +48,9 @@ def test_float16_inside_float32_outside(weights, dynamic, simplify):
     assert sum(t.data_type == onnx.TensorProto.FLOAT16 for t in weightings) > 5
     backend = load_backend(result.path)
     assert not backend.half
-    model = save_net(weights)
-    for batch in (images(2, 72, 40), images(1)) if dynamic else (images(1),):
-        difference = (backend.predict(batch) - reference(model, batch)).abs()
+    model = save_small(weights, DEPTHWISE)
+    for batch in (photographs(2, 72, 40), photographs(1, 64, 64)) if dynamic else (photographs(1, 64, 64),):
+        difference = (backend.predict(batch) - expected(model, batch)).abs()
         score, box = export.TOLERANCE["fp16"]
         assert 1e-6 < difference[..., 4:].max() < score
         assert difference[..., :4].max() < box
@@ -59,14 +59,16 @@ def test_float16_inside_float32_outside(weights, dynamic, simplify):
 def test_far_boxes_keep_their_fraction_of_a_pixel(weights):
     """Near 1000 px float16 knows whole and half pixels only; the decoding knows more."""
     (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64, 1056], half=True)
-    x = load_backend(result.path).predict(images(1, 64, 1056))[0, :, 0]
+    x = load_backend(result.path).predict(photographs(1, 64, 1056))[0, :, 0]
     assert ((x[x > 512] * 8) % 1 != 0).any()
 
 
 def test_float16_runs_in_opencv(weights):
     (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64], half=True)
-    found = load_backend(result.path, dnn=True).predict(images(1))
-    torch.testing.assert_close(found, load_backend(result.path).predict(images(1)), atol=0.5, rtol=0)
+    found = load_backend(result.path, dnn=True).predict(photographs(1, 64, 64))
+    torch.testing.assert_close(
+        found, load_backend(result.path).predict(photographs(1, 64, 64)), atol=0.5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 2}, {"dynamic": True}])
@@ -94,10 +96,10 @@ def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
     assert sorted(os.listdir()) == before, "nothing is left in the working folder"
     properties = {p.key: p.value for p in graph.metadata_props}
     assert properties["precision"] == "int8"
-    assert json.loads(properties["names"]) == {"0": "square", "1": "disc"}
+    assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
     backend = load_backend(result.path)
     assert backend.fixed_batch == (None if "dynamic" in options else 2)
-    assert backend.predict(images(3)).shape[0] == 3
+    assert backend.predict(photographs(3, 64, 64)).shape[0] == 3
 
 
 def test_weights_are_quantised_per_channel(weights, tmp_path):

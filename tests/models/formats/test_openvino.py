@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from nets import images, reference, save_net
+from small import DEPTHWISE, expected, photographs, save_small
 
 import export
 from models.backends import load_backend
@@ -23,7 +23,7 @@ openvino = pytest.importorskip("openvino", reason="openvino is optional")
 def files(tmp_path_factory):
     """The model, and its folders: free size, fixed size and batch, float16."""
     folder = tmp_path_factory.mktemp("openvino")
-    model = save_net(folder / "free.pt")
+    model = save_small(folder / "free.pt", DEPTHWISE)
     for name, options in {
         "free": {"dynamic": True},
         "fixed": {"batch_size": 2},
@@ -38,17 +38,17 @@ def files(tmp_path_factory):
 def test_float32_gives_the_models_boxes(files, name):
     folder, model = files
     backend = load_backend(folder / f"{name}_openvino_model")
-    assert backend.names == {0: "square", 1: "disc"}
+    assert backend.names == {0: "cat", 1: "dog"}
     assert backend.rect_ok is (name == "free")
     assert (backend.fixed_size, backend.fixed_batch) == ((None, None) if backend.rect_ok else ((64, 96), 2))
     for n in (1, 2, 5):
-        batch = images(n, 64, 96)
-        found, wanted = backend.predict(batch), reference(model, batch)
+        batch = photographs(n, 64, 96)
+        found, wanted = backend.predict(batch), expected(model, batch)
         torch.testing.assert_close(found[..., 4:], wanted[..., 4:], atol=1e-3, rtol=0)
         torch.testing.assert_close(found[..., :4], wanted[..., :4], atol=0.5, rtol=0)
-    kept = backend.predict(images(1, 64, 96))
+    kept = backend.predict(photographs(1, 64, 96))
     before = kept.clone()
-    backend.predict(images(2, 64, 96))
+    backend.predict(photographs(2, 64, 96))
     assert torch.equal(kept, before), "a result does not change with the next call"
 
 
@@ -56,15 +56,15 @@ def test_free_folder_takes_other_sizes(files):
     folder, model = files
     backend = load_backend(folder / "free_openvino_model" / "free.xml")
     for height, width in ((40, 72), (128, 32)):
-        batch = images(3, height, width)
-        torch.testing.assert_close(backend.predict(batch), reference(model, batch), atol=1e-2, rtol=0)
+        batch = photographs(3, height, width)
+        torch.testing.assert_close(backend.predict(batch), expected(model, batch), atol=1e-2, rtol=0)
 
 
 def test_float16_halves_the_weights_and_keeps_its_tolerance(files):
     folder, model = files
     backend = load_backend(folder / "half_openvino_model")
     assert not backend.half, "images stay float32"
-    difference = (backend.predict(images(1, 64, 96)) - reference(model, images(1, 64, 96))).abs()
+    difference = (backend.predict(photographs(1, 64, 96)) - expected(model, photographs(1, 64, 96))).abs()
     score, box = export.TOLERANCE["fp16"]
     assert 0 < difference[..., 4:].max() < score
     assert difference[..., :4].max() < box
@@ -82,7 +82,7 @@ def test_metadata_are_readable_text(files):
     assert raw["author"] == PROJECT
     assert raw["precision"] == "fp16"
     assert yaml.safe_load(raw["imgsz"]) == [64, 96]
-    assert yaml.safe_load(raw["names"]) == {"0": "square", "1": "disc"}
+    assert yaml.safe_load(raw["names"]) == {"0": "cat", "1": "dog"}
     assert "mean" in raw["normalisation"]
 
 
@@ -133,7 +133,7 @@ def test_folder_has_one_network(tmp_path, names, sentence):
 @pytest.mark.parametrize("package", ["openvino", "nncf"])
 def test_missing_package_is_a_sentence(tmp_path, monkeypatch, package):
     pytest.importorskip("nncf", reason="nncf is optional")
-    save_net(tmp_path / "best.pt")
+    save_small(tmp_path / "best.pt", DEPTHWISE)
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest)
@@ -147,7 +147,7 @@ def test_missing_package_is_a_sentence(tmp_path, monkeypatch, package):
 
 def test_int8_is_smaller_and_leaves_the_head_alone(tmp_path):
     pytest.importorskip("nncf", reason="nncf is optional")
-    model = save_net(tmp_path / "best.pt")
+    model = save_small(tmp_path / "best.pt", DEPTHWISE)
     data = write_set(tmp_path / "set", train=6, val=2)
     (result,) = export.run(
         weights=str(tmp_path / "best.pt"),
@@ -172,4 +172,4 @@ def test_int8_is_smaller_and_leaves_the_head_alone(tmp_path):
     assert "FakeQuantize" not in head
     backend = load_backend(result.path)
     assert backend.names == model.names
-    assert backend.predict(images(1)).shape == reference(model, images(1)).shape
+    assert backend.predict(photographs(1, 64, 64)).shape == expected(model, photographs(1, 64, 64)).shape
