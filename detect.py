@@ -29,13 +29,14 @@ from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
-from utils.device import select_device, synchronize
+from utils.device import cores_are_scarce, select_device, synchronize, tune_allocator
 from utils.display import can_open_windows
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
 from utils.files import find_file, increment_dir, load_yaml
 from utils.frames import Frame
+from utils.images import single_threaded_opencv
 from utils.outputs import ResultWriter, SaveOptions
 from utils.progress import Pace
 from utils.sources import Opened, open_source
@@ -146,6 +147,8 @@ def run(**options: Any) -> DetectResult:
     _check_options(opt)
     load_plugins([str(p) for p in opt.plugins])
     device = select_device(opt.device)
+    if device.type == "cpu":
+        tune_allocator()
     backend = load_backend(opt.weights, device, half=opt.half, dnn=opt.dnn, names=_fallback_names(opt.data))
     _check_backend(opt, backend)
     imgsz = _fit_size(opt.imgsz, backend)
@@ -162,8 +165,11 @@ def run(**options: Any) -> DetectResult:
     if source.live:
         result.detections = deque(maxlen=_LIVE_MEMORY)
     backend.warmup((1, 3, *imgsz))
+    # Reading and drawing run beside the network; with --dnn OpenCV is the network.
+    alone = cores_are_scarce(device) and not opt.dnn
     try:
-        _detect_all(opt, backend, source, result)
+        with single_threaded_opencv() if alone else contextlib.nullcontext():
+            _detect_all(opt, backend, source, result)
     except BaseException:
         with contextlib.suppress(OSError):  # takes the folder only while it is empty
             save_dir.rmdir()

@@ -32,7 +32,7 @@ from utils.coco import (
 )
 from utils.dataloaders import build_loader, default_workers
 from utils.datasets import DatasetConfig, load_dataset, load_images
-from utils.device import describe, select_device, versions
+from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.evaluation import ImageResult, ValResult, evaluate
 from utils.files import atomic_write, increment_dir
@@ -126,6 +126,8 @@ class _Validation:
     def __init__(self, opt: Namespace, weights: list[str]) -> None:
         self.opt, self.weights = opt, weights
         self.device = select_device(opt.device)
+        if self.device.type == "cpu":
+            tune_allocator()
         self.config = load_dataset(opt.data, single_cls=opt.single_cls)
         self.backend = load_backend(
             weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names

@@ -26,7 +26,7 @@ import detect
 from models.backends import Backend, load_backend
 from utils.boxes import non_max_suppression
 from utils.cli import guard
-from utils.device import describe, select_device, synchronize
+from utils.device import describe, select_device, synchronize, tune_allocator
 from utils.errors import UserError
 from utils.sources import open_source
 
@@ -104,6 +104,7 @@ def main() -> None:
     logging.getLogger("yolo").propagate = False
     logging.getLogger("yolo").handlers.clear()
     device = select_device(opt.device)
+    tune_allocator()  # as detect.run does: both sides of the ratio with the same memory
     backend = load_backend(opt.weights, device)
     inputs = read_frames(opt.video, opt.imgsz, backend, opt.frames)
     if not inputs:

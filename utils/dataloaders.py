@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.augmentations import Sample, copy_paste, finish, mixup, mosaic4, random_perspective
 from utils.boxes import letterbox, xywhn2xyxy, xyxy2xywhn
-from utils.device import available_cpus, tune_allocator
+from utils.device import available_cpus, cores_are_scarce, tune_allocator
 from utils.errors import UserError
 from utils.image_cache import open_reader
 from utils.imageset import ImageSet
@@ -336,7 +336,7 @@ def default_workers(device: torch.device) -> int:
     On a CPU of two cores a worker takes its time from one of the network's two threads, and the other waits:
     taking turns was 8 % faster, images cached or not (yolov5n at 320 px; `benchmarks/training.py --workers`).
     """
-    return 0 if device.type == "cpu" and available_cpus() <= 2 else WORKERS
+    return 0 if cores_are_scarce(device) else WORKERS
 
 
 def prefetch(workers: int) -> int:

@@ -96,7 +96,8 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
 def tune_allocator() -> bool:
     """Tell glibc to keep freed memory instead of giving it back and faulting it in again at every step.
 
-    Training frees and takes the same large blocks over and over; on 2 cores this alone is worth 1.1x to 2x.
+    A network frees and takes the same large blocks at every step; on 2 cores this alone is worth 1.1x to 2x
+    in training and 1.3x in detection.
     Returns whether it was applied (glibc only; elsewhere nothing changes).
     """
     if platform.libc_ver()[0] != "glibc":
@@ -153,6 +154,11 @@ def is_main() -> bool:
 def available_cpus() -> int:
     """The processors this process may use, which containers and taskset make fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cores_are_scarce(device: torch.device) -> bool:
+    """Whether a network on `device` needs every core itself: a CPU of one or two."""
+    return device.type == "cpu" and available_cpus() <= 2
 
 
 def cpu_name() -> str:

@@ -14,14 +14,13 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 from utils.device import available_cpus, is_main
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.images import load_image, resize_long_side, training_size
+from utils.images import load_image, resize_long_side, single_threaded_opencv, training_size
 from utils.imageset import ImageSet
 
 LOGGER = logging.getLogger("yolo.image_cache")
@@ -196,15 +195,10 @@ def open_reader(images: ImageSet, imgsz: int, *, augment: bool, cache: str | Non
 
 def _in_parallel(task: Callable[[int], None], count: int, title: str) -> None:
     """Run `task` on 0..count-1 in threads (decoding releases the interpreter), with a progress bar."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(0)
-    try:
-        with ThreadPool(available_cpus()) as pool:
-            done: Iterable[Any] = pool.imap_unordered(task, range(count), chunksize=8)
-            for _ in tqdm(done, title, total=count, unit="img", disable=not is_main(), leave=False):
-                pass
-    finally:
-        cv2.setNumThreads(threads)
+    with single_threaded_opencv(), ThreadPool(available_cpus()) as pool:
+        done: Iterable[Any] = pool.imap_unordered(task, range(count), chunksize=8)
+        for _ in tqdm(done, title, total=count, unit="img", disable=not is_main(), leave=False):
+            pass
 
 
 def _cache_folder(parent: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -138,3 +140,14 @@ def resize_long_side(image: np.ndarray, imgsz: int, *, augment: bool) -> np.ndar
     enlarging = imgsz > max(width, height)
     interpolation = cv2.INTER_LINEAR if augment or enlarging else cv2.INTER_AREA
     return cv2.resize(image, size, interpolation=interpolation)
+
+
+@contextlib.contextmanager
+def single_threaded_opencv() -> Iterator[None]:
+    """Keep OpenCV to the threads that call it, where those are as many as there are cores; then as before."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)

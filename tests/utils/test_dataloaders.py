@@ -301,7 +301,7 @@ def test_pinning_for_a_gpu_keeps_the_batch_as_it_is(reference, monkeypatch):
     ("device", "cpus", "workers"), [("cpu", 1, 0), ("cpu", 2, 0), ("cpu", 4, 8), ("cuda", 2, 8)]
 )
 def test_workers_unless_the_network_needs_every_core(monkeypatch, device, cpus, workers):
-    monkeypatch.setattr("utils.dataloaders.available_cpus", lambda: cpus)
+    monkeypatch.setattr("utils.device.available_cpus", lambda: cpus)
     assert default_workers(torch.device(device)) == workers
 
 
