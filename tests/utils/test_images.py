@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from utils.errors import UserError
-from utils.images import decode_image, jpeg_has_end, load_image, resize_long_side, training_size
+from utils.images import (
+    decode_image,
+    jpeg_has_end,
+    load_image,
+    resize_long_side,
+    single_threaded_opencv,
+    training_size,
+)
 from utils.labels import image_size
 
 ROWS, COLUMNS = np.mgrid[0:64, 0:96]
@@ -155,3 +162,15 @@ def test_reducing_averages_for_validation_and_interpolates_for_training():
     small = BGR[:20, :20].copy()
     both = [resize_long_side(small, 40, augment=a) for a in (True, False)]
     assert np.array_equal(*both)
+
+
+def test_opencv_gets_its_threads_back_also_after_an_error():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        with pytest.raises(ZeroDivisionError), single_threaded_opencv():
+            assert cv2.getNumThreads() == 1  # OpenCV's word for: the calling thread alone
+            raise ZeroDivisionError
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
