@@ -28,7 +28,7 @@ from models.yolo import DetectionModel
 from utils.anchors import check_anchors
 from utils.autobatch import choose_batch_size
 from utils.cli import guard, overlay, setup_logging
-from utils.dataloaders import build_loader, default_workers
+from utils.dataloaders import build_loader, workers_beside
 from utils.datasets import load_dataset, load_images
 from utils.device import (
     amp_dtype,
@@ -209,7 +209,7 @@ class Run:
 
     def _build_loaders(self) -> None:
         opt = self.opt
-        workers = default_workers(self.device) if opt.workers is None else opt.workers
+        workers = workers_beside(self.device, opt.workers)
         common = {"stride": self.stride, "single_cls": opt.single_cls, "seed": opt.seed}
         self.loader = build_loader(
             self.images,

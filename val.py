@@ -30,7 +30,7 @@ from utils.coco import (
     prediction_rows,
     save_predictions,
 )
-from utils.dataloaders import build_loader, default_workers
+from utils.dataloaders import build_loader, workers_beside
 from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
@@ -174,7 +174,7 @@ class _Validation:
             pad=0.5 if rect else 0.0,
             stride=backend.stride,
             single_cls=opt.single_cls,
-            workers=default_workers(backend.device) if opt.workers is None else opt.workers,
+            workers=workers_beside(backend.device, opt.workers),
         )
         try:
             backend.warmup((1 if backend.pytorch else batch_size, 3, imgsz, imgsz))

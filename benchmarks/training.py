@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
-from utils.dataloaders import Loader, build_loader, default_workers
+from utils.dataloaders import Loader, build_loader, workers_beside
 from utils.datasets import load_dataset, load_images
 from utils.device import amp_dtype, autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
@@ -120,8 +120,7 @@ def measure_bare(opt: argparse.Namespace) -> dict[str, float]:
 
 def measure_loop(opt: argparse.Namespace) -> dict[str, float]:
     """Images/s from the end of one batch to the end of another, everything between them included."""
-    workers = default_workers(CPU) if opt.workers is None else opt.workers
-    trainer, loader = make_trainer(opt), make_loader(opt, workers)
+    trainer, loader = make_trainer(opt), make_loader(opt, workers_beside(CPU, opt.workers))
     ends: list[tuple[float, int]] = []
 
     def note(report: BatchReport) -> None:

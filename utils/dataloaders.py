@@ -330,12 +330,14 @@ class Loader:
         self._torch = None
 
 
-def default_workers(device: torch.device) -> int:
-    """Loader processes where none were asked for: 8, but none beside a network that needs every core itself.
+def workers_beside(device: torch.device, asked: int | None) -> int:
+    """Loader processes: those asked for, else 8, but none beside a network that needs every core itself.
 
     On a CPU of two cores a worker takes its time from one of the network's two threads, and the other waits:
     taking turns was 8 % faster, images cached or not (yolov5n at 320 px; `benchmarks/training.py --workers`).
     """
+    if asked is not None:
+        return asked
     return 0 if cores_are_scarce(device) else WORKERS
 
 

@@ -15,8 +15,8 @@ from utils.dataloaders import (
     _Made,
     build_loader,
     count_workers,
-    default_workers,
     prefetch,
+    workers_beside,
 )
 from utils.errors import UserError
 from utils.sampling import BatchSampler
@@ -302,7 +302,8 @@ def test_pinning_for_a_gpu_keeps_the_batch_as_it_is(reference, monkeypatch):
 )
 def test_workers_unless_the_network_needs_every_core(monkeypatch, device, cpus, workers):
     monkeypatch.setattr("utils.device.available_cpus", lambda: cpus)
-    assert default_workers(torch.device(device)) == workers
+    assert workers_beside(torch.device(device), None) == workers
+    assert workers_beside(torch.device(device), 3) == 3
 
 
 def test_how_many_workers_are_worth_starting(monkeypatch):
