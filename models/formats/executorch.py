@@ -28,7 +28,13 @@ def write_executorch(job: Job, path: Path) -> None:
     model, example = plain(job)
     text = json.dumps(describe(job)).encode("utf-8")
     with torch.no_grad(), quiet(job.opt.verbose):
-        program = torch.export.export(model, (example,))
+        if job.metadata.precision == "int8":
+            require("torchao.quantization.pt2e", "--int8 --include executorch", "torchao")
+            from models.formats.executorch_int8 import quantise
+
+            program = quantise(model, example, job.calibration())
+        else:
+            program = torch.export.export(model, (example,))
         edge = exir.to_edge_transform_and_lower(
             program,
             partitioner=[XnnpackPartitioner()],
@@ -89,4 +95,6 @@ def _set_threads(number: int) -> None:
         portable_lib._unsafe_reset_threadpool(number)
 
 
-register_exporter(Exporter("executorch", "ExecuTorch", write_executorch, {"fp32": ".pte"}))
+register_exporter(
+    Exporter("executorch", "ExecuTorch", write_executorch, {"fp32": ".pte", "int8": "_int8.pte"}),
+)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from models.backends import Options, register_format
 from models.exporting import Exporter, Job, quiet, register_exporter, require
 from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.tflite_precision import reduce_precision
 from models.metadata import decode
 from utils.errors import UserError, first_line
 
 META = "meta.txt"
 META_LIMIT = 1 << 20  # bytes; the names of a thousand classes are 20 kB
-CASTABLE = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")  # where nearly all weights are
 
 
 class ChannelsLast(nn.Module):
@@ -43,7 +43,7 @@ class ChannelsLast(nn.Module):
 
 
 def write_tflite(job: Job, path: Path) -> None:
-    """Convert, store the weights in float16 on request, and put the metadata behind the network."""
+    """Convert, reduce the precision on request, and put the metadata behind the network."""
     litert_torch = require("litert_torch", "--include tflite", "litert-torch")
     require("ai_edge_litert", "--include tflite", "ai-edge-litert")
     model, example = plain(job)
@@ -52,28 +52,11 @@ def write_tflite(job: Job, path: Path) -> None:
     with torch.no_grad(), quiet(job.opt.verbose):
         converted = litert_torch.convert(wrapped, (example.permute(0, 2, 3, 1).contiguous(),))
     converted.export(str(path))
-    if job.metadata.precision == "fp16":
-        path.write_bytes(_in_float16(path.read_bytes()))
-    text = json.dumps(describe(job, path.read_bytes()))
+    content = reduce_precision(path.read_bytes(), job)
+    path.write_bytes(content)
+    text = json.dumps(describe(job, content))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(META, text)
-
-
-def _in_float16(content: bytes) -> bytes:
-    """The network with the weights of convolutions and linear layers in float16; it computes in float32."""
-    quantiser = require("ai_edge_quantizer", "--half --include tflite", "ai-edge-quantizer")
-    from ai_edge_quantizer.quantizer import AlgorithmName
-
-    worker = quantiser.Quantizer(bytearray(content))
-    for operation in CASTABLE:
-        worker.add_weight_only_config(
-            regex=".*",
-            operation_name=quantiser.qtyping.TFLOperationName(operation),
-            num_bits=16,
-            granularity=quantiser.qtyping.QuantGranularity.TENSORWISE,
-            algorithm_key=AlgorithmName.FLOAT_CASTING,
-        )
-    return bytes(worker.quantize().quantized_model)
 
 
 def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -155,5 +138,10 @@ def _from_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 
 register_exporter(
-    Exporter("tflite", "TFLite", write_tflite, {"fp32": ".tflite", "fp16": "-fp16.tflite"}),
+    Exporter(
+        "tflite",
+        "TFLite",
+        write_tflite,
+        {"fp32": ".tflite", "fp16": "-fp16.tflite", "int8": "-int8.tflite"},
+    )
 )

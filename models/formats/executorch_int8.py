@@ -1,0 +1,152 @@
+"""An exported program in int8 for XNNPACK, by torchao's PT2E; the detection head stays float32.
+
+Imported only when it is used: the observers below are subclasses of torchao's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig, QuantizationSpec
+from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
+
+from models.formats.embedded import LEAST, activation_range
+
+# The product of two steps must be one that XNNPACK can divide by, 2^-32 at least. Its quantiser's own 2^-12
+# is too coarse for channels of small weights.
+LEAST_STEP = 2.0**-16
+ATEN = torch.ops.aten
+WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
+CUTTING = {
+    ATEN.silu.default: LEAST["SiLU"],
+    ATEN.silu_.default: LEAST["SiLU"],
+    ATEN.hardswish.default: LEAST["Hardswish"],
+    ATEN.hardswish_.default: LEAST["Hardswish"],
+}
+CLIPPING = frozenset({ATEN.hardtanh.default, ATEN.hardtanh_.default})  # among them ReLU6
+
+
+class RangeObserver(MinMaxObserver):
+    """Notes the extremes of every calibration image; `activation_range` makes one range of them."""
+
+    def __init__(self, bounds: tuple[float, float] = (-math.inf, math.inf), **options: Any) -> None:
+        super().__init__(**options)
+        self.bounds = bounds
+        self.lows: list[float] = []
+        self.highs: list[float] = []
+
+    def end_image(self) -> None:
+        """Begin anew: several tensors of an image come by where one range serves them all."""
+        self.lows.append(self.min_val.item())
+        self.highs.append(self.max_val.item())
+        self.reset_min_max_vals()
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point."""
+        low, high = activation_range(self.lows, self.highs, self.bounds)
+        self.min_val, self.max_val = torch.tensor(low), torch.tensor(high)
+        return super().calculate_qparams()
+
+
+class TrunkQuantizer(XNNPACKQuantizer):
+    """XNNPACK's quantizer for all but the head and all of an attention but its linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weights = QuantizationSpec(
+            dtype=torch.int8,
+            quant_min=-127,
+            quant_max=127,
+            qscheme=torch.per_channel_symmetric,
+            ch_axis=0,
+            observer_or_fake_quant_ctr=PerChannelMinMaxObserver.with_args(eps=LEAST_STEP),
+        )
+        values = _activations()
+        self.set_global(QuantizationConfig(values, values, weights, None, False))
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        """Marks beforehand what is to be left alone, and afterwards what an activation clips."""
+        for node in stays_float(model.graph):
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
+        model = super().annotate(model)
+        for node in model.graph.nodes:
+            annotation, bounds = node.meta.get(Q_ANNOTATION_KEY), _bounds(node)
+            if bounds is not None and annotation is not None and annotation.output_qspec is not None:
+                annotation.output_qspec = _activations(bounds)
+        return model
+
+
+def _bounds(node: Node) -> tuple[float, float] | None:
+    """Of a convolution read by one activation alone: between which values that tells one from the other."""
+    if node.target not in WEIGHTY or len(node.users) != 1:
+        return None
+    (user,) = node.users
+    if user.target in CLIPPING:
+        low, high = (*user.args, -1.0, 1.0)[1:3] if len(user.args) == 1 else user.args[1:3]
+        return float(low), float(high)
+    return (CUTTING[user.target], math.inf) if user.target in CUTTING else None
+
+
+def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:
+    """The model as a program in int8: weights symmetric and per channel, activations by calibrated ranges.
+
+    Args:
+        model: in eval mode.
+        example: (1, ch, H, W) float32.
+        batches: the calibration images, of the example's shape.
+    """
+    prepared = prepare_pt2e(torch.export.export(model, (example,)).module(), TrunkQuantizer())
+    observers = [module for module in prepared.modules() if isinstance(module, RangeObserver)]
+    for batch in batches:
+        prepared(batch)
+        for observer in observers:
+            observer.end_image()
+    return torch.export.export(convert_pt2e(prepared), (example,))
+
+
+def head(graph: torch.fx.Graph) -> list[Node]:
+    """The head: from its 1x1 convolutions, these included, to the results."""
+    waiting, found = list(graph.output_node().all_input_nodes), {}
+    while waiting:
+        node = waiting.pop()
+        if node in found or node.op != "call_function":
+            continue
+        found[node] = None
+        if node.target not in WEIGHTY:
+            waiting += node.all_input_nodes
+    return list(found)
+
+
+def stays_float(graph: torch.fx.Graph) -> list[Node]:
+    """The head, and all of an attention but its linear layers, as in `tflite_precision.stays_float`."""
+    return head(graph) + [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node.target not in WEIGHTY and not _of_maps(node)
+    ]
+
+
+def _of_maps(node: Node) -> bool:
+    """Whether a node reads and makes maps alone, (N, C, H, W); constants such as weights do not count."""
+    parts = [node, *(part for part in node.all_input_nodes if part.op != "get_attr")]
+    values = [part.meta.get("val") for part in parts]
+    return all(value.ndim == 4 for value in values if isinstance(value, Tensor))
+
+
+def _activations(bounds: tuple[float, float] = (-math.inf, math.inf)) -> QuantizationSpec:
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-128,
+        quant_max=127,
+        qscheme=torch.per_tensor_affine,
+        observer_or_fake_quant_ctr=RangeObserver.with_args(bounds=bounds, eps=LEAST_STEP),
+    )

@@ -1,0 +1,217 @@
+"""A TFLite network in float16 or int8, by ai-edge-quantizer; in int8 the detection head stays float32."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from models.exporting import Job, quiet, require
+from models.formats.embedded import LEAST, activation_range
+
+WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
+
+
+class Operation(NamedTuple):
+    """One operation: its kind as TFLite names it, and the names of the tensors it reads and makes.
+
+    Constants such as weights are not among those it reads.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Network(NamedTuple):
+    """What a TFLite file computes.
+
+    Attributes:
+        operations: in the order they are run in.
+        inputs, results: names of the tensors that come in and go out.
+        ranks: the number of axes of each tensor that is not constant.
+    """
+
+    operations: list[Operation]
+    inputs: tuple[str, ...]
+    results: tuple[str, ...]
+    ranks: dict[str, int]
+
+
+def reduce_precision(content: bytes, job: Job) -> bytes:
+    """The network in the precision that the job asks for; itself when that is float32."""
+    if job.metadata.precision == "fp16":
+        return to_float16(content, job)
+    if job.metadata.precision == "int8":
+        return to_int8(content, job)
+    return content
+
+
+def to_float16(content: bytes, job: Job) -> bytes:
+    """The network with the weights of convolutions and linear layers in float16; it computes in float32."""
+    quantiser = require("ai_edge_quantizer", "--half --include tflite", "ai-edge-quantizer")
+    from ai_edge_quantizer.quantizer import AlgorithmName
+
+    worker = quantiser.Quantizer(bytearray(content))
+    for operation in sorted(WEIGHTY):
+        worker.add_weight_only_config(
+            regex=".*",
+            operation_name=quantiser.qtyping.TFLOperationName(operation),
+            num_bits=16,
+            granularity=quantiser.qtyping.QuantGranularity.TENSORWISE,
+            algorithm_key=AlgorithmName.FLOAT_CASTING,
+        )
+    with _silent(job.opt.verbose):
+        return bytes(worker.quantize().quantized_model)
+
+
+def to_int8(content: bytes, job: Job) -> bytes:
+    """Post-training quantisation: weights per channel, activations by calibrated ranges.
+
+    Images, results, the head and all of an attention but its linear layers stay float32.
+    """
+    quantiser = require("ai_edge_quantizer", "--int8 --include tflite", "ai-edge-quantizer")
+    from ai_edge_quantizer.quantizer import AlgorithmName
+
+    network = read_network(content)
+    everything = quantiser.qtyping.TFLOperationName.ALL_SUPPORTED
+    worker = quantiser.Quantizer(bytearray(content))
+    worker.add_static_config(".*", everything, activation_num_bits=8, weight_num_bits=8)
+    # An operation goes by the names of its results, each with a semicolon; what comes in by its own.
+    names = "|".join(map(re.escape, [*network.inputs, *network.results, *stays_float(network)]))
+    worker.update_quantization_recipe(f"^(?:{names});$", everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    ranges = {
+        name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
+        for name, (low, high) in calibrate(content, network, job).items()
+    }
+    with _silent(job.opt.verbose):
+        return bytes(worker.quantize(ranges).quantized_model)
+
+
+def read_network(content: bytes) -> Network:
+    """The operations of a TFLite file's first, and here only, graph."""
+    tools = require("ai_edge_litert.tools.flatbuffer_utils", "--int8 --include tflite", "ai-edge-litert")
+    kinds = {code: kind for kind, code in vars(tools.BuiltinOperator).items() if isinstance(code, int)}
+    model = tools.read_model_from_bytearray(bytearray(content))
+    graph = model.subgraphs[0]
+    made = {*graph.inputs, *(tensor for operator in graph.operators for tensor in operator.outputs)}
+    names = {index: graph.tensors[index].name.decode() for index in made}
+
+    def named(indices: Any) -> tuple[str, ...]:
+        return tuple(names[index] for index in indices if index in made)
+
+    operations = [
+        Operation(
+            kinds[model.operatorCodes[operator.opcodeIndex].builtinCode],
+            named(operator.inputs),
+            named(operator.outputs),
+        )
+        for operator in graph.operators
+    ]
+    ranks = {name: len(graph.tensors[index].shape) for index, name in names.items()}
+    return Network(operations, named(graph.inputs), named(graph.outputs), ranks)
+
+
+def head(network: Network) -> list[Operation]:
+    """The head: from its 1x1 convolutions, these included, to the results."""
+    makers = {name: operation for operation in network.operations for name in operation.outputs}
+    waiting, found = [makers[name] for name in network.results], {}
+    while waiting:
+        operation = waiting.pop()
+        if operation.outputs in found:
+            continue
+        found[operation.outputs] = operation
+        if operation.kind not in WEIGHTY:
+            waiting += [makers[name] for name in operation.inputs if name in makers]
+    return list(found.values())
+
+
+def stays_float(network: Network) -> list[str]:
+    """Names of what the operations make that are left alone: the head, and attention but its linear layers.
+
+    A convolution's maps have four axes. Where tensors of other numbers appear there is attention, from one
+    convolution to the next: its norms and running sums have no room in 256 steps (a MobileViT's maps come out
+    0.47 wrong, against 0.03 with these in float32).
+    """
+    free = [operation for operation in network.operations if operation.kind not in WEIGHTY]
+    users: dict[str, list[Operation]] = {}
+    for operation in free:
+        for name in operation.inputs + operation.outputs:
+            users.setdefault(name, []).append(operation)
+    waiting = [
+        operation
+        for operation in free
+        if any(network.ranks[name] != 4 for name in operation.inputs + operation.outputs)
+    ]
+    found = {operation.outputs: operation for operation in head(network)}
+    while waiting:
+        operation = waiting.pop()
+        if operation.outputs not in found:
+            found[operation.outputs] = operation
+            waiting += [user for name in operation.inputs + operation.outputs for user in users[name]]
+    return [name for outputs in found for name in outputs]
+
+
+def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[float, float]]:
+    """The range of every tensor that is not constant, over the calibration images."""
+    runtime = require("ai_edge_litert.interpreter", "--int8 --include tflite", "ai-edge-litert")
+    with _silent(job.opt.verbose):  # it warns of the memory that tensors take which are kept
+        interpreter = runtime.Interpreter(
+            model_content=content,
+            num_threads=torch.get_num_threads(),
+            experimental_preserve_all_tensors=True,
+        )
+    interpreter.allocate_tensors()
+    (image,) = interpreter.get_input_details()
+    wanted = {
+        tensor["name"]: tensor["index"]
+        for tensor in interpreter.get_tensor_details()
+        if tensor["name"] in network.ranks and tensor["dtype"] == np.float32
+    }
+    lows: dict[str, list[float]] = {name: [] for name in wanted}
+    highs: dict[str, list[float]] = {name: [] for name in wanted}
+    for batch in job.calibration():
+        interpreter.set_tensor(image["index"], batch.permute(0, 2, 3, 1).contiguous().numpy())
+        interpreter.invoke()
+        for name, index in wanted.items():
+            values = interpreter.get_tensor(index)
+            lows[name].append(values.min())
+            highs[name].append(values.max())
+    bounds = saturating(network)
+    everything = -math.inf, math.inf
+    return {name: activation_range(lows[name], highs[name], bounds.get(name, everything)) for name in wanted}
+
+
+def saturating(network: Network) -> dict[str, tuple[float, float]]:
+    """Tensors read by an activation alone that makes next to nothing of low values, each with its bounds."""
+    users: dict[str, list[Operation]] = {}
+    for operation in network.operations:
+        for name in operation.inputs:
+            users.setdefault(name, []).append(operation)
+    found = {}
+    for operation in network.operations:
+        read = users.get(operation.inputs[0], []) if operation.inputs else []
+        if operation.kind == "HARD_SWISH" and len(read) == 1:
+            found[operation.inputs[0]] = LEAST["Hardswish"], math.inf
+        # SiLU is x * sigmoid(x): the product reads both, and nothing else reads x.
+        products = [user for user in read if user.kind == "MUL" and operation.outputs[0] in user.inputs]
+        if operation.kind == "LOGISTIC" and len(products) == 1 and len(read) == 2:
+            found[operation.inputs[0]] = LEAST["SiLU"], math.inf
+    return found
+
+
+@contextlib.contextmanager
+def _silent(verbose: bool) -> Iterator[None]:
+    """Without the progress bars and reports of the quantiser; what it raises comes through."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(quiet(verbose))
+        if not verbose:
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                stack.enter_context(redirect(io.StringIO()))
+        yield
