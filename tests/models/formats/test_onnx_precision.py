@@ -12,6 +12,7 @@ from small import DEPTHWISE, expected, photographs, save_small
 import export
 from models.backends import load_backend
 from models.formats.onnx_precision import head
+from models.proof import TOLERANCE
 from tests.tiny_set import write_set
 from utils.errors import UserError
 
@@ -51,7 +52,7 @@ def test_float16_inside_float32_outside(weights, dynamic, simplify):
     model = save_small(weights, DEPTHWISE)
     for batch in (photographs(2, 72, 40), photographs(1, 64, 64)) if dynamic else (photographs(1, 64, 64),):
         difference = (backend.predict(batch) - expected(model, batch)).abs()
-        score, box = export.TOLERANCE["fp16"]
+        score, box = TOLERANCE["fp16"]
         assert 1e-6 < difference[..., 4:].max() < score
         assert difference[..., :4].max() < box
 
