@@ -117,6 +117,12 @@ def test_weights_are_quantised_per_channel(weights, tmp_path):
         assert not values[node.input[2]].any(), "symmetric: zero is zero"
 
 
+def test_operator_set_too_old_for_int8_is_a_sentence(weights, tmp_path):
+    data = write_set(tmp_path / "set", train=1, val=1)
+    with pytest.raises(UserError, match="--opset 12: int8 needs 13 or more"):
+        export.run(weights=str(weights), include=["onnx"], imgsz=[64], int8=True, data=str(data), opset=12)
+
+
 def test_int8_file_is_not_float16(weights, tmp_path):
     data = write_set(tmp_path / "set", train=2, val=1)
     (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64], int8=True, data=str(data))
