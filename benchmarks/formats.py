@@ -32,7 +32,7 @@ from models.exporting import EXPORTERS
 from models.quantiser import measure
 from utils.cli import Parser, guard, overlay
 from utils.datasets import load_dataset
-from utils.device import available_cpus, describe, select_device, versions
+from utils.device import describe, select_device, versions
 from utils.errors import UserError
 from utils.files import ROOT, atomic_text, find_file, increment_dir
 from utils.profiling import latency
@@ -202,7 +202,6 @@ def _validate(opt: Namespace, path: Path, folder: Path) -> float:
         imgsz=opt.imgsz,
         batch_size=opt.batch_size,
         device=opt.device,
-        workers=min(2, available_cpus()),
         project=str(folder / "val"),
         name=path.parent.name,
     )

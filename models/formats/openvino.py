@@ -37,11 +37,22 @@ def write_openvino(job: Job, path: Path) -> None:
     network.outputs[0].get_tensor().set_names({"output0"})
     if job.metadata.precision == "int8":
         network = quantise(network, job)
-    if job.metadata.nms is not None:
-        network = with_nms_in_openvino(network, job)
+    _save(network, job, path, compress=job.metadata.precision == "fp16")
+
+
+def add_nms(job: Job, folder: Path, path: Path) -> None:
+    """A written network with NMS behind it; outputs and further inputs are those of `models.suppression`."""
+    openvino = require("openvino", "--include openvino --nms")
+    network = openvino.Core().read_model(_network_file(folder))
+    _save(with_nms_in_openvino(network, job), job, path, compress=False)  # what may be float16 is by now
+
+
+def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
+    """Write a network, its weights in float16 if wanted, and beside it what the job says about it."""
+    openvino = require("openvino", "--include openvino")
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
-    openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=job.metadata.precision == "fp16")
+    openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=compress)
     save_yaml(path / METADATA, dict(job.metadata.entries()))
 
 
@@ -167,6 +178,7 @@ register_exporter(
         "OpenVINO",
         write_openvino,
         {"fp32": ENDING, "fp16": ENDING, "int8": f"_int8{ENDING}"},
-        frozenset({"batch", "dynamic", "nms"}),
+        frozenset({"batch", "dynamic"}),
+        add_nms=add_nms,
     )
 )
