@@ -5,14 +5,16 @@ python export.py --weights runs/train/exp/weights/best.pt --include onnx torchsc
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import shutil
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,11 @@ import torch
 from torch import Tensor
 
 import models.formats  # noqa: F401 registers the formats
-from models.agreement import compare_detections
-from models.backends import load_backend
 from models.checkpoint import load_checkpoint
 from models.exporting import EXPORTERS, Exporter, Job, network_input
 from models.metadata import Metadata
 from models.nms_inside import Suppression
+from models.proof import check_nms, compare, judge, report_accuracy
 from models.quantiser import Accuracy, Quantiser
 from models.registry import load_plugins
 from models.yolo import DetectionModel
@@ -37,11 +38,7 @@ from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
 
 LOGGER = logging.getLogger("yolo.export")
 
-# How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
-# An int8 file is judged by its mAP instead.
-TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
-MAP_LOSS = 0.02  # how much mAP50-95 an int8 file may lose before a warning
-WRONG = {"fp32": 0.0, "fp16": 0.02}  # share of detections for which rounding may be to blame
+NMS_BATCHES = 8  # of calibration images, on which NMS behind an int8 network is checked too
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 
@@ -56,11 +53,11 @@ class ExportResult:
         seconds: how long exporting and checking took.
         size_mb: its size in MB (10^6 bytes).
         max_score_diff: largest difference to PyTorch over every objectness and class score checked.
-        max_box_diff: the same over centres, widths and heights, in pixels; of a file with NMS inside, both
-            over the confidences and corners of its detections.
+        max_box_diff: the same over centres, widths and heights, in pixels.
         precision: 'fp32', 'fp16' or 'int8'.
         accuracy: of an int8 file, the mAP on the validation images beside PyTorch's; None for others.
-        detections: how many were compared with PyTorch's; None without NMS inside.
+        detections: with NMS inside, how many were compared with what NMS makes of the network's boxes; the
+            figures above are then of the network before it. None without NMS.
     """
 
     format: str
@@ -152,8 +149,6 @@ def export(opt: Namespace) -> list[ExportResult]:
     if opt.dynamic:
         other = _second_size((height, width), int(max(model.stride)))
         batches.append(_check_batch(opt.data, model.ch, opt.batch_size + 1, other).to(device))
-    if opt.nms:  # several images, and one in which there is nothing
-        batches.append(torch.stack([example[0], torch.full_like(example[0], 114 / 255)]))
     job = _job(model, example, opt)
     quantiser = Quantiser(opt.data, opt.calibration_images, weights, example) if opt.int8 else None
     if quantiser is not None:
@@ -182,11 +177,6 @@ def _check_options(opt: Namespace) -> list[str]:
         raise UserError("--half and --int8 exclude each other; leave one of them out")
     if opt.int8 and not opt.data:
         raise UserError("--int8: is calibrated on the images it is made for; add --data with their YAML")
-    if opt.int8 and opt.nms:
-        raise UserError(
-            "--int8 and --nms exclude each other: an int8 file is judged by its mAP, which needs every box; "
-            "leave one of them out"
-        )
     if opt.calibration_images < 1:
         raise UserError(f"--calibration-images {opt.calibration_images}: must be 1 or more; 100 to 300 do")
     if opt.opset not in OPSETS:
@@ -266,29 +256,38 @@ def _export_one(
     weights: Path,
     quantiser: Quantiser | None,
 ) -> ExportResult:
-    """Write one format under a temporary name, check it, and only then put it where it belongs."""
-    exporter = EXPORTERS[name]
+    """Write one format under a temporary name, check it, and only then put it where it belongs.
+
+    With NMS there are two files: the network, which is compared and measured as any other, and that network
+    with NMS behind it, which is checked against the first and kept.
+    """
+    exporter, precision = EXPORTERS[name], job.metadata.precision
     target = weights.with_name(weights.stem + _check_exporter(exporter, job.opt))
     started = time.perf_counter()
     folder = Path(tempfile.mkdtemp(prefix=f".{weights.stem}.", suffix=".part", dir=weights.parent))
     try:
         part = folder / target.name
-        _write(name, exporter, job, part)
-        found = None
-        if job.opt.nms:
-            score, box, found = _compare_nms(name, reference, part, batches, job.opt)
-        else:
-            score, box = compare(reference, part, batches)
-            _judge(name, score, box, precision_of(job.opt))
-        accuracy = None if quantiser is None else quantiser.accuracy(part)
+        with _one_sentence(name, job.opt.verbose):
+            exporter.write(replace(job, metadata=replace(job.metadata, nms=None)), part)
+        score, box = compare(reference, part, batches)
+        judge(name, score, box, precision)
+        accuracy, found = None, None
+        if quantiser is not None:
+            accuracy = quantiser.accuracy(part)
+            report_accuracy(name, accuracy)
+        if job.metadata.nms is not None:
+            network, part = part, folder / "nms" / target.name
+            part.parent.mkdir()
+            with _one_sentence(name, job.opt.verbose):
+                exporter.add_nms(job, network, part)
+            more = [] if quantiser is None else islice(quantiser.batches(), NMS_BATCHES)
+            found = check_nms(name, network, part, [*batches, *(b.to(job.example.device) for b in more)])
         seconds = time.perf_counter() - started
-        if accuracy is not None:
-            _report_accuracy(name, accuracy)
         replace_path(part, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     size = path_size(target) / 1e6
-    return ExportResult(name, target, seconds, size, score, box, precision_of(job.opt), accuracy, found)
+    return ExportResult(name, target, seconds, size, score, box, precision, accuracy, found)
 
 
 def precision_of(opt: Namespace) -> str:
@@ -309,101 +308,28 @@ def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
             f"--half: {exporter.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
         )
     asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "nms": opt.nms, "simplify": opt.simplify}
+    able = exporter.options if exporter.add_nms is None else exporter.options | {"nms"}
     for option in sorted(option for option, given in asked.items() if given):
-        if option not in exporter.options:
+        if option not in able:
             flag = "--batch-size above 1" if option == "batch" else f"--{option}"
             raise UserError(f"--include {exporter.name}: {exporter.title} files cannot have {flag}")
     return exporter.endings[precision]
 
 
-def _write(name: str, exporter: Exporter, job: Job, part: Path) -> None:
-    """Call an exporter; whatever the packages behind it raise becomes one sentence."""
+@contextlib.contextmanager
+def _one_sentence(name: str, verbose: bool) -> Iterator[None]:
+    """Around an exporter: whatever the packages behind it raise becomes one sentence."""
     try:
-        exporter.write(job, part)
+        yield
     except (UserError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 exporters have no common exception, and one format stops no other
-        if job.opt.verbose:
+        if verbose:
             LOGGER.exception("%s exporter", name)
         reason = first_line(error)
         raise UserError(
             f"the exporter stopped with {type(error).__name__}: {reason[:200]}; add --verbose for all of it"
         ) from error
-
-
-def compare(reference: DetectionModel, path: Path, batches: Sequence[Tensor]) -> tuple[float, float]:
-    """How far an exported file is from the PyTorch model it came from.
-
-    Args:
-        reference: the model, float32, not fused.
-        path: the exported file.
-        batches: images (N, ch, H, W), floating in 0..1, on the model's device.
-
-    Returns:
-        The largest difference over all rows of (objectness and class scores, xywh in pixels).
-    """
-    device = batches[0].device
-    backend = load_backend(path, device)
-    scores, boxes = [], []
-    for images in batches:
-        with torch.no_grad():
-            wanted = reference(images)[0]
-        found = backend.predict(images)
-        if found.shape != wanted.shape:
-            raise UserError(f"gives {tuple(found.shape)} where PyTorch gives {tuple(wanted.shape)}")
-        difference = (found - wanted).abs().nan_to_num(torch.inf, torch.inf)
-        scores.append(difference[..., 4:].max().item())
-        boxes.append(difference[..., :4].max().item())
-    return max(scores), max(boxes)
-
-
-def _compare_nms(
-    name: str, reference: DetectionModel, path: Path, batches: Sequence[Tensor], opt: Namespace
-) -> tuple[float, float, int]:
-    """The same for a file with NMS inside, judged: score, corner in pixels, detections compared."""
-    precision = precision_of(opt)
-    backend = load_backend(path, batches[0].device)
-    found = compare_detections(reference, backend, batches, TOLERANCE[precision])
-    if found.wrong > WRONG[precision] * found.detections:
-        raise UserError(
-            f"{found.wrong} of its {found.detections} detections are not what NMS makes of PyTorch's boxes, "
-            "so the file was removed"
-        )
-    LOGGER.info(
-        "%s: %d detections as PyTorch's, at most %.2g off in a score, %.2g px in a corner",
-        *(name, found.detections, found.score, found.box),
-    )
-    if not found.detections:
-        LOGGER.warning("%s: nothing was found in the image it was checked with; give --data", name)
-    return found.score, found.box, found.detections
-
-
-def _judge(name: str, score: float, box: float, precision: str) -> None:
-    """Say how close the file is, and refuse it when that is not close enough."""
-    LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
-    if precision not in TOLERANCE:
-        return
-    score_limit, box_limit = TOLERANCE[precision]
-    if score > score_limit or box > box_limit:
-        raise UserError(
-            f"differs from PyTorch by {score:.2g} in a score (allowed {score_limit:g}) and {box:.2g} px in a "
-            f"box (allowed {box_limit:g}), so the file was removed"
-        )
-
-
-def _report_accuracy(name: str, accuracy: Accuracy) -> None:
-    """Say what mAP the quantised file has beside PyTorch's, and warn when much of it is gone."""
-    LOGGER.info(
-        "%s: mAP50-95 %.4f (PyTorch %.4f, %+.4f), mAP50 %.4f (PyTorch %.4f, %+.4f)",
-        *(name, accuracy.map, accuracy.pytorch_map, accuracy.map - accuracy.pytorch_map),
-        *(accuracy.map50, accuracy.pytorch_map50, accuracy.map50 - accuracy.pytorch_map50),
-    )
-    lost = accuracy.pytorch_map - accuracy.map
-    if lost > MAP_LOSS:
-        LOGGER.warning(
-            "%s: int8 loses %.3f of mAP50-95, more than %g; give more --calibration-images or use --half",
-            *(name, lost, MAP_LOSS),
-        )
 
 
 def _check_batch(data: str, ch: int, batch: int, size: tuple[int, int]) -> Tensor:

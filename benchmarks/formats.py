@@ -32,7 +32,7 @@ from models.exporting import EXPORTERS
 from models.quantiser import measure
 from utils.cli import Parser, guard, overlay
 from utils.datasets import load_dataset
-from utils.device import available_cpus, describe, select_device, versions
+from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.files import ROOT, atomic_text, find_file, increment_dir
 from utils.profiling import latency
@@ -138,6 +138,8 @@ def _table(opt: Namespace, weights: Path, folder: Path, floor: float | None) -> 
     """Everything about one checkpoint: made, validated, timed, printed, saved."""
     rows, opened = [Row(PYTORCH, "fp32", size_mb=weights.stat().st_size / 1e6)], []
     device = select_device(opt.device)
+    if device.type == "cpu":
+        tune_allocator()  # as val.py and detect.py do
     backend = load_backend(weights, device)
     opened.append((rows[0], backend))
     if not opt.test:
@@ -202,7 +204,6 @@ def _validate(opt: Namespace, path: Path, folder: Path) -> float:
         imgsz=opt.imgsz,
         batch_size=opt.batch_size,
         device=opt.device,
-        workers=min(2, available_cpus()),
         project=str(folder / "val"),
         name=path.parent.name,
     )

@@ -1,13 +1,13 @@
-"""Whether a file with NMS inside finds what the PyTorch model finds with `non_max_suppression`.
+"""Whether a file with NMS inside finds what `non_max_suppression` finds in a network's decoded boxes.
 
 Rounding alone may put a score on the other side of a threshold, or turn two nearly equal scores round, after
 which another box of a heap stays. So it is not two lists that are compared: what the file finds is held
-against the model's candidates and against what makes greedy NMS (`_judge`): rounding is free, nothing else.
+against the network's candidates and against what makes greedy NMS (`_judge`): rounding is free, nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from models.backends import Backend
 from models.nms_inside import Suppression
-from models.yolo import DetectionModel
 from utils.boxes import MAX_CANDIDATES, NmsOptions, box_iou
 
 
@@ -25,7 +24,7 @@ class Agreement:
 
     Attributes:
         score, box: largest differences, of a confidence and of a corner in pixels, between what was found and
-            the model's own candidate for it.
+            the network's own candidate for it.
         detections: how many the file found.
         wrong: how many of them should not be there, and how many that should be are not.
     """
@@ -37,16 +36,21 @@ class Agreement:
 
 
 def compare_detections(
-    reference: DetectionModel, backend: Backend, batches: Sequence[Tensor], tolerance: tuple[float, float]
+    decode: Callable[[Tensor], Tensor],
+    backend: Backend,
+    batches: Sequence[Tensor],
+    tolerance: tuple[float, float],
 ) -> Agreement:
-    """Run the file and the model on images (N, ch, H, W), at several thresholds where these are inputs.
+    """Run the file and the network on images (N, ch, H, W), at several thresholds where these are inputs.
 
-    `tolerance` is how far rounding may carry a score, and a corner in pixels.
+    Args:
+        decode: gives the network's boxes (N, boxes, 5 + nc), as `Backend.predict` does.
+        backend: the file with NMS inside.
+        tolerance: how far rounding may carry a score, and a corner in pixels.
     """
     total = Agreement()
     for images in batches:
-        with torch.no_grad():
-            decoded = reference(images)[0]
+        decoded = decode(images)
         for wanted in _wishes(backend.nms):
             for rows, found in zip(decoded, backend.detections(images, wanted)):
                 one = _judge(rows, found, wanted, tolerance)
@@ -70,7 +74,7 @@ def _wishes(nms: Suppression) -> Iterator[NmsOptions]:
 def _judge(rows: Tensor, found: Tensor, wanted: NmsOptions, tolerance: tuple[float, float]) -> Agreement:
     """Decoded rows (boxes, 5 + nc) and the detections (n, 6) found of them.
 
-    Each detection must be a candidate of the model; they must stand best first, at most `max_det`; none may
+    Each detection must be a candidate of the network; they must stand best first, at most `max_det`; none may
     overlap another that it competes with above the threshold; and each candidate that is not among them must
     overlap one at least as good, or come after the last of a full list.
     """

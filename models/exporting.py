@@ -66,13 +66,14 @@ class Exporter:
     Attributes:
         name: its name in --include.
         title: its name for people.
-        write: writes the file, or the folder, at the path it is given.
+        write: writes the network, giving decoded boxes, as the file or the folder at the path it is given.
         endings: by precision ('fp32', 'fp16', 'int8'), how the file's name ends after the checkpoint's stem;
             a precision that is not there is refused.
-        options: which of the options 'batch', 'dynamic', 'nms' and 'simplify' it honours; the others are
-            refused.
+        options: which of the options 'batch', 'dynamic' and 'simplify' it honours; the others are refused.
         cuda_only: the precisions that this format can be written in and run in with CUDA only.
         unavailable: why this platform cannot write it; None when it can.
+        add_nms: takes what `write` wrote at the first path, as it is, and writes it at the second with the
+            job's NMS behind it; None: --nms is refused.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Exporter:
     options: frozenset[str] = field(default_factory=frozenset)
     cuda_only: frozenset[str] = frozenset()
     unavailable: Callable[[], str | None] = lambda: None
+    add_nms: Callable[[Job, Path, Path], None] | None = None
 
 
 EXPORTERS: dict[str, Exporter] = {}

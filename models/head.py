@@ -68,29 +68,32 @@ class Detect(nn.Module):
             Decoded rows are x, y, w, h in pixels of the input, objectness and class probabilities, float32,
             in order of level, anchor, row, column.
         """
-        raws = []
-        for conv, level in zip(self.m, x):
-            y = conv(level)
-            n, _, ny, nx = y.shape
-            raws.append(y.view(n, self.na, self.no, ny, nx).permute(0, 1, 3, 4, 2))
+        maps = [conv(level) for conv, level in zip(self.m, x)]
         if self.training:
-            return raws
-        decoded = torch.cat([self._decode(raw, i) for i, raw in enumerate(raws)], 1)
-        return decoded if self.export else (decoded, raws)
+            return [self._raw(y) for y in maps]
+        decoded = torch.cat([self._decode(y, i) for i, y in enumerate(maps)], 1)
+        return decoded if self.export else (decoded, [self._raw(y) for y in maps])
 
-    def _decode(self, raw: Tensor, level: int) -> Tensor:
-        """(N, na, ny, nx, no) logits -> (N, na*ny*nx, no) boxes and probabilities.
+    def _raw(self, y: Tensor) -> Tensor:
+        """A convolution's result (N, na*no, ny, nx) seen as (N, na, ny, nx, no)."""
+        n, _, ny, nx = y.shape
+        return y.view(n, self.na, self.no, ny, nx).permute(0, 1, 3, 4, 2)
 
+    def _decode(self, y: Tensor, level: int) -> Tensor:
+        """(N, na*no, ny, nx) logits -> (N, na*ny*nx, no) boxes and probabilities.
+
+        Outputs stay the last axis all the way, as convolutions of CPU runtimes give them: there the anchors
+        change places in one go with the joining of the columns, and nothing is brought into planes and back.
         In float32: in half precision a coordinate on a large map has no bits left for its fraction.
         """
-        n, _, ny, nx, _ = raw.shape
-        y = raw.float().sigmoid()
-        rows = torch.arange(ny, device=raw.device, dtype=torch.float32).view(1, 1, ny, 1)
-        columns = torch.arange(nx, device=raw.device, dtype=torch.float32).view(1, 1, 1, nx)
-        cell = torch.stack((columns.expand(1, 1, ny, nx), rows.expand(1, 1, ny, nx)), -1)
+        n, _, ny, nx = y.shape
         stride = self.stride[level].float()
-        anchor = self.anchors[level].float().view(1, self.na, 1, 1, 2) * stride
-        xy = (y[..., 0:2] * 2 - 0.5 + cell) * stride
-        side = y[..., 2:4] * 2
+        anchor = self.anchors[level].float().view(self.na, 1, 2) * stride
+        rows = torch.arange(ny, device=y.device, dtype=torch.float32).view(ny, 1).expand(ny, nx)
+        columns = torch.arange(nx, device=y.device, dtype=torch.float32).view(1, nx).expand(ny, nx)
+        cell = torch.stack((columns, rows), -1).view(ny * nx, 2)
+        p = y.permute(0, 2, 3, 1).float().sigmoid().reshape(n, ny * nx, self.na, self.no).transpose(1, 2)
+        xy = (p[..., 0:2] * 2 - 0.5 + cell) * stride
+        side = p[..., 2:4] * 2
         wh = side * side * anchor  # not a power, which not every mobile runtime has
-        return torch.cat((xy, wh, y[..., 4:]), -1).reshape(n, self.na * ny * nx, self.no)
+        return torch.cat((xy, wh, p[..., 4:]), -1).reshape(n, self.na * ny * nx, self.no)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from models.backends import Backend, check_classes, load_backend
 from models.exporting import network_input
-from utils.dataloaders import build_loader
+from utils.dataloaders import build_loader, workers_beside
 from utils.datasets import DatasetConfig, load_dataset, load_images
-from utils.device import available_cpus
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.metrics import Metrics
@@ -55,7 +54,7 @@ class Quantiser:
         if self.ch not in (1, 3):
             raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
         self.config = load_dataset(data)
-        images = load_images(self.config, "train", workers=min(2, available_cpus()))
+        images = load_images(self.config, "train")
         # Evenly over the list, which is sorted: a set in which the classes come one after the other is
         # covered as well, and the choice is the same every time.
         chosen = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
@@ -107,15 +106,14 @@ def measure(
             f"{backend.path}: mAP is measured on squares, not {height}x{width}; give one --imgsz or --dynamic"
         )
     check_classes(backend, config)
-    workers = min(2, available_cpus())
     loader = build_loader(
-        load_images(config, "val", workers=workers),
+        load_images(config, "val"),
         max(size),
         batch,
         rect=rect,
         pad=0.5 if rect else 0.0,
         stride=backend.stride,
-        workers=workers,
+        workers=workers_beside(backend.device, None),
     )
     try:
         return evaluate(backend, loader, names=config.names, device=backend.device).metrics

@@ -22,7 +22,6 @@ from models.backends import load_backend
 from models.checkpoint import save_checkpoint
 from models.formats import onnx as onnx_format
 from models.metadata import PROJECT, SCHEMA_DECODED
-from models.quantiser import Accuracy
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT
@@ -274,16 +273,6 @@ def test_script_exits_with_a_code_and_no_traceback(weights, arguments, code):
         wanted = load_backend(weights).predict(images)
         found = load_backend(Path(str(weights).replace(".pt", ".torchscript"))).predict(images)
         torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(("left", "warned"), [(0.481, False), (0.479, True)])
-def test_int8_that_loses_mean_average_precision_is_warned_of(caplog, left, warned):
-    with caplog.at_level("INFO", "yolo.export"):
-        export._report_accuracy("onnx", Accuracy(left, 0.88, 0.5, 0.9))
-    assert f"mAP50-95 {left:.4f} (PyTorch 0.5000, {left - 0.5:+.4f})" in caplog.text
-    assert "mAP50 0.8800 (PyTorch 0.9000, -0.0200)" in caplog.text
-    assert ("int8 loses 0.021 of mAP50-95" in caplog.text) is warned
-    assert any(record.levelname == "WARNING" for record in caplog.records) is warned
 
 
 def test_format_without_the_precision_says_which_it_has(weights, tmp_path):

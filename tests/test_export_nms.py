@@ -1,5 +1,6 @@
 """export.py --nms: files that give the detections of the .pt, and detect.py and val.py that take them."""
 
+import copy
 import importlib.util
 import json
 import logging
@@ -22,6 +23,7 @@ from models.agreement import compare_detections
 from models.backends import load_backend
 from models.checkpoint import save_checkpoint
 from models.formats import onnx as onnx_format
+from models.formats.onnx_nms import PREFIX
 from models.metadata import SCHEMA, parse_metadata
 from models.nms_inside import Suppression
 from models.yolo import DetectionModel
@@ -41,6 +43,9 @@ ENDINGS = {"onnx": ".onnx", "torchscript": ".torchscript"}
 if importlib.util.find_spec("openvino"):  # optional
     ENDINGS["openvino"] = "_openvino_model"
 FORMATS = list(ENDINGS)
+QUANTISED = ["onnx"]
+if "openvino" in ENDINGS and importlib.util.find_spec("nncf"):  # optional
+    QUANTISED.append("openvino")
 
 
 def tiny(path, nc=2):
@@ -142,7 +147,7 @@ def test_free_file_takes_any_size_and_figure(folder, kind):
             if kind != "openvino":  # its rounding turns nearly equal scores round: see the agreement below
                 assert_close(found, checkpoint.detections(batch, wanted))
     batches = [images(1).float() / 255, images(3, 40, 72).float() / 255]
-    agreement = compare_detections(checkpoint.model, backend, batches, (1e-3, 0.5))
+    agreement = compare_detections(checkpoint.predict, backend, batches, (1e-3, 0.5))
     assert agreement.wrong == 0 and agreement.detections > 100
     assert agreement.score < 1e-4 and agreement.box < 1e-2
 
@@ -157,6 +162,89 @@ def test_full_output_is_said_once(folder, caplog):
         f"{folder / 'fixed.onnx'}: gives 2 boxes of an image at most, and an image here has as many, so some "
         "may be missing; export it again with a larger --max-det"
     ]
+
+
+def spied(exporter, jobs):
+    """The exporter, putting down each job that it writes a network for."""
+    return replace(exporter, write=lambda job, path: jobs.append(job) or exporter.write(job, path))
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """A folder with the int8 files of two copies of a checkpoint, `plain` and `nms`; the results of the
+    latter; the jobs that were calibrated for these."""
+    folder = tmp_path_factory.mktemp("int8")
+    data = write_set(folder / "set", train=4, val=2)
+    common = {"include": QUANTISED, "imgsz": [64], "batch_size": 2, "int8": True, "data": str(data)}
+    export.run(weights=str(tiny(folder / "plain.pt")), **common)
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in QUANTISED:
+            patch.setitem(export.EXPORTERS, kind, spied(export.EXPORTERS[kind], written))
+        results = export.run(weights=str(tiny(folder / "nms.pt")), nms=True, **common)
+    return folder, results, written
+
+
+def test_int8_is_measured_before_nms_and_calibrated_once(quantised):
+    folder, results, written = quantised
+    assert [r.path.name for r in results] == [f"nms_int8{ENDINGS[kind]}" for kind in QUANTISED]
+    for result in results:
+        assert result.precision == "int8"
+        assert 0 <= result.accuracy.map <= 1
+        assert result.detections > 500, "calibration images count too"
+        assert result.max_score_diff > 1e-4, "of the network in int8, not of its NMS"
+    assert [job.metadata.nms for job in written] == [None] * len(QUANTISED)
+    assert not list(folder.glob(".*")), "nothing is left of the network without NMS"
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_int8_file_gives_what_nms_makes_of_its_own_boxes(quantised, kind):
+    folder = quantised[0]
+    backend, plain = (load_backend(folder / f"{name}_int8{ENDINGS[kind]}") for name in ("nms", "plain"))
+    assert (backend.precision, backend.nms) == ("int8", Suppression())
+    wanted = Suppression().usual()
+    batch = images(3, 64, 64)
+    found = backend.detections(batch, wanted)
+    assert sum(map(len, found)) > 100
+    assert_close(found, wanted.suppress(plain.predict(batch)))
+    checkpoint = load_backend(folder / "nms.pt").detections(batch, wanted)
+    assert any(len(a) != len(b) or (a - b).abs().max() > 1e-3 for a, b in zip(found, checkpoint))
+
+
+def test_nms_behind_int8_stays_float32(quantised):
+    graph = onnx.load(quantised[0] / "nms_int8.onnx").graph
+    inside = [node for node in graph.node if node.name.startswith(PREFIX)]
+    assert {"TopK", "NonMaxSuppression"} <= {node.op_type for node in inside}
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in inside}
+    assert {value.name: value.type.tensor_type.elem_type for value in graph.output} == {
+        "output0": onnx.TensorProto.FLOAT,
+        "counts": onnx.TensorProto.INT64,
+    }
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_detect_and_val_take_int8_with_nms(quantised, caplog, tmp_path, kind):
+    folder = quantised[0]
+    name = f"_int8{ENDINGS[kind]}"
+    common = {"project": str(tmp_path), "imgsz": 64}
+    source = str(folder / "set" / "images" / "val")
+    found, wanted = (
+        detect.run(weights=str(folder / f"{file}{name}"), source=source, nosave=True, **common).detections
+        for file in ("nms", "plain")
+    )
+    assert sum(len(d.boxes) for d in found) > 10
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+    with caplog.at_level(logging.WARNING, "yolo.backends"):
+        val.run(weights=str(folder / f"nms{name}"), data=str(folder / "set/shapes.yaml"), workers=0, **common)
+    assert "the confidence threshold is 0.25, not 0.001" in caplog.text
+    assert "mAP is not comparable" in caplog.text
+
+
+def test_torchscript_has_no_int8_with_nms_either(quantised):
+    options = {"imgsz": [64], "int8": True, "nms": True, "data": str(quantised[0] / "set/shapes.yaml")}
+    with pytest.raises(ExportError, match="torchscript: cannot be written in int8, only in fp32, fp16"):
+        export.run(weights=str(quantised[0] / "nms.pt"), include=["torchscript"], **options)
 
 
 def detected(folder, weights, **options):
@@ -256,13 +344,14 @@ def test_options_without_meaning_are_refused(tmp_path, options, sentence):
 
 
 def test_format_without_nms_refuses(tmp_path, monkeypatch):
-    plain = replace(export.EXPORTERS["onnx"], options=frozenset())
+    plain = replace(export.EXPORTERS["onnx"], add_nms=None)
     monkeypatch.setitem(export.EXPORTERS, "onnx", plain)
     with pytest.raises(ExportError, match="--include onnx: ONNX files cannot have --nms"):
         export.run(weights=str(tiny(tmp_path / "best.pt")), imgsz=[32], include=["onnx"], nms=True)
 
 
-def test_file_whose_nms_differs_is_removed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("int8", [False, True])
+def test_file_whose_nms_differs_is_removed(tmp_path, monkeypatch, int8):
     honest = onnx_format.with_nms
 
     def looser(graph, job):
@@ -270,7 +359,26 @@ def test_file_whose_nms_differs_is_removed(tmp_path, monkeypatch):
         return honest(graph, replace(job, metadata=replace(job.metadata, nms=nms)))
 
     monkeypatch.setattr(onnx_format, "with_nms", looser)
-    with pytest.raises(ExportError, match="detections are not what NMS makes of PyTorch's"):
+    with pytest.raises(ExportError, match="detections are not what NMS makes of its boxes"):
+        export.run(
+            weights=str(tiny(tmp_path / "best.pt")),
+            imgsz=[64],
+            include=["onnx"],
+            nms=True,
+            int8=int8,
+            data=str(write_set(tmp_path / "set", train=1, val=1)) if int8 else "",
+        )
+    assert not list(tmp_path.glob("*.onnx")) and not list(tmp_path.glob("*.part"))
+
+
+def test_network_that_differs_is_refused_before_nms(tmp_path, monkeypatch):
+    def write_wrong(job, path):
+        model = copy.deepcopy(job.model)
+        model.detect.m[0].bias.data += 0.1
+        onnx_format.write_onnx(replace(job, model=model), path)
+
+    monkeypatch.setitem(export.EXPORTERS, "onnx", replace(export.EXPORTERS["onnx"], write=write_wrong))
+    with pytest.raises(ExportError, match="differs from PyTorch by"):
         export.run(weights=str(tiny(tmp_path / "best.pt")), imgsz=[64], include=["onnx"], nms=True)
     assert [p.name for p in tmp_path.iterdir()] == ["best.pt"]
 

@@ -21,10 +21,7 @@ from utils.errors import UserError, first_line
 
 
 def write_onnx(job: Job, path: Path) -> None:
-    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request.
-
-    With NMS inside there are the outputs and inputs of `models.suppression`.
-    """
+    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
     onnx = require("onnx", "--include onnx")
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
     with torch.no_grad(), quiet(job.opt.verbose):
@@ -47,8 +44,18 @@ def write_onnx(job: Job, path: Path) -> None:
     graph = reduce_precision(graph, job)
     last = graph.graph.output[0].type.tensor_type.shape.dim[2]
     last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
-    if job.metadata.nms is not None:
-        graph = with_nms(graph, job)
+    _save(graph, job, path)
+
+
+def add_nms(job: Job, network: Path, path: Path) -> None:
+    """A written network with NMS behind it; outputs and further inputs are those of `models.suppression`."""
+    onnx = require("onnx", "--include onnx --nms")
+    _save(with_nms(onnx.load(str(network)), job), job, path)
+
+
+def _save(graph: Any, job: Job, path: Path) -> None:
+    """Write a graph that says about itself what the job says."""
+    onnx = require("onnx", "--include onnx")
     onnx.helper.set_model_props(graph, job.metadata.entries())
     graph.producer_name = job.metadata.entries()["author"]
     onnx.checker.check_model(graph, full_check=True)
@@ -188,6 +195,7 @@ register_exporter(
         "ONNX",
         write_onnx,
         {"fp32": ".onnx", "fp16": ".onnx", "int8": "_int8.onnx"},
-        frozenset({"batch", "dynamic", "nms", "simplify"}),
+        frozenset({"batch", "dynamic", "simplify"}),
+        add_nms=add_nms,
     )
 )

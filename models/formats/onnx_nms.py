@@ -71,7 +71,8 @@ def _rename(graph: Any, name: str, new: str) -> None:
 def with_nms_in_openvino(network: Any, job: Job) -> Any:
     """An openvino.Model with the one output (N, boxes, 5 + nc), and the job's NMS behind it, as one.
 
-    Saving must not compress it to float16, which would move the thresholds: compress the network before.
+    Saving must not compress it to float16, which would move the thresholds and, because of what NMS does with
+    sizes, leave the weights as they are: compress the network before.
     """
     openvino = require("openvino", "--include openvino --nms")
     nms = openvino.Core().read_model(nms_graph(job, openvino=True))

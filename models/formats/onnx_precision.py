@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from models.exporting import Job, quiet, require
+from utils.errors import UserError
 
 WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})
+PER_CHANNEL = 13  # the first operator set in which every channel may have a scale of its own
 
 
 def reduce_precision(graph: Any, job: Job) -> Any:
@@ -45,6 +47,8 @@ def to_int8(graph: Any, job: Job) -> Any:
     QuantizeLinear/DequantizeLinear pairs stand around what is to run in int8 (QDQ). Other activations, sums
     and products stay float32: in int8 they cost yolov5n 0.004 of mAP50-95 and slow the file down.
     """
+    if job.opt.opset < PER_CHANNEL:
+        raise UserError(f"--opset {job.opt.opset}: int8 needs {PER_CHANNEL} or more; leave it out for 17")
     onnx = require("onnx", "--include onnx --int8")
     quantization = require("onnxruntime.quantization", "--include onnx --int8", "onnxruntime")
     shape_inference = require("onnxruntime.quantization.shape_inference", "--int8", "onnxruntime")

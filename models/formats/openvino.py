@@ -37,11 +37,22 @@ def write_openvino(job: Job, path: Path) -> None:
     network.outputs[0].get_tensor().set_names({"output0"})
     if job.metadata.precision == "int8":
         network = quantise(network, job)
-    if job.metadata.nms is not None:
-        network = with_nms_in_openvino(network, job)
+    _save(network, job, path, compress=job.metadata.precision == "fp16")
+
+
+def add_nms(job: Job, folder: Path, path: Path) -> None:
+    """A written network with NMS behind it; outputs and further inputs are those of `models.suppression`."""
+    openvino = require("openvino", "--include openvino --nms")
+    network = openvino.Core().read_model(_network_file(folder))
+    _save(with_nms_in_openvino(network, job), job, path, compress=False)  # what may be float16 is by now
+
+
+def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
+    """Write a network, its weights in float16 if wanted, and beside it what the job says about it."""
+    openvino = require("openvino", "--include openvino")
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
-    openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=job.metadata.precision == "fp16")
+    openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=compress)
     save_yaml(path / METADATA, dict(job.metadata.entries()))
 
 
@@ -104,7 +115,7 @@ class OpenVinoBackend(Backend):
         if not metadata.dynamic:  # the graph knows better than any note about it
             metadata.batch, metadata.imgsz = int(shape[0].get_length()), _size(shape)
         super().__init__(path, device, metadata)
-        self.request = _compile(openvino, network, metadata.precision).create_infer_request()
+        self.request = _compile(openvino, network).create_infer_request()
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         return self._outputs({"images": images})[0]
@@ -115,7 +126,12 @@ class OpenVinoBackend(Backend):
         return rows, counts
 
     def _outputs(self, feeds: Mapping[str, Tensor]) -> list[Tensor]:
-        results = self.request.infer({name: tensor.contiguous().numpy() for name, tensor in feeds.items()})
+        # Shared both ways: by itself the request copies the images in and the results out, megabytes each.
+        results = self.request.infer(
+            {name: tensor.contiguous().numpy() for name, tensor in feeds.items()},
+            share_inputs=True,
+            share_outputs=True,
+        )
         # Copies: the request's own memory is written over by the next call.
         return [torch.from_numpy(results[number].copy()) for number in range(len(results))]
 
@@ -124,13 +140,16 @@ def _size(shape: Any) -> tuple[int, int]:
     return int(shape[2].get_length()), int(shape[3].get_length())
 
 
-def _compile(openvino: Any, network: Any, precision: str) -> Any:
+def _compile(openvino: Any, network: Any) -> Any:
     """For one image after another, with as many threads as PyTorch was given."""
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box,
-    # where these files promise to be equal to PyTorch. Beside int8 it costs nothing that can be measured.
-    if precision != "int8":
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    # where these files promise to be equal to PyTorch. In int8 files it is the head that stays float32, and
+    # bfloat16 there makes nothing faster.
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     return openvino.Core().compile_model(network, "CPU", settings)
 
 
@@ -159,6 +178,7 @@ register_exporter(
         "OpenVINO",
         write_openvino,
         {"fp32": ENDING, "fp16": ENDING, "int8": f"_int8{ENDING}"},
-        frozenset({"batch", "dynamic", "nms"}),
+        frozenset({"batch", "dynamic"}),
+        add_nms=add_nms,
     )
 )

@@ -19,17 +19,25 @@ from utils.errors import UserError, first_line
 
 
 def write_torchscript(job: Job, path: Path) -> None:
-    """Trace the model; metadata go into the extra file `config.txt` as JSON.
-
-    The file needs libtorch alone, also with NMS inside: that is written in its own operators.
-    """
+    """Trace the model; metadata go into the extra file `config.txt` as JSON."""
     if job.metadata.precision == "fp16":
         job = in_half(job)
-    module: nn.Module = Decoded(job.model)
-    inputs = [job.example]
-    if job.metadata.nms is not None:
-        module = Suppressed(module, job.metadata.nms)
-        inputs += [figure.to(job.example.device) for figure in figure_tensors(job.metadata.nms).values()]
+    _trace(Decoded(job.model), [job.example], job, path)
+
+
+def add_nms(job: Job, network: Path, path: Path) -> None:
+    """A written network with NMS behind it, in libtorch's own operators: the file needs nothing else."""
+    if job.metadata.precision == "fp16":
+        job = in_half(job)
+    device, nms = job.example.device, job.metadata.nms
+    figures = [figure.to(device) for figure in figure_tensors(nms).values()]
+    with quiet(job.opt.verbose):
+        script = torch.jit.load(str(network), map_location=device)
+    _trace(Suppressed(script, nms), [job.example, *figures], job, path)
+
+
+def _trace(module: nn.Module, inputs: list[Tensor], job: Job, path: Path) -> None:
+    """Write a module as it runs on these inputs, with what the job says about it."""
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
     with torch.no_grad(), quiet(job.opt.verbose):
         script = torch.jit.trace(module, tuple(inputs), check_trace=False, strict=False)
@@ -85,7 +93,8 @@ register_exporter(
         "TorchScript",
         write_torchscript,
         {"fp32": ".torchscript", "fp16": ".torchscript"},
-        frozenset({"batch", "dynamic", "nms"}),
+        frozenset({"batch", "dynamic"}),
         cuda_only=frozenset({"fp16"}),  # on a CPU it runs, but slower than float32 and further off
+        add_nms=add_nms,
     )
 )

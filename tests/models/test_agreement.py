@@ -26,7 +26,7 @@ def compared(change=lambda found: found, nms=NMS, noise=0.0, iou=None):
         return [change(found) for found in options.suppress(moved)]
 
     backend = SimpleNamespace(nms=nms, detections=detections)
-    return compare_detections(lambda images: (decoded, None), backend, [torch.zeros(2, 3, 8, 8)], TOLERANCE)
+    return compare_detections(lambda images: decoded, backend, [torch.zeros(2, 3, 8, 8)], TOLERANCE)
 
 
 @pytest.mark.parametrize("nms", [NMS, Suppression(0.3, 0.45, 8), Suppression(inputs=True)])

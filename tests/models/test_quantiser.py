@@ -3,10 +3,14 @@
 import pytest
 import torch
 
+from models import quantiser
+from models.backends import load_backend
 from models.checkpoint import save_checkpoint
 from models.quantiser import Quantiser
 from models.yolo import DetectionModel
 from tests.tiny_set import NAMES, TINY_MODEL, write_set
+from utils.dataloaders import workers_beside
+from utils.datasets import load_dataset
 from utils.errors import UserError
 
 
@@ -26,10 +30,10 @@ def data(tmp_path_factory):
 
 
 def test_images_are_spread_over_the_training_list(weights, data):
-    quantiser = Quantiser(data, 4, weights, torch.zeros(1, 3, 64, 64))
-    assert [path.rpartition("/")[2] for path in quantiser.paths] == ["0.png", "3.png", "6.png", "9.png"]
-    assert all("/train/" in path for path in quantiser.paths)
-    first, again = [torch.cat(list(quantiser.batches())) for _ in range(2)]
+    four = Quantiser(data, 4, weights, torch.zeros(1, 3, 64, 64))
+    assert [path.rpartition("/")[2] for path in four.paths] == ["0.png", "3.png", "6.png", "9.png"]
+    assert all("/train/" in path for path in four.paths)
+    first, again = [torch.cat(list(four.batches())) for _ in range(2)]
     assert first.shape == (4, 3, 64, 64)
     assert torch.equal(first, again)
     assert 0 <= first.min() < first.max() <= 1
@@ -51,6 +55,16 @@ def test_batches_are_filled_up(weights, data):
 def test_checkpoint_against_itself_loses_nothing(weights, data):
     accuracy = Quantiser(data, 1, weights, torch.zeros(1, 3, 64, 64)).accuracy(weights)
     assert (accuracy.map, accuracy.map50) == (accuracy.pytorch_map, accuracy.pytorch_map50)
+
+
+def test_loader_has_as_many_workers_as_in_validation(weights, data, monkeypatch):
+    seen = []
+    build = quantiser.build_loader
+    monkeypatch.setattr(
+        quantiser, "build_loader", lambda *a, **k: seen.append(k["workers"]) or build(*a, **k)
+    )
+    quantiser.measure(load_backend(weights), load_dataset(data), (64, 64), 1)
+    assert seen == [workers_beside(torch.device("cpu"), None)]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from small import DEPTHWISE, expected, photographs, save_small
 import export
 from models.backends import load_backend
 from models.formats.onnx_precision import head
+from models.proof import TOLERANCE
 from tests.tiny_set import write_set
 from utils.errors import UserError
 
@@ -51,7 +52,7 @@ def test_float16_inside_float32_outside(weights, dynamic, simplify):
     model = save_small(weights, DEPTHWISE)
     for batch in (photographs(2, 72, 40), photographs(1, 64, 64)) if dynamic else (photographs(1, 64, 64),):
         difference = (backend.predict(batch) - expected(model, batch)).abs()
-        score, box = export.TOLERANCE["fp16"]
+        score, box = TOLERANCE["fp16"]
         assert 1e-6 < difference[..., 4:].max() < score
         assert difference[..., :4].max() < box
 
@@ -114,6 +115,12 @@ def test_weights_are_quantised_per_channel(weights, tmp_path):
         assert values[node.input[0]].dtype == np.int8
         assert values[node.input[1]].shape == values[node.input[0]].shape[:1], "a scale for each channel"
         assert not values[node.input[2]].any(), "symmetric: zero is zero"
+
+
+def test_operator_set_too_old_for_int8_is_a_sentence(weights, tmp_path):
+    data = write_set(tmp_path / "set", train=1, val=1)
+    with pytest.raises(UserError, match="--opset 12: int8 needs 13 or more"):
+        export.run(weights=str(weights), include=["onnx"], imgsz=[64], int8=True, data=str(data), opset=12)
 
 
 def test_int8_file_is_not_float16(weights, tmp_path):

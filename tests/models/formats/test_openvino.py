@@ -12,6 +12,7 @@ import export
 from models.backends import load_backend
 from models.formats import openvino as openvino_format
 from models.metadata import PROJECT, SCHEMA
+from models.proof import TOLERANCE
 from tests.tiny_set import write_set
 from utils.errors import UserError
 from utils.files import path_size
@@ -65,7 +66,7 @@ def test_float16_halves_the_weights_and_keeps_its_tolerance(files):
     backend = load_backend(folder / "half_openvino_model")
     assert not backend.half, "images stay float32"
     difference = (backend.predict(photographs(1, 64, 96)) - expected(model, photographs(1, 64, 96))).abs()
-    score, box = export.TOLERANCE["fp16"]
+    score, box = TOLERANCE["fp16"]
     assert 0 < difference[..., 4:].max() < score
     assert difference[..., :4].max() < box
     sizes = {
@@ -74,6 +75,17 @@ def test_float16_halves_the_weights_and_keeps_its_tolerance(files):
     assert sizes["half"] < 0.65 * sizes["fixed"]
     with pytest.raises(UserError, match="--half"):  # the CPU has no float16 inference, whatever the file
         load_backend(folder / "half_openvino_model", half=True)
+
+
+def test_float16_halves_the_weights_with_nms_too(tmp_path):
+    save_small(tmp_path / "best.pt", DEPTHWISE)
+    sizes = []
+    for half in (False, True):
+        (result,) = export.run(
+            weights=str(tmp_path / "best.pt"), include=["openvino"], imgsz=[64], half=half, nms=True
+        )
+        sizes.append(path_size(result.path / "best.bin"))
+    assert sizes[1] < 0.65 * sizes[0]
 
 
 def test_metadata_are_readable_text(files):
