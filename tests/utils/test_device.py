@@ -29,8 +29,24 @@ def test_amp_modes_on_cpu(mode, dtype):
 
 def test_amp_auto_follows_the_cpu(monkeypatch):
     for has in (True, False):
-        monkeypatch.setattr(device, "cpu_has_bf16", lambda has=has: has)
+        monkeypatch.setattr(device, "cpu_gains_by_bf16", lambda has=has: has)
         assert device.amp_dtype("auto", torch.device("cpu")) is (torch.bfloat16 if has else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "amx", "avx512_bf16", "gains"),
+    [
+        ("Intel(R) Xeon(R) Processor", False, True, False),
+        ("Intel(R) Xeon(R) Platinum 8480+", True, True, True),
+        ("AMD EPYC 9R14", False, True, True),
+        ("AMD EPYC 7763", False, False, False),
+    ],
+)
+def test_bfloat16_is_for_cpus_that_gain_by_it(monkeypatch, name, amx, avx512_bf16, gains):
+    monkeypatch.setattr(device, "cpu_name", lambda: name)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    assert device.cpu_gains_by_bf16() is gains
 
 
 @pytest.mark.parametrize("mode", ["fp16", "int4"])
