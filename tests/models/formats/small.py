@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import save_checkpoint
+from models.exporting import network_input
 from models.yolo import DetectionModel
 
 NAMES = {0: "cat", 1: "dog"}
@@ -44,6 +45,8 @@ DEPTHWISE = {
         [[4, 2], 1, "Detect", ["nc", "anchors"]],
     ],
 }
+# Wide enough for the weights to be most of a file.
+WIDE = {**DEPTHWISE, "width_multiple": 8.0}
 PLAIN = {**SMALL, "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]]}
 
 
@@ -69,6 +72,12 @@ def photographs(n: int, height: int = SIZE[0], width: int = SIZE[1]) -> torch.Te
     """(n, 3, height, width) uint8 noise, the same for the same n and size."""
     generator = torch.Generator().manual_seed(n)
     return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def of_the_set(data: Path) -> torch.Tensor:
+    """(n, 3, 64, 64) uint8: the validation images of a data set made by `tests.tiny_set`."""
+    paths = sorted((data.parent / "images/val").iterdir())
+    return torch.stack([(network_input(path, (64, 64), 3) * 255).round().byte() for path in paths])
 
 
 def expected(model: DetectionModel, images: torch.Tensor) -> torch.Tensor:
