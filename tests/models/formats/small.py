@@ -4,9 +4,12 @@ from pathlib import Path
 
 import torch
 
+import export
+from models.backends import load_backend
 from models.checkpoint import save_checkpoint
 from models.exporting import network_input
 from models.yolo import DetectionModel
+from tests.tiny_set import write_set
 
 NAMES = {0: "cat", 1: "dog"}
 SIZE = (64, 96)
@@ -68,16 +71,35 @@ def save_small(path: Path, cfg: dict = SMALL) -> DetectionModel:
     return model
 
 
+def in_int8(folder: Path, name: str) -> tuple:
+    """A wide network in int8 and float32: both results, the model, and images to hold them against."""
+    model = save_small(folder / "best.pt", WIDE)
+    data = write_set(folder / "set", train=8, val=3)
+    common = {"weights": str(folder / "best.pt"), "include": [name], "imgsz": [64]}
+    (plain,) = export.run(**common)
+    (result,) = export.run(**common, int8=True, data=str(data), calibration_images=6)
+    paths = sorted((folder / "set/images/val").iterdir())
+    images = torch.stack([(network_input(path, (64, 64), 3) * 255).round().byte() for path in paths])
+    return result, plain, model, images
+
+
+def assert_int8(result, plain, model: DetectionModel, images: torch.Tensor, name: str) -> None:
+    """A third of the size, outputs near PyTorch's, and what the file says of itself."""
+    assert result.path == plain.path.with_name(name)
+    assert result.precision == "int8"
+    assert 0 <= result.accuracy.map <= 1
+    assert result.path.stat().st_size < 0.35 * plain.path.stat().st_size
+    backend = load_backend(result.path)
+    assert (backend.precision, backend.names, backend.fixed_size) == ("int8", NAMES, (64, 64))
+    difference = (backend.predict(images) - expected(model, images)).abs()
+    assert 1e-4 < difference[..., 4:].mean() < 0.02
+    assert difference[..., :4].mean() < 2
+
+
 def photographs(n: int, height: int = SIZE[0], width: int = SIZE[1]) -> torch.Tensor:
     """(n, 3, height, width) uint8 noise, the same for the same n and size."""
     generator = torch.Generator().manual_seed(n)
     return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
-
-
-def of_the_set(data: Path) -> torch.Tensor:
-    """(n, 3, 64, 64) uint8: the validation images of a data set made by `tests.tiny_set`."""
-    paths = sorted((data.parent / "images/val").iterdir())
-    return torch.stack([(network_input(path, (64, 64), 3) * 255).round().byte() for path in paths])
 
 
 def expected(model: DetectionModel, images: torch.Tensor) -> torch.Tensor:

@@ -5,13 +5,12 @@ import json
 
 import pytest
 import torch
-from small import NAMES, PLAIN, SIZE, WIDE, assert_close, expected, of_the_set, photographs, save_small
+from small import NAMES, PLAIN, SIZE, assert_close, assert_int8, expected, in_int8, photographs, save_small
 
 import export
 from models.backends import load_backend
 from models.formats.executorch import METADATA
 from models.metadata import SCHEMA
-from tests.tiny_set import write_set
 from utils.errors import UserError
 
 pytest.importorskip("executorch.runtime", reason="executorch is optional and large")
@@ -86,29 +85,13 @@ def test_programs_without_metadata_or_of_later_schemas_are_refused(tmp_path, ent
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
-    """(int8 file's result, the float32 file's, the model, the data set it was calibrated on)."""
+    """(int8 file's result, the float32 file's, the model, images to hold them against)."""
     pytest.importorskip("torchao", reason="torchao comes with executorch")
-    folder = tmp_path_factory.mktemp("int8")
-    model = save_small(folder / "best.pt", WIDE)
-    data = write_set(folder / "set", train=8, val=3)
-    common = {"weights": str(folder / "best.pt"), "include": ["executorch"], "imgsz": [64]}
-    (plain,) = export.run(**common)
-    (result,) = export.run(**common, int8=True, data=str(data), calibration_images=6)
-    return result, plain, model, data
+    return in_int8(tmp_path_factory.mktemp("int8"), "executorch")
 
 
 def test_int8_is_a_third_of_float32_and_near_pytorch(quantised):
-    result, plain, model, data = quantised
-    assert result.path == plain.path.with_name("best_int8.pte")
-    assert result.precision == "int8"
-    assert 0 <= result.accuracy.map <= 1
-    assert result.path.stat().st_size < 0.35 * plain.path.stat().st_size
-    backend = load_backend(result.path)
-    assert (backend.precision, backend.names, backend.fixed_size) == ("int8", NAMES, (64, 64))
-    images = of_the_set(data)
-    difference = (backend.predict(images) - expected(model, images)).abs()
-    assert 1e-4 < difference[..., 4:].mean() < 0.02
-    assert difference[..., :4].mean() < 2
+    assert_int8(*quantised, "best_int8.pte")
 
 
 def test_int8_weights_are_in_the_file_per_channel_and_those_of_the_head_in_float32(quantised):

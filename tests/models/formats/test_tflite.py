@@ -7,14 +7,13 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from small import NAMES, PLAIN, SIZE, WIDE, assert_close, expected, of_the_set, photographs, save_small
+from small import NAMES, PLAIN, SIZE, assert_close, assert_int8, expected, in_int8, photographs, save_small
 
 import export
 from models.backends import load_backend
 from models.formats.tflite import META, ChannelsLast, read_tflite
 from models.formats.tflite_precision import Network, Operation, head, saturating, stays_float
 from models.metadata import SCHEMA
-from tests.tiny_set import write_set
 from utils.errors import UserError
 
 
@@ -99,16 +98,10 @@ def test_boxes_are_parts_of_the_image_and_channels_come_last():
 
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory):
-    """(int8 file's result, the float32 file's, the model, the data set it was calibrated on)."""
+    """(int8 file's result, the float32 file's, the model, images to hold them against)."""
     pytest.importorskip("litert_torch", reason="litert-torch is optional and large")
     pytest.importorskip("ai_edge_quantizer", reason="ai-edge-quantizer is optional")
-    folder = tmp_path_factory.mktemp("int8")
-    model = save_small(folder / "best.pt", WIDE)
-    data = write_set(folder / "set", train=8, val=3)
-    common = {"weights": str(folder / "best.pt"), "include": ["tflite"], "imgsz": [64]}
-    (plain,) = export.run(**common)
-    (result,) = export.run(**common, int8=True, data=str(data), calibration_images=6)
-    return result, plain, model, data
+    return in_int8(tmp_path_factory.mktemp("int8"), "tflite")
 
 
 def tensors(path):
@@ -124,17 +117,7 @@ def tensors(path):
 
 
 def test_int8_is_a_third_of_float32_and_near_pytorch(quantised):
-    result, plain, model, data = quantised
-    assert result.path == plain.path.with_name("best-int8.tflite")
-    assert result.precision == "int8"
-    assert 0 <= result.accuracy.map <= 1
-    assert result.path.stat().st_size < 0.35 * plain.path.stat().st_size
-    backend = load_backend(result.path)
-    assert (backend.precision, backend.names, backend.fixed_size) == ("int8", NAMES, (64, 64))
-    images = of_the_set(data)
-    difference = (backend.predict(images) - expected(model, images)).abs()
-    assert 1e-4 < difference[..., 4:].mean() < 0.02
-    assert difference[..., :4].mean() < 2
+    assert_int8(*quantised, "best-int8.tflite")
 
 
 def test_int8_weights_are_symmetric_per_channel_and_the_head_is_float32(quantised):
