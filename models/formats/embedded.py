@@ -25,7 +25,7 @@ DIGEST = "sha256"  # the entry that holds the check sum of what the runtime read
 OUTSIDE = 5  # percent of the calibration images whose extremes a range may leave out, at each end
 # Of what lies below, the activation makes next to nothing, so the values that go into it need no steps there:
 # cut off, yolov5n's scores and boxes in int8 are a fifth nearer to float32.
-LEAST = {"SiLU": -6.0, "Hardswish": -3.0}
+CUT_OFF = {"SiLU": (-6.0, math.inf), "Hardswish": (-3.0, math.inf)}
 
 
 def activation_range(

@@ -19,20 +19,23 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig, QuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from models.formats.embedded import LEAST, activation_range
+from models.formats.embedded import CUT_OFF, activation_range
 
 # The product of two steps must be one that XNNPACK can divide by, 2^-32 at least. Its quantiser's own 2^-12
 # is too coarse for channels of small weights.
 LEAST_STEP = 2.0**-16
 ATEN = torch.ops.aten
 WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
-CUTTING = {
-    ATEN.silu.default: LEAST["SiLU"],
-    ATEN.silu_.default: LEAST["SiLU"],
-    ATEN.hardswish.default: LEAST["Hardswish"],
-    ATEN.hardswish_.default: LEAST["Hardswish"],
+BOUNDS = {  # of hardtanh those it has unless others are given; ReLU6 as a module is one with others
+    ATEN.silu.default: CUT_OFF["SiLU"],
+    ATEN.silu_.default: CUT_OFF["SiLU"],
+    ATEN.hardswish.default: CUT_OFF["Hardswish"],
+    ATEN.hardswish_.default: CUT_OFF["Hardswish"],
+    ATEN.relu6.default: (0.0, 6.0),
+    ATEN.relu6_.default: (0.0, 6.0),
+    ATEN.hardtanh.default: (-1.0, 1.0),
+    ATEN.hardtanh_.default: (-1.0, 1.0),
 }
-CLIPPING = frozenset({ATEN.hardtanh.default, ATEN.hardtanh_.default})  # among them ReLU6
 
 
 class RangeObserver(MinMaxObserver):
@@ -90,10 +93,11 @@ def _bounds(node: Node) -> tuple[float, float] | None:
     if node.target not in WEIGHTY or len(node.users) != 1:
         return None
     (user,) = node.users
-    if user.target in CLIPPING:
-        low, high = (*user.args, -1.0, 1.0)[1:3] if len(user.args) == 1 else user.args[1:3]
-        return float(low), float(high)
-    return (CUTTING[user.target], math.inf) if user.target in CUTTING else None
+    if user.target not in BOUNDS:
+        return None
+    given = user.args[1:]
+    low, high = (*given, *BOUNDS[user.target][len(given) :])
+    return float(low), float(high)
 
 
 def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from models.exporting import Job, quiet, require
-from models.formats.embedded import LEAST, activation_range
+from models.formats.embedded import CUT_OFF, activation_range
 
 WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
 
@@ -140,10 +140,10 @@ def stays_float(network: Network) -> list[str]:
     0.47 wrong, against 0.03 with these in float32).
     """
     free = [operation for operation in network.operations if operation.kind not in WEIGHTY]
-    users: dict[str, list[Operation]] = {}
+    beside: dict[str, list[Operation]] = {}
     for operation in free:
         for name in operation.inputs + operation.outputs:
-            users.setdefault(name, []).append(operation)
+            beside.setdefault(name, []).append(operation)
     waiting = [
         operation
         for operation in free
@@ -154,14 +154,14 @@ def stays_float(network: Network) -> list[str]:
         operation = waiting.pop()
         if operation.outputs not in found:
             found[operation.outputs] = operation
-            waiting += [user for name in operation.inputs + operation.outputs for user in users[name]]
+            waiting += [other for name in operation.inputs + operation.outputs for other in beside[name]]
     return [name for outputs in found for name in outputs]
 
 
 def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[float, float]]:
     """The range of every tensor that is not constant, over the calibration images."""
     runtime = require("ai_edge_litert.interpreter", "--int8 --include tflite", "ai-edge-litert")
-    with _silent(job.opt.verbose):  # it warns of the memory that tensors take which are kept
+    with _silent(job.opt.verbose):  # it warns of the memory that takes
         interpreter = runtime.Interpreter(
             model_content=content,
             num_threads=torch.get_num_threads(),
@@ -190,19 +190,19 @@ def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[flo
 
 def saturating(network: Network) -> dict[str, tuple[float, float]]:
     """Tensors read by an activation alone that makes next to nothing of low values, each with its bounds."""
-    users: dict[str, list[Operation]] = {}
+    readers: dict[str, list[Operation]] = {}
     for operation in network.operations:
-        for name in operation.inputs:
-            users.setdefault(name, []).append(operation)
+        for name in set(operation.inputs):
+            readers.setdefault(name, []).append(operation)
     found = {}
-    for operation in network.operations:
-        read = users.get(operation.inputs[0], []) if operation.inputs else []
-        if operation.kind == "HARD_SWISH" and len(read) == 1:
-            found[operation.inputs[0]] = LEAST["Hardswish"], math.inf
-        # SiLU is x * sigmoid(x): the product reads both, and nothing else reads x.
-        products = [user for user in read if user.kind == "MUL" and operation.outputs[0] in user.inputs]
-        if operation.kind == "LOGISTIC" and len(products) == 1 and len(read) == 2:
-            found[operation.inputs[0]] = LEAST["SiLU"], math.inf
+    for name, operations in readers.items():
+        kinds = sorted(operation.kind for operation in operations)
+        if kinds == ["HARD_SWISH"]:
+            found[name] = CUT_OFF["Hardswish"]
+        if kinds == ["LOGISTIC", "MUL"]:  # SiLU is x * sigmoid(x): both read x, and the product the other
+            sigmoid, product = sorted(operations, key=lambda operation: operation.kind)
+            if sigmoid.outputs[0] in product.inputs:
+                found[name] = CUT_OFF["SiLU"]
     return found
 
 

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import torch
 
+import export
+from models.backends import load_backend
 from models.checkpoint import save_checkpoint
+from models.exporting import network_input
 from models.yolo import DetectionModel
+from tests.tiny_set import write_set
 
 NAMES = {0: "cat", 1: "dog"}
 SIZE = (64, 96)
@@ -44,6 +48,8 @@ DEPTHWISE = {
         [[4, 2], 1, "Detect", ["nc", "anchors"]],
     ],
 }
+# Wide enough for the weights to be most of a file.
+WIDE = {**DEPTHWISE, "width_multiple": 8.0}
 PLAIN = {**SMALL, "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]]}
 
 
@@ -63,6 +69,31 @@ def save_small(path: Path, cfg: dict = SMALL) -> DetectionModel:
     model.names = dict(NAMES)
     save_checkpoint(path, model, meta={})
     return model
+
+
+def in_int8(folder: Path, name: str) -> tuple:
+    """A wide network in int8 and float32: both results, the model, and images to hold them against."""
+    model = save_small(folder / "best.pt", WIDE)
+    data = write_set(folder / "set", train=8, val=3)
+    common = {"weights": str(folder / "best.pt"), "include": [name], "imgsz": [64]}
+    (plain,) = export.run(**common)
+    (result,) = export.run(**common, int8=True, data=str(data), calibration_images=6)
+    paths = sorted((folder / "set/images/val").iterdir())
+    images = torch.stack([(network_input(path, (64, 64), 3) * 255).round().byte() for path in paths])
+    return result, plain, model, images
+
+
+def assert_int8(result, plain, model: DetectionModel, images: torch.Tensor, name: str) -> None:
+    """A third of the size, outputs near PyTorch's, and what the file says of itself."""
+    assert result.path == plain.path.with_name(name)
+    assert result.precision == "int8"
+    assert 0 <= result.accuracy.map <= 1
+    assert result.path.stat().st_size < 0.35 * plain.path.stat().st_size
+    backend = load_backend(result.path)
+    assert (backend.precision, backend.names, backend.fixed_size) == ("int8", NAMES, (64, 64))
+    difference = (backend.predict(images) - expected(model, images)).abs()
+    assert 1e-4 < difference[..., 4:].mean() < 0.02
+    assert difference[..., :4].mean() < 2
 
 
 def photographs(n: int, height: int = SIZE[0], width: int = SIZE[1]) -> torch.Tensor:

@@ -1,10 +1,11 @@
 """ExecuTorch: PyTorch's boxes from a program that says what it is; others are refused in a sentence."""
 
+import copy
 import json
 
 import pytest
 import torch
-from small import NAMES, PLAIN, SIZE, assert_close, expected, photographs, save_small
+from small import NAMES, PLAIN, SIZE, assert_close, assert_int8, expected, in_int8, photographs, save_small
 
 import export
 from models.backends import load_backend
@@ -52,7 +53,7 @@ def test_another_number_of_threads_leaves_an_open_program_its_own(exported):
 
 def test_half_is_refused(exported):
     weights = exported[0].with_suffix(".pt")
-    with pytest.raises(UserError, match="cannot be written in fp16, only in fp32"):
+    with pytest.raises(UserError, match="cannot be written in fp16, only in fp32, int8"):
         export.run(weights=str(weights), include=["executorch"], imgsz=SIZE, half=True)
 
 
@@ -80,3 +81,77 @@ def test_programs_without_metadata_or_of_later_schemas_are_refused(tmp_path, ent
         to_edge_transform_and_lower(program, constant_methods=methods).to_executorch().write_to_file(file)
     with pytest.raises(UserError, match=sentence):
         load_backend(tmp_path / "a.pte")
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """(int8 file's result, the float32 file's, the model, images to hold them against)."""
+    pytest.importorskip("torchao", reason="torchao comes with executorch")
+    return in_int8(tmp_path_factory.mktemp("int8"), "executorch")
+
+
+def test_int8_is_a_third_of_float32_and_near_pytorch(quantised):
+    assert_int8(*quantised, "best_int8.pte")
+
+
+def test_int8_weights_are_in_the_file_per_channel_and_those_of_the_head_in_float32(quantised):
+    """As bytes, the weights of each output channel of a 1x1 convolution one after the other."""
+    result, _, model, _ = quantised
+    content = result.path.read_bytes()
+    fused = copy.deepcopy(model).fuse()
+    pointwise = [m for m in fused.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1)]
+    heads = [module for module in pointwise if module in list(fused.detect.m)]
+    assert (len(pointwise), len(heads)) == (6, 2)
+    for module in pointwise:
+        rows = module.weight.detach().flatten(1)
+        steps = (rows / (rows.abs().amax(1, keepdim=True) / 127)).round().to(torch.int8)
+        floats = [row.numpy().tobytes() in content for row in rows]
+        integers = [row.numpy().tobytes() in content for row in steps]
+        if module in heads:
+            assert all(floats) and not any(integers)
+        else:  # a step that lies half way may be rounded otherwise
+            assert not any(floats) and sum(integers) > 0.9 * len(integers)
+
+
+def test_int8_without_data_is_refused(quantised):
+    weights = quantised[0].path.with_name("best.pt")
+    with pytest.raises(UserError, match="--int8: is calibrated on the images it is made for; add --data"):
+        export.run(weights=str(weights), include=["executorch"], imgsz=[64], int8=True)
+
+
+class Maps(torch.nn.Module):
+    """Convolutions of large results in front of ReLU6 and SiLU, a joining of small and large maps, a head."""
+
+    def __init__(self, relu6):
+        super().__init__()
+        self.relu6 = relu6
+        generator = torch.Generator().manual_seed(0)
+        for name, channels in (("clipped", 3), ("curved", 4), ("large", 4), ("head", 8)):
+            conv = torch.nn.Conv2d(channels, 4, 1)
+            conv.weight.data = 20 * torch.randn(conv.weight.shape, generator=generator)
+            self.add_module(name, conv)
+
+    def forward(self, x):
+        x = self.relu6(self.clipped(x))
+        x = torch.nn.functional.silu(self.curved(x))
+        return self.head(torch.cat((x, self.large(x)), 1))
+
+
+@pytest.mark.parametrize("relu6", [torch.nn.ReLU6(inplace=True), torch.nn.functional.relu6])
+def test_ranges_end_where_activations_do_and_hold_all_that_is_joined(relu6):
+    from models.formats.executorch_int8 import quantise
+
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.rand(1, 3, 8, 8, generator=generator) - 0.5 for _ in range(4)]
+    program = quantise(Maps(relu6).eval(), batches[0], batches)
+    ranges = {}
+    for node in program.graph.nodes:
+        if node.target == torch.ops.quantized_decomposed.quantize_per_tensor.default:
+            scale, zero = node.args[1:3]
+            ranges[node.args[0].name] = (scale * (-128 - zero), scale * (127 - zero))
+    clipped, curved = ranges["conv2d"], ranges["conv2d_1"]
+    assert clipped == pytest.approx((0, 6), abs=0.02), "ReLU6 tells nothing apart outside"
+    assert curved[0] == pytest.approx(-6, abs=0.5) and curved[1] > 20
+    assert ranges["silu"] == ranges["conv2d_2"] == ranges["cat"], "what is joined has one range"
+    assert ranges["cat"][0] < -100 and ranges["cat"][1] > 100
+    assert len(ranges) == 7, "the image and six maps, not what the head makes"

@@ -7,11 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from small import NAMES, PLAIN, SIZE, assert_close, expected, photographs, save_small
+from small import NAMES, PLAIN, SIZE, assert_close, assert_int8, expected, in_int8, photographs, save_small
 
 import export
 from models.backends import load_backend
 from models.formats.tflite import META, ChannelsLast, read_tflite
+from models.formats.tflite_precision import Network, Operation, head, saturating, stays_float
 from models.metadata import SCHEMA
 from utils.errors import UserError
 
@@ -93,3 +94,118 @@ def test_boxes_are_parts_of_the_image_and_channels_come_last():
     images = torch.rand(1, *SIZE, 3)
     assert wrapped(images).tolist() == [[[1.0, 1.0, 0.5, 0.5, 0.5, 0.25]]]
     assert np.array_equal(seen[0][0, 2], images[0, ..., 2])
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory):
+    """(int8 file's result, the float32 file's, the model, images to hold them against)."""
+    pytest.importorskip("litert_torch", reason="litert-torch is optional and large")
+    pytest.importorskip("ai_edge_quantizer", reason="ai-edge-quantizer is optional")
+    return in_int8(tmp_path_factory.mktemp("int8"), "tflite")
+
+
+def tensors(path):
+    """Of every operation its kind and, as `Interpreter` tells them, the tensors it reads and makes."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    network = Interpreter(model_content=read_tflite(path)[0])
+    details = {tensor["index"]: tensor for tensor in network.get_tensor_details()}
+    return [
+        (op["op_name"], [details[i] for i in op["inputs"] if i >= 0], [details[i] for i in op["outputs"]])
+        for op in network._get_ops_details()
+    ]
+
+
+def test_int8_is_a_third_of_float32_and_near_pytorch(quantised):
+    assert_int8(*quantised, "best-int8.tflite")
+
+
+def test_int8_weights_are_symmetric_per_channel_and_the_head_is_float32(quantised):
+    operations = tensors(quantised[0].path)
+    convolutions = [inputs for kind, inputs, _ in operations if kind in ("CONV_2D", "DEPTHWISE_CONV_2D")]
+    types = [[tensor["dtype"] for tensor in inputs] for inputs in convolutions]
+    assert types.count([np.float32] * 3) == 2, "the head's, one for each level"
+    inner = [inputs for inputs, kinds in zip(convolutions, types) if kinds[0] != np.float32]
+    assert len(inner) == 7
+    for image, weights, bias in inner:
+        assert (image["dtype"], weights["dtype"], bias["dtype"]) == (np.int8, np.int8, np.int32)
+        parameters = weights["quantization_parameters"]
+        assert len(parameters["scales"]) == bias["shape"][0], "a scale for each channel"
+        assert not parameters["zero_points"].any(), "symmetric: zero is zero"
+    assert operations[0][1][0]["dtype"] == np.float32, "images stay as they are"
+    assert operations[-1][2][0]["dtype"] == np.float32, "results too"
+    floats = {kind for kind, _, (made, *_) in operations if made["dtype"] == np.float32}
+    assert {"LOGISTIC", "MUL", "CONCATENATION", "DEQUANTIZE"} <= floats
+
+
+def test_int8_without_data_is_refused(quantised):
+    weights = quantised[0].path.with_name("best.pt")
+    with pytest.raises(UserError, match="--int8: is calibrated on the images it is made for; add --data"):
+        export.run(weights=str(weights), include=["tflite"], imgsz=[64], int8=True)
+
+
+def network(*operations, **ranks):
+    """A chain of operations as a network; tensors have four axes where nothing else is said."""
+    operations = [Operation(kind, tuple(ins), tuple(outs)) for kind, ins, outs in operations]
+    names = {name for operation in operations for name in operation.inputs + operation.outputs}
+    return Network(operations, ("image",), ("boxes",), dict.fromkeys(names, 4) | ranks)
+
+
+def test_attention_stays_float_but_not_its_linear_layers_nor_the_maps_around_it():
+    found = stays_float(
+        network(
+            ("CONV_2D", ["image"], ["a"]),
+            ("LOGISTIC", ["a"], ["b"]),
+            ("CONV_2D", ["b"], ["c"]),
+            ("TRANSPOSE", ["c"], ["planes"]),
+            ("RESHAPE", ["planes"], ["tokens"]),
+            ("MEAN", ["tokens"], ["norm"]),
+            ("FULLY_CONNECTED", ["norm"], ["query"]),
+            ("MUL", ["query", "tokens"], ["sum"]),
+            ("RESHAPE", ["sum"], ["heads"]),
+            ("SOFTMAX", ["heads"], ["weights"]),
+            ("RESHAPE", ["weights"], ["back"]),
+            ("CONV_2D", ["back"], ["d"]),
+            ("ADD", ["d", "b"], ["e"]),
+            ("CONV_2D", ["e"], ["logits"]),
+            ("RESHAPE", ["logits"], ["boxes"]),
+            tokens=3,
+            norm=3,
+            query=3,
+            sum=3,
+            boxes=3,
+        )
+    )
+    attention = {"planes", "tokens", "norm", "sum", "heads", "weights", "back"}
+    assert set(found) == attention | {"logits", "boxes"}
+
+
+def test_the_head_begins_with_its_convolutions():
+    operations = [
+        ("CONV_2D", ["image"], ["a"]),
+        ("CONV_2D", ["a"], ["left"]),
+        ("CONV_2D", ["a"], ["right"]),
+        ("CONCATENATION", ["left", "right"], ["boxes"]),
+    ]
+    assert {operation.outputs for operation in head(network(*operations))} == {
+        ("left",),
+        ("right",),
+        ("boxes",),
+    }
+
+
+@pytest.mark.parametrize(
+    ("others", "bounds"),
+    [
+        ([("MUL", ["a", "gate"], ["boxes"])], {"a": (-6, np.inf)}),
+        ([("MUL", ["a", "gate"], ["b"]), ("ADD", ["a", "b"], ["boxes"])], {}),  # low values count elsewhere
+        ([("MUL", ["image", "gate"], ["boxes"])], {}),  # a gate, not SiLU
+    ],
+)
+def test_only_what_silu_alone_reads_is_cut_off(others, bounds):
+    operations = [("CONV_2D", ["image"], ["a"]), ("LOGISTIC", ["a"], ["gate"]), *others]
+    assert saturating(network(*operations)) == bounds
+
+
+def test_hard_swish_cuts_off_too():
+    assert saturating(network(("HARD_SWISH", ["image"], ["boxes"]))) == {"image": (-3, np.inf)}
