@@ -44,7 +44,17 @@ from utils.compare_options import (
     save_options,
     train_options,
 )
-from utils.comparison import Group, Row, conditions_of, group_rows, start_of, tell_apart, to_csv, to_markdown
+from utils.comparison import (
+    Group,
+    Row,
+    conditions_of,
+    data_path,
+    group_rows,
+    start_of,
+    tell_apart,
+    to_csv,
+    to_markdown,
+)
 from utils.datasets import load_dataset, load_images
 from utils.device import amp_dtype, describe, select_device, tune_allocator, versions
 from utils.errors import UserError
@@ -184,10 +194,10 @@ class Comparison:
         """Validate a net's best checkpoint in float32 and count what it is made of."""
         best = place / "weights" / "best.pt"
         checkpoint = load_checkpoint(best)
-        imgsz = self._imgsz(checkpoint.model)
+        imgsz, own = self._imgsz(checkpoint.model), self._own_data(checkpoint)
         measured = val.run(
             weights=str(best),
-            data=self.opt.data,
+            data=own or self.opt.data,
             imgsz=imgsz,
             batch_size=2 * self.opt.batch_size if self.opt.batch_size > 0 else 32,
             device=self.opt.device,
@@ -212,7 +222,20 @@ class Comparison:
         conditions = None if checkpoint.official else conditions_of(checkpoint.meta, checkpoint.model.nc)
         label = net.label if net.cfg else _checkpoint_label(net, checkpoint)
         weights = net.weights or str(best.relative_to(self.folder))
-        return Row(net.key, label, start_of(checkpoint.meta), conditions, values, weights)
+        note = f"accuracy measured on its own {Path(own).name} ({checkpoint.model.nc} classes)" if own else ""
+        return Row(net.key, label, start_of(checkpoint.meta), conditions, values, weights, note=note)
+
+    def _own_data(self, checkpoint: Checkpoint) -> str:
+        """The data set that a checkpoint of another number of classes was trained on; '' where ours fits.
+
+        Its classes mean nothing on ours, so it is measured on its own and stands under other conditions. One
+        that does not say, or whose data are gone, is left to val.py, which refuses it.
+        """
+        opt = checkpoint.meta.get("opt")
+        data = opt.get("data") if isinstance(opt, dict) else None
+        if checkpoint.model.nc == self.data.nc or not data:
+            return ""
+        return data if Path(data_path(data)).is_file() else ""
 
     def _best(self, row: Row) -> Path:
         return self.folder / row.key / "weights" / "best.pt"
@@ -237,7 +260,7 @@ class Comparison:
                     export.run(weights=str(best), imgsz=[size, size], **common)
                 backends[row.key]["onnx"] = load_backend(file, self.device)
             except UserError as error:
-                row.note = f"no ONNX figures: {error}"
+                row.note = "; ".join(filter(None, (row.note, f"no ONNX figures: {error}")))
                 LOGGER.warning("%s: %s", row.label, row.note)
         return backends
 
@@ -281,7 +304,9 @@ class Comparison:
 
             return detect
 
-        detectors = {row.label: detector(backends[row.key]["torch"]) for row in rows}
+        opened = {row.label: backends[row.key]["torch"] for row in rows}
+        # Those of other classes would be drawn under our classes' names.
+        detectors = {label: detector(b) for label, b in opened.items() if b.model.nc == self.data.nc}
         return sample_pictures(self.images, self.data.names, self.opt.samples, detectors)
 
     def _write(self, rows: list[Row], samples: list[Sample]) -> CompareResult:

@@ -145,6 +145,8 @@ class Run:
         self.imgsz = image_size(opt.imgsz, self.stride)
         self.amp = amp_dtype(opt.amp, device)
         self.frozen = FrozenLayers(self.model, opt.freeze)
+        if self.frozen:
+            LOGGER.info("%s", self.frozen)
         if opt.batch_size == -1:
             opt.batch_size = choose_batch_size(self.model, self.imgsz, device, self.amp)
         self._fit_nominal_batch()

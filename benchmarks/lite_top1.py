@@ -31,8 +31,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.matching import copy_pairs, leaves, pair
-from models.references import build_reference, imagenet_state, timm_network
+from models.references import build_reference, imagenet_state
 from models.start import start_model
+from models.timm_library import timm_network
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
 from utils.errors import UserError

@@ -21,6 +21,7 @@ from models.activations import ACTIVATIONS
 TOLERANCE = 1e-6  # relative; both run in float64, where rounding is ten orders smaller
 _BATCH, _SIDE = 4, 64
 _UNMATCHED_SUFFIX = "num_batches_tracked"
+_GATES = {"Sigmoid", "Hardsigmoid", "Softplus", "Tanh"}  # of attention; timm has some of them as functions
 
 
 @dataclass(frozen=True)
@@ -225,9 +226,10 @@ class Comparison:
     def difference(self) -> str | None:
         """What the backbone computes otherwise than the reference, as half a sentence; None: nothing.
 
-        Held to equality are all layers that run before the first one without a partner.
+        Held to equality are all layers that run before the first one without a partner; behind it each
+        convolution by itself, and the kinds of activations.
         """
-        return self._other_eps() or self._other_results()
+        return self._other_eps() or self._other_activations() or self._other_results()
 
     def _other_eps(self) -> str | None:
         ours, theirs = dict(self.model.named_modules()), dict(self.reference.named_modules())
@@ -235,6 +237,22 @@ class Comparison:
             a, b = (getattr(m, "eps", None) for m in (ours.get(own.name), theirs.get(other.name)))
             if a is not None and b is not None and not math.isclose(a, b, rel_tol=1e-6):
                 return f"{own.name} has eps {a:g}, the weights were trained with eps {b:g}"
+        return None
+
+    def _other_activations(self) -> str | None:
+        """Activations of rows that have partners throughout; those of a row of one's own are its own.
+
+        Only asked where there are such rows: a network without them is compared by its numbers.
+        """
+        if not self.unmatched:
+            return None
+        own_rows = {int(leaf.name.split(".")[1]) for leaf in self.unmatched}
+        rows = [i for i, row in enumerate(self.model.rows) if row.section == "backbone" and i not in own_rows]
+        a, b = (
+            names - _GATES for names in (activations_of(self.model, rows), activations_of(self.reference))
+        )
+        if b and not a <= b:
+            return f"its activations are {_listed(a)}, the weights were trained with {_listed(b)}"
         return None
 
     def _other_results(self) -> str | None:
@@ -245,18 +263,37 @@ class Comparison:
         theirs = watch(self.reference, self._reference_run, keep_maps=True)
         missing = {leaf.name for leaf in self.unmatched}
         partner = {own.name: other.name for own, other in self.pairs}
-        for name in ours.order:
+        for number, name in enumerate(ours.order):
             if name in missing:
-                return None
+                return self._other_convolutions(ours.order[number:], partner, theirs)
             if name not in ours.results or partner[name] not in theirs.results:
                 continue
             if not same(ours.results[name], theirs.results[partner[name]]):
                 return self._cause(name, ours.inputs[name], theirs.inputs[partner[name]])
         return None if missing else self._other_taps(kept, theirs.maps)
 
+    def _other_convolutions(
+        self, names: Sequence[str], partner: Mapping[str, str], theirs: Run
+    ) -> str | None:
+        """Convolutions that another result reaches, each on what its partner was given."""
+        modules = dict(self.model.named_modules())
+        for name in names:
+            other = partner.get(name)
+            if other not in theirs.results or not isinstance(modules[name], nn.Conv2d):
+                continue
+            given = theirs.inputs[other]
+            if given.ndim != 4:
+                continue
+            with torch.no_grad():
+                result = modules[name](given)
+            if not same(result, theirs.results[other]):
+                return self._cause(name, given, given)
+        return None
+
     def _cause(self, name: str, ours: Tensor, theirs: Tensor) -> str:
         if ours.shape == theirs.shape and not same(ours, theirs):
-            a, b = activations_of(self.model, ours_only=True), activations_of(self.reference)
+            backbone = [i for i, row in enumerate(self.model.rows) if row.section == "backbone"]
+            a, b = activations_of(self.model, backbone), activations_of(self.reference)
             if a != b:
                 return f"its activations are {_listed(a)}, the weights were trained with {_listed(b)}"
             return f"what reaches {name} is activated or joined otherwise than where the weights come from"
@@ -295,12 +332,11 @@ def same(a: Tensor, b: Tensor) -> bool:
     return float((a.flatten().sort().values - b.flatten().sort().values).abs().max()) <= limit
 
 
-def activations_of(network: Any, ours_only: bool = False) -> set[str]:
-    """Names of a network's (or of a DetectionModel's backbone's) activations that do something."""
+def activations_of(network: Any, rows: Sequence[int] | None = None) -> set[str]:
+    """Names of a network's activations that do something; of a DetectionModel's `rows` alone if given."""
     parts: Iterator[nn.Module] = network.modules()
-    if ours_only:
-        layers = (layer for row, layer in zip(network.rows, network.model) if row.section == "backbone")
-        parts = (module for layer in layers for module in layer.modules())
+    if rows is not None:
+        parts = (module for i in rows for module in network.model[i].modules())
     return {type(m).__name__ for m in parts} & (set(ACTIVATIONS) - {"Identity"})
 
 
@@ -322,7 +358,7 @@ def copy_pairs(
             for tensor in own.shapes:
                 value = source.get(other.key(tensor))
                 goal = target[own.key(tensor)]
-                if value is None or value.numel() != goal.numel():
+                if value is None or _bare(tuple(value.shape)) != _bare(tuple(goal.shape)):
                     left.append(own.key(tensor))
                     continue
                 goal.copy_(value.reshape(goal.shape))

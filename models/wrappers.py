@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.references import import_timm, timm_network, torchvision_weights
+from models.references import torchvision_weights
+from models.timm_library import import_timm, timm_network
 from utils.device import seeded
 from utils.errors import UserError
 
@@ -253,7 +254,7 @@ def _neck(block: str, name: str, widths: list[int]) -> dict[str, Any]:
     up = [-1, 1, "nn.Upsample", ["None", 2, "nearest"]]
     return {
         "nc": 80,
-        "depth_multiple": 1.0,
+        "depth_multiple": 0.33,  # one repeat of each C3, as in YOLOv5n and YOLOv5s
         "width_multiple": 1.0,
         "anchors": [
             [10, 13, 16, 30, 33, 23],
@@ -271,17 +272,17 @@ def _neck(block: str, name: str, widths: list[int]) -> dict[str, Any]:
             [-1, 1, "Conv", [p4, 1, 1]],
             up,
             [[-1, 2], 1, "Concat", [1]],
-            [-1, 1, "C3", [p4, False]],
+            [-1, 3, "C3", [p4, False]],
             [-1, 1, "Conv", [p3, 1, 1]],
             up,
             [[-1, 1], 1, "Concat", [1]],
-            [-1, 1, "C3", [p3, False]],
+            [-1, 3, "C3", [p3, False]],
             [-1, 1, "Conv", [p3, 3, 2]],
             [[-1, 9], 1, "Concat", [1]],
-            [-1, 1, "C3", [p4, False]],
+            [-1, 3, "C3", [p4, False]],
             [-1, 1, "Conv", [p4, 3, 2]],
             [[-1, 5], 1, "Concat", [1]],
-            [-1, 1, "C3", [p5, False]],
+            [-1, 3, "C3", [p5, False]],
             [[12, 15, 18], 1, "Detect", ["nc", "anchors"]],
         ],
     }

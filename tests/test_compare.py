@@ -237,9 +237,6 @@ def test_trained_checkpoints_are_grouped_by_their_conditions(
         **{k: v for k, v in options(folder, tmp_path).items() if k not in ("samples", "latency_runs")}
         | {"cfg": str(folder / "tiny.yaml"), "seed": 3, "name": "other"}
     )
-    shutil.copytree(folder, tmp_path / "three")
-    three = {"path": str(tmp_path / "three"), "train": "images/train", "val": "images/val"}
-    save_yaml(tmp_path / "three.yaml", three | {"names": ["a", "b", "c"]})
     unknown = tmp_path / "unknown.pt"
     save_checkpoint(unknown, load_checkpoint(best).model, meta={})
     weights = [str(best), str(seed.best), str(unknown), "absent.pt"]
@@ -261,9 +258,29 @@ def test_trained_checkpoints_are_grouped_by_their_conditions(
     assert table(result.save_dir)["unknown"]["conditions"] == "unknown"
     assert table(result.save_dir)["tiny"]["train_seconds"] == ""  # not trained here
     assert not unknown.with_suffix(".onnx").exists()  # nothing is written beside the user's own files
-    given = {"cfg": [], "weights": weights[0], "data": str(tmp_path / "three.yaml")}
-    wrong = compare.run(**options(folder, tmp_path) | given)
-    assert "2 classes" in wrong.failed[0].failed and not wrong.groups
+
+
+def test_other_numbers_of_classes_are_kept_apart_and_measured_on_their_own_data(
+    done: compare.CompareResult, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "three")
+    three = {"path": str(tmp_path / "three"), "train": "images/train", "val": "images/val"}
+    save_yaml(tmp_path / "three.yaml", three | {"names": ["a", "b", "c"]})
+    best, unknown = done.save_dir / "tiny" / "weights" / "best.pt", tmp_path / "unknown.pt"
+    save_checkpoint(unknown, load_checkpoint(best).model, meta={})
+    given = {"weights": [str(best), str(unknown)], "data": str(tmp_path / "three.yaml")}
+    result = compare.run(**options(folder, tmp_path, "wider") | given)
+    ours, theirs = result.groups
+    assert [row.label for row in ours.rows] == ["wider"] and ours.conditions["nc"] == 3
+    assert [row.label for row in theirs.rows] == ["tiny"]
+    assert "three.yaml; nc 2 instead of 3" in theirs.difference
+    assert theirs.rows[0].values["map"] == float(table(done.save_dir)["tiny"]["map"])
+    assert "tiny: accuracy measured on its own shapes.yaml (2 classes)" in (
+        result.save_dir / "compare.md"
+    ).read_text(encoding="utf-8")
+    html = (result.save_dir / "index.html").read_text(encoding="utf-8")
+    assert set(Page(html).captions) == {"ground truth", "wider"}  # its classes are not those of the images
+    assert "2 classes" in result.failed[0].failed and result.failed[0].label == "unknown"
 
 
 def test_without_onnx_the_column_is_empty(

@@ -20,6 +20,7 @@ import train
 import val
 from models import registry
 from models.checkpoint import load_checkpoint
+from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
 
@@ -87,6 +88,30 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
     net = cv2.dnn.readNetFromONNX(str(file.path))  # the file needs no plug-in
     net.setInput(np.zeros((1, 3, 96, 96), np.float32))
     assert net.forward().shape[2] == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "words"),
+    [
+        (
+            "nn.BatchNorm2d(2 * c2)",
+            "nn.BatchNorm(2 * c2)",
+            "cannot be built .*AttributeError",
+        ),
+        ("torch.sigmoid(gate)", "torch.sigmoid(gates)", "cannot take an input of .*NameError"),
+    ],
+)
+def test_a_slip_in_a_plugin_is_told_with_its_row_and_its_line(
+    tmp_path: Path, forget, line: str, wrong: str, words: str
+) -> None:
+    blocks = tmp_path / "slip.py"
+    blocks.write_text(BLOCKS.replace(line, wrong))
+    number = next(i for i, text in enumerate(blocks.read_text().splitlines(), 1) if wrong in text)
+    registry.load_plugins(blocks)
+    rows = [[-1, 1, "GatedConv", [16, 3, 2]], *TINY_MODEL["backbone"][1:]]
+    with pytest.raises(UserError, match=rf"backbone row 1 .*{words}") as caught:
+        DetectionModel(TINY_MODEL | {"backbone": rows})
+    assert f"slip.py, line {number}: " in str(caught.value)
 
 
 def readme_example() -> tuple[str, list, dict[str, list[str]]]:

@@ -258,6 +258,12 @@ def test_what_cannot_work_is_one_sentence(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_wrong_word_for_freeze_is_one_sentence(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        train.parse_opt(["--freeze", "neck"])
+    assert "'neck' is no row; give row numbers, or backbone" in capsys.readouterr().err
+
+
 def test_only_what_the_command_line_says_is_given() -> None:
     assert train.given_options(["--resume", "--epochs", "7"]) == {"resume": True, "epochs": 7}
     assert train.given_options(["--img", "64", "--cache", "--freeze", "1", "2"]) == {

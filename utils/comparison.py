@@ -230,9 +230,16 @@ def _option(name: str, value: Any) -> str:
 
 
 def hyp_name(hyp: Mapping[str, float], files: Sequence[str | Path]) -> str:
-    """The name of the file that holds these hyperparameters, or that they are others'."""
+    """The name of the file that holds these hyperparameters, or that they are others'.
+
+    `nominal_batch` is none of a file that does not state it: train.py then fits it to the data.
+    """
     for file in files:
-        if Path(file).is_file() and load_hyp(file) == hyp:
+        if not Path(file).is_file():
+            continue
+        stated = load_hyp(file)
+        fitted = {"nominal_batch"} - set(stated)
+        if stated == {name: value for name, value in hyp.items() if name not in fitted}:
             return Path(file).name
     return "hyperparameters of its own"
 

@@ -221,7 +221,10 @@ class EarlyStopping:
 
 
 class FrozenLayers:
-    """Layers that do not learn: no gradients, and their BatchNorm uses and keeps its old statistics.
+    """Layers that do not learn: no gradients, and they compute as in validation.
+
+    So their BatchNorm uses and keeps its old statistics (YOLOv5's keep moving, which ruins pretrained ones on
+    small batches) and nothing of them is dropped at random.
 
     Args:
         model: a DetectionModel; its rows are `model.model[i]`.
@@ -234,6 +237,11 @@ class FrozenLayers:
 
     def __init__(self, model: nn.Module, spec: list[int | str]) -> None:
         rows = list(model.model)
+        strange = [n for n in spec if n != BACKBONE and not isinstance(n, int)]
+        if strange:
+            raise UserError(
+                f"--freeze {strange[0]}: is no row; give row numbers, or {BACKBONE} for all of its"
+            )
         if BACKBONE in spec:
             self.numbers = sorted({n for n in spec if n != BACKBONE} | set(backbone_rows(model)))
         else:
@@ -250,6 +258,7 @@ class FrozenLayers:
                 f"--freeze {' '.join(map(str, spec))}: that leaves nothing to train; freeze fewer rows"
             )
         self.modules = [rows[number] for number in self.numbers]
+        self.output = rows[-1]
         for module in self.modules:
             module.requires_grad_(False)
 
@@ -257,8 +266,18 @@ class FrozenLayers:
         return bool(self.numbers)
 
     def stand_still(self) -> None:
-        """Put the frozen rows' BatchNorm into eval mode; call it after every `model.train()`."""
+        """Put the frozen rows into eval mode; call it after every `model.train()`.
+
+        The detector's own row gives decoded boxes in that mode, no maps to learn from, and stays as it is.
+        """
         for module in self.modules:
-            for child in module.modules():
-                if isinstance(child, nn.modules.batchnorm._BatchNorm):
-                    child.eval()
+            if module is not self.output:
+                module.eval()
+
+    def __str__(self) -> str:
+        """One line for the log."""
+        parameters = sum(p.numel() for module in self.modules for p in module.parameters())
+        rows = f"row {self.numbers[0]}" if len(self.numbers) == 1 else f"{len(self.numbers)} rows"
+        return (
+            f"frozen: {rows}, {parameters:,} parameters; they and their BatchNorm statistics stay as they are"
+        )

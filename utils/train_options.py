@@ -73,6 +73,10 @@ def add_recipe(parser: Parser) -> None:
 
 def _row(text: str) -> int | str:
     """A row's number, or the word for all rows of the backbone."""
+    if text != BACKBONE and not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no row; give row numbers, or {BACKBONE} for all of its"
+        )
     return text if text == BACKBONE else int(text)
 
 

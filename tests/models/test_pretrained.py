@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from torchvision.models import mobilenet_v2
+from torchvision.models import efficientnet_b1, mobilenet_v2, resnet18, resnet34
 
 from models.checkpoint import save_checkpoint
 from models.matching import backbone_maps, leaves, pair
@@ -115,6 +116,71 @@ def test_a_layer_of_the_users_own_is_named(file):
     assert report.left[0] == "model.18.conv.weight" and "model.18.bn.bias" in str(report)
 
 
+def own_stem(rows):
+    """A row without a partner in front, so that no result behind it can equal the reference's."""
+    rows.insert(0, [-1, 1, "nn.BatchNorm2d", []])
+
+
+def swap_activation_behind_a_row_of_ones_own(rows):
+    own_stem(rows)
+    rows[1] = [-1, 1, "nn.Conv2d", [32, 3, 2, 1, 1, 1, False]]
+    rows[2:2] = [[-1, 1, "nn.BatchNorm2d", []], [-1, 1, "nn.SiLU", []]]
+
+
+def swap_padding_behind_a_row_of_ones_own(rows):
+    swap_padding(rows)
+    own_stem(rows)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (swap_activation_behind_a_row_of_ones_own, r"activations are ReLU6, SiLU.*trained with ReLU6"),
+        (swap_padding_behind_a_row_of_ones_own, r"model\.2 pads or strides otherwise"),
+    ],
+)
+def test_a_layer_of_the_users_own_hides_nothing_behind_it(file, edit, words):
+    assert load_backbone(changed(own_stem), str(file)).fitted == 255
+    with pytest.raises(UserError, match=words):
+        load_backbone(changed(edit), str(file))
+
+
+def test_a_deeper_network_of_the_family_is_not_taken_for_a_shallower_one(tmp_path):
+    """Its file has every name and shape of the shallower one, and more between them."""
+    torch.save(efficientnet_b1(weights=None).state_dict(), tmp_path / "b1.pth")
+    b0 = DetectionModel("yolov5-efficientnet-b0.yaml", nc=1)
+    with pytest.raises(UserError, match=r"are those of no network known here; say which"):
+        load_backbone(b0, str(tmp_path / "b1.pth"))
+    named = f"torchvision/efficientnet_b0={tmp_path / 'b1.pth'}"
+    with pytest.raises(UserError, match=r"layers that the network lacks, such as features\.1\.1\.block"):
+        load_backbone(b0, named)
+    torch.save(resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
+    with pytest.raises(UserError, match=r"are those of no network known here; say which"):
+        load_backbone(DetectionModel("torchvision:resnet18"), str(tmp_path / "r34.pth"))
+
+
+def test_a_head_of_ones_own_beside_the_network_is_no_matter(tmp_path):
+    state = resnet18(weights=None).state_dict() | {"angles.weight": torch.zeros(4, 512)}
+    torch.save(state, tmp_path / "r18.pth")
+    report = load_backbone(DetectionModel("torchvision:resnet18"), str(tmp_path / "r18.pth"))
+    assert report.left == [] and report.fitted == report.total
+
+
+def test_weights_that_are_no_numbers_are_refused(classifier, tmp_path):
+    state = classifier.state_dict()
+    name = "features.3.conv.0.0.weight"
+    torch.save(state | {name: torch.full_like(state[name], torch.nan)}, tmp_path / "burst.pth")
+    with pytest.raises(UserError, match=rf"{name} holds values that are not finite"):
+        load_backbone(changed(), str(tmp_path / "burst.pth"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.net."])
+def test_prefixes_of_training_wrappers_are_taken_off(classifier, tmp_path, prefix):
+    state = {f"{prefix}{name}": value for name, value in classifier.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pth.tar")
+    assert load_backbone(changed(), str(tmp_path / "wrapped.pth.tar")).fitted == 255
+
+
 def test_pairs_skip_what_only_one_side_has():
     a, b, c = torch.zeros(4, 3, 1, 1), torch.zeros(5, 4, 3, 3), torch.zeros(5)
     own = leaves({"x.weight": a, "y.weight": b, "z.bias": c})
@@ -146,7 +212,7 @@ def test_files_that_cannot_be_used(tmp_path):
     for path, words in (
         (missing, "no such file"),
         (junk, "no plain tensors"),
-        (tmp_path / "code.pth", "plain"),
+        (tmp_path / "code.pth", r"no plain tensors.*FILE\)$"),
     ):
         with pytest.raises(UserError, match=words):
             read_weights(path)
@@ -168,6 +234,27 @@ def test_without_a_network_the_command_is_said(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"no route to host.*python -c .*mobilenet_v2.*--backbone-weights"):
         load_backbone(changed(), "imagenet")
+
+
+def test_a_dead_network_is_asked_once_for_timms_weights(monkeypatch, caplog):
+    """Left alone, the hub's client tries for minutes and logs two dozen lines."""
+    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"refused\); .*create_model\('test_convnext', pre") as caught:
+        imagenet_state("timm/test_convnext")
+    assert "--backbone-weights timm/test_convnext=FILE" in str(caught.value)
+    assert time.monotonic() - started < 20
+    assert caplog.text == ""
+
+
+def test_a_network_that_timm_has_no_weights_of():
+    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
+    with pytest.raises(UserError, match=r"^timm/convnext_atto_rms: timm has no weights of this network"):
+        imagenet_state("timm/convnext_atto_rms")
 
 
 def test_the_backbone_learns_at_its_own_rate():

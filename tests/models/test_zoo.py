@@ -173,3 +173,10 @@ def test_multiples_of_width_and_depth(name):
         assert [tuple(raw.shape) for raw in raws] == [(2, 1, 64 // s, 96 // s, c2) for s in (8, 16, 32)]
         sizes.append(count(model))
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_depth_alone_makes_a_network_deeper(name):
+    cfg = config(name)
+    sizes = [count(on_meta({**cfg, "depth_multiple": depth, "nc": 1})) for depth in (0.33, 1.0, 1.33)]
+    assert sizes == sorted(set(sizes))

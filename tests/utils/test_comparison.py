@@ -14,6 +14,7 @@ from utils.comparison import (
     Row,
     conditions_of,
     group_rows,
+    hyp_name,
     pareto_front,
     start_of,
     tell_apart,
@@ -94,6 +95,14 @@ def test_other_conditions_are_kept_apart_and_said():
     assert groups[0].best(COLUMNS[0]) == "0.400" and groups[1].best(COLUMNS[0]) is None
     for changes, classes in (({"imgsz": 320}, 10), ({"seed": 1}, 10), ({"data": "my.yaml"}, 10), ({}, 3)):
         assert conditions_of(meta(**changes), classes) != first
+
+
+def test_a_step_fitted_to_the_data_does_not_hide_the_hyperparameters_file():
+    stock = ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"
+    hyp = load_hyp(stock)
+    assert "nominal_batch" not in hyp
+    assert hyp_name(hyp | {"nominal_batch": 16}, [stock]) == stock.name  # train.py fills it in
+    assert hyp_name(hyp | {"nominal_batch": 16, "lr0": 0.5}, [stock]) == "hyperparameters of its own"
 
 
 def test_options_off_the_usual_are_in_the_title():

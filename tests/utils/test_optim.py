@@ -163,6 +163,34 @@ def test_frozen_rows_stand_still() -> None:
     assert not torch.equal(before["model.1.1.running_mean"], after["model.1.1.running_mean"])
 
 
+def test_nothing_of_frozen_rows_is_dropped_at_random() -> None:
+    model = Tiny()
+    model.model[1].append(torch.nn.Dropout(0.5))
+    frozen = FrozenLayers(model, [0, 1])
+    model.train()
+    frozen.stand_still()
+    x = torch.randn(2, 3, 9, 9)
+    assert torch.equal(model.model[1](model.model[0](x)), model.eval().model[1](model.model[0](x)))
+    assert str(frozen).startswith("frozen: 2 rows, ")
+
+
+def test_a_frozen_output_still_gives_maps_to_learn_from() -> None:
+    model = Tiny()
+    last = len(model.model) - 1
+    frozen = FrozenLayers(model, [0, last])
+    model.train()
+    frozen.stand_still()
+    assert [module.training for module in model.model][:: max(last, 1)] == [False, True]
+
+
+def test_freeze_says_what_it_takes() -> None:
+    for spec in (["neck"], ["backbone", "head"]):
+        with pytest.raises(
+            UserError, match=r"--freeze (neck|head): is no row; give row numbers, or backbone"
+        ):
+            FrozenLayers(Tiny(), spec)
+
+
 @pytest.mark.parametrize(("spec", "numbers"), [([0], []), ([2], [0, 1]), ([0, 3], [0, 3])])
 def test_freeze_takes_a_count_or_rows(spec: list[int], numbers: list[int]) -> None:
     assert FrozenLayers(Tiny(), spec).numbers == numbers
