@@ -118,7 +118,8 @@ class TorchVision(nn.Module):
             raise UserError(f"torchvision/{name}: takes images of 3 channels, not {c1}")
         with torch.device("cpu"):
             network = get_model(name, weights=None)
-            nodes = [m for m in maps if isinstance(m, str)] or _stage_nodes(name, network, maps)
+            named = [(m, False) for m in maps if isinstance(m, str)] or _stage_nodes(name, network, maps)
+            nodes, self.channels_last = zip(*named)
             try:
                 self.net = create_feature_extractor(
                     network, return_nodes={n: str(i) for i, n in enumerate(nodes)}
@@ -131,8 +132,11 @@ class TorchVision(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, 3, H, W) -> list of (N, Ci, H/si, W/si)."""
-        maps = self.net(x)
-        return [maps[str(i)] for i in range(len(maps))]
+        found = self.net(x)
+        maps = [found[str(i)] for i in range(len(found))]
+        return [
+            m.permute(0, 3, 1, 2).contiguous() if last else m for m, last in zip(maps, self.channels_last)
+        ]
 
 
 class Index(nn.Module):
@@ -159,46 +163,67 @@ def _last_of_each(label: str, found: list[int], strides: tuple[int, ...]) -> lis
     """Positions of the last map of each stride."""
     absent = [s for s in strides if s not in found]
     if absent:
-        raise UserError(
-            f"{label}: its maps have strides {', '.join(map(str, found))}, none {absent[0]}; a "
-            f"detector's neck needs {', '.join(map(str, strides))}"
-        )
+        has = f"strides {', '.join(map(str, found))}" if found else "no whole strides"
+        needs = ", ".join(map(str, strides))
+        raise UserError(f"{label}: its maps have {has}, none {absent[0]}; a detector's neck needs {needs}")
     return [max(i for i, stride in enumerate(found) if stride == wanted) for wanted in strides]
 
 
-def _stages(network: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    """A classifier's stages: its children, those of a Sequential at the top taken one by one."""
+def _stages(network: nn.Module, every: bool) -> list[tuple[str, nn.Module]]:
+    """A classifier's stages: its children, those of `features` (or of every Sequential) taken one by one."""
     stages = []
     for name, child in network.named_children():
-        if not prefix and isinstance(child, nn.Sequential) and name == "features":
-            stages += _stages(child, f"{name}.")
+        if isinstance(child, nn.Sequential) and (every or name == "features"):
+            stages += [(f"{name}.{inner}", stage) for inner, stage in child.named_children()]
         else:
-            stages.append((prefix + name, child))
+            stages.append((name, child))
     return stages
 
 
-def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> list[str]:
-    """Names of the last stage of each stride, seen by running the network once."""
-    shapes: OrderedDict[str, int] = OrderedDict()
+def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> list[tuple[str, bool]]:
+    """The last stage of each stride, seen by running the network, and whether its channels are the last axis.
+
+    Raises:
+        UserError: it does not take images of every size, or has no stage of one of the strides.
+    """
+    for every in (False, True):
+        found = _stage_strides(name, network, _stages(network, every))
+        if {stride for stride, _ in found.values()} >= set(strides):
+            break
+    names, seen = list(found), list(found.values())
+    picked = _last_of_each(f"torchvision/{name}", [stride for stride, _ in seen], tuple(strides))
+    return [(names[i], seen[i][1]) for i in picked]
+
+
+def _stage_strides(
+    name: str, network: nn.Module, stages: list[tuple[str, nn.Module]]
+) -> OrderedDict[str, tuple[int, bool]]:
+    """Stride of each stage that gives a map, and whether its channels are its last axis."""
+    height, width = _PROBE, _PROBE * 3 // 2  # no square, which would not show the axes
+    found: OrderedDict[str, tuple[int, bool]] = OrderedDict()
     handles = []
-    for stage, module in _stages(network):
+    for stage, module in stages:
 
         def note(module: nn.Module, args: tuple, result: Any, stage: str = stage) -> None:
-            if isinstance(result, Tensor) and result.ndim == 4 and result.shape[2] > 1:
-                shapes[stage] = _PROBE // result.shape[2]
+            if not isinstance(result, Tensor) or result.ndim != 4:
+                return
+            for last, (h, w) in ((False, result.shape[2:]), (True, result.shape[1:3])):
+                if h > 1 and height % h == 0 and height * w == width * h:
+                    found[stage] = (height // h, last)
+                    return
 
         handles.append(module.register_forward_hook(note))
     network.eval()
     try:
         with torch.no_grad():
-            network(torch.zeros(1, 3, _PROBE, _PROBE))
+            network(torch.zeros(1, 3, height, width))
     except _NO_MAPS as error:
         raise UserError(_of_some_sizes(f"torchvision/{name}", _first_line(error), "resnet18")) from None
+    finally:
+        for handle in handles:
+            handle.remove()
     network.train()
-    for handle in handles:
-        handle.remove()
-    names = list(shapes)
-    return [names[i] for i in _last_of_each(f"torchvision/{name}", list(shapes.values()), tuple(strides))]
+    return found
 
 
 def is_named(text: Any) -> bool:

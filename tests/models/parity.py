@@ -23,6 +23,29 @@ def randomise_norms(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+@torch.no_grad()
+def settle_norms(network: nn.Module, image: torch.Tensor) -> nn.Module:
+    """Random scales and shifts, and statistics of this batch, as training leaves them. In place; eval mode.
+
+    Statistics drawn at random let maps grow from layer to layer, until what a deep block adds is rounded away
+    and no difference in it can show.
+    """
+    generator = torch.Generator().manual_seed(1)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.LayerNorm)]
+    for m in norms:
+        m.weight.copy_(torch.rand(m.weight.shape, generator=generator) + 0.5)
+        m.bias.copy_(torch.rand(m.bias.shape, generator=generator) - 0.5)
+    batch_norms = [m for m in norms if isinstance(m, nn.BatchNorm2d)]
+    kept = [m.momentum for m in batch_norms]
+    for m in batch_norms:
+        m.momentum = 1.0
+        m.train()
+    network(image)
+    for m, momentum in zip(batch_norms, kept):
+        m.momentum = momentum
+    return network.eval()
+
+
 def copy_in_order(source, target: nn.Module, skip=()) -> int:
     """Give a module another's tensors, one by one in their order; shapes must agree. Returns how many.
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.pretrained import load_backbone
-from models.wrappers import Timm
+from models.wrappers import Timm, TorchVision
 from models.yolo import DetectionModel
 from utils.errors import UserError
 
@@ -44,6 +44,28 @@ def test_channels_and_strides_are_the_networks_own(cfg, channels):
     assert before.shape[1] == 3 * (12 * 8 + 6 * 4 + 3 * 2)
     assert (before - after).abs().max() <= 1e-4 * before.abs().max()
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("mnasnet0_5", [24, 48, 1280]),  # its stages stand in one Sequential called otherwise than `features`
+        ("regnet_y_400mf", [104, 208, 440]),
+        ("swin_t", [192, 384, 768]),  # its maps have their channels last, the last one excepted
+    ],
+)
+def test_stages_are_found_wherever_torchvision_puts_them(name, channels):
+    layer = TorchVision(3, name).eval()
+    for height, width in ((64, 64), (96, 160)):
+        with torch.no_grad():
+            maps = layer(torch.rand(1, 3, height, width))
+        expected = [(c, height // s, width // s) for c, s in zip(channels, (8, 16, 32))]
+        assert [tuple(m.shape[1:]) for m in maps] == expected
+
+
+def test_a_network_without_padding_has_no_whole_strides():
+    with pytest.raises(UserError, match=r"torchvision/inception_v3: its maps have no whole strides, none 8"):
+        DetectionModel("torchvision:inception_v3")
 
 
 def test_weights_of_the_whole_classifier_fill_the_row(tmp_path):
