@@ -29,8 +29,9 @@ _SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps", "tcp", "udp", "sr
 _UNRESOLVED = ("youtube.com", "youtu.be", "twitch.tv")
 _TIMEOUT_MS = 10_000
 """Milliseconds without an answer or a byte after which a connection counts as lost."""
-_PAUSES = (0.25, 0.5, 1.0)
+_PAUSES = (0.25, 0.5, *[1.0] * 60, 5.0)
 """Seconds between tries, the last one for ever: so much is lost at most after a server has come back."""
+_TOLD = 3  # failures in a row that are told one by one
 _REMINDER = 60.0  # seconds between warnings about a stream that stays away
 _GATHER = 0.05  # seconds that the first new frame of a batch waits for those of the other streams
 
@@ -243,7 +244,7 @@ class _Reader:
             self._news.notify_all()
         if not self._stop.is_set() and self._worth_telling():
             self._told_at = time.monotonic()
-            LOGGER.warning("%s: cannot be opened, trying again every %.4g s", self.shown, self._pause())
+            LOGGER.warning("%s: cannot be opened, trying again in %.4g s", self.shown, self._pause())
         return None
 
     def _worth_telling(self) -> bool:
@@ -251,7 +252,7 @@ class _Reader:
         of those that follow for hours."""
         if self.tries == 1 and not self._grabbed and self._place[1] == 1:
             return False
-        return self.tries <= len(_PAUSES) or time.monotonic() - self._told_at >= _REMINDER
+        return self.tries <= _TOLD or time.monotonic() - self._told_at >= _REMINDER
 
     def _pause(self) -> float:
         """Seconds to wait before the next try; no longer than until the stream would be given up."""
