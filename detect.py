@@ -42,7 +42,6 @@ from utils.progress import Pace
 from utils.sources import Opened, open_source
 
 LOGGER = logging.getLogger("yolo.detect")
-DEFAULT_DATA = "data/coco128.yaml"
 _LIVE_MEMORY = 1000  # frames of a live source whose detections `run` returns; a camera runs for ever
 
 
@@ -97,9 +96,7 @@ def build_parser() -> Parser:
         ".streams list of streams, webcam number; screen [n] [left top width height]; -: images on stdin"
     )
     add("--source", default="data/images", help=source_help)
-    add(
-        "--data", default=DEFAULT_DATA, help="dataset YAML; only its names are used, by files that carry none"
-    )
+    add("--data", help="dataset YAML; only its names are used, by files that carry none")
     add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="inference size: h [w]")
     add("--conf-thres", type=float, default=0.25, help="least confidence")
     add("--iou-thres", type=float, default=0.45, help="IoU above which NMS drops the weaker box")
@@ -312,14 +309,11 @@ def _check_backend(opt: Namespace, backend: Backend) -> None:
                 raise UserError(f"{path}: --update strips checkpoints of this project only; leave it out")
 
 
-def _fallback_names(data: str | Path) -> dict[int, str] | None:
-    """Class names of a dataset YAML, for exported files without; None when the default YAML is missing."""
-    try:
-        path = find_file(data, "data")
-    except UserError:
-        if str(data) == DEFAULT_DATA:
-            return None
-        raise
+def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
+    """Class names of a dataset YAML, for exported files without; None when none was given."""
+    if not data:
+        return None
+    path = find_file(data, "data")
     names = load_yaml(path).get("names")
     if isinstance(names, list):
         names = dict(enumerate(names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from models.backends import Backend
 from models.metadata import Metadata
 from models.yolo import DetectionModel
-from utils.boxes import letterbox, non_max_suppression, scale_boxes
+from utils.boxes import NmsOptions, letterbox, scale_boxes
 from utils.device import amp_dtype, autocast, synchronize
 from utils.downloads import fetch, file_name, is_url
 from utils.errors import UserError
@@ -116,12 +117,34 @@ class HubModel(nn.Module):
         """
         with autocast(self.backend.device, amp_dtype("auto", self.backend.device) if self.amp else None):
             if isinstance(ims, Tensor) and ims.ndim == 4:
-                return self.backend.predict(ims, augment=augment)
+                return self.backend.predict(self._checked(ims), augment=augment)
             return self._detect(list(ims) if isinstance(ims, list | tuple) else [ims], size, augment)
+
+    def _checked(self, images: Tensor) -> Tensor:
+        """A batch that the network can take as it is."""
+        channels, *sides = images.shape[1:]
+        if channels not in (3, self.backend.ch) or 0 in images.shape or any(s % self.stride for s in sides):
+            raise UserError(
+                f"a tensor of shape {tuple(images.shape)} does not fit the network: it must be (N, "
+                f"{self.backend.ch}, height, width) with sides that are multiples of {self.stride}"
+            )
+        return images
+
+    def _wanted(self) -> NmsOptions:
+        """What the attributes ask of NMS."""
+        classes = [self.classes] if isinstance(self.classes, int) else self.classes
+        bad = sorted(c for c in classes or () if not 0 <= c < len(self.names))
+        if bad:
+            raise UserError(
+                f"model.classes {bad[0]}: the model has {len(self.names)} classes, numbered 0 to "
+                f"{len(self.names) - 1}"
+            )
+        return NmsOptions(self.conf, self.iou, classes, self.agnostic, self.multi_label, self.max_det)
 
     def _detect(self, items: list[Any], size: int | tuple[int, int], augment: bool) -> Detections:
         if not items:
             raise UserError("no image given; pass a path, an array, or a list of them")
+        wanted = self._wanted()
         start = time.perf_counter()
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
         shape = self.backend.fixed_size or common_shape([im.shape[:2] for im in images], size, self.stride)
@@ -130,18 +153,10 @@ class HubModel(nn.Module):
         inputs = torch.from_numpy(batch).to(self.backend.device)
         synchronize(self.backend.device)
         ready = time.perf_counter()
-        output = self.backend.predict(inputs, augment=augment)
+        output = self.backend.infer(inputs, wanted, augment=augment)
         synchronize(self.backend.device)
         inferred = time.perf_counter()
-        found = non_max_suppression(
-            output,
-            self.conf,
-            self.iou,
-            classes=self.classes,
-            agnostic=self.agnostic,
-            multi_label=self.multi_label,
-            max_det=self.max_det,
-        )
+        found = self.backend.suppress(output, wanted)
         pred = [
             torch.cat((scale_boxes(shape, det[:, :4], image.shape[:2], (ratio, pad)), det[:, 4:]), 1)
             for det, image, (_, ratio, pad) in zip(found, images, fitted)
@@ -158,7 +173,10 @@ def common_shape(
 
     For one image that is the rectangle which detect.py uses, so both see the same pixels.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    try:
+        height, width = map(index, size if isinstance(size, list | tuple) else (size, size))
+    except (TypeError, ValueError):
+        raise UserError(f"size {size!r}: must be a whole number or (height, width)") from None
     if min(height, width) < 1:
         raise UserError(f"size {size}: must be at least 1 pixel; give a value such as 640")
     gains = [min(height / h, width / w) for h, w in sizes]
@@ -192,12 +210,16 @@ def _read_file(source: str) -> tuple[np.ndarray, str]:
     if not is_url(source):
         return cv2.cvtColor(load_image(source), cv2.COLOR_BGR2RGB), Path(source).name
     with tempfile.TemporaryDirectory(prefix="hub-") as folder:
-        path = fetch(source, Path(folder) / file_name(source), limit=MAX_DOWNLOAD)
+        path = fetch(source, Path(folder) / file_name(source), limit=MAX_DOWNLOAD, passing=True)
         return cv2.cvtColor(load_image(path), cv2.COLOR_BGR2RGB), path.name
 
 
 def _rgb_bytes(array: np.ndarray, number: int) -> np.ndarray:
-    """An array (h,w), (h,w,c) or (c,h,w) of uint8, uint16 or floats in 0..1 -> RGB uint8 (h,w,3)."""
+    """An array (h,w), (h,w,c) or (c,h,w) of uint8, uint16 or floats -> RGB uint8 (h,w,3).
+
+    Floats are in 0..1, or in 0..255, as YOLOv5 takes them, when one of them is above 2: interpolation may
+    overshoot 1 a little.
+    """
     if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
@@ -207,10 +229,11 @@ def _rgb_bytes(array: np.ndarray, number: int) -> np.ndarray:
             f"image {number}: an array of shape {array.shape} is no image; it must be (height, width, 3)"
         )
     if array.dtype.kind == "f":
-        array = (np.nan_to_num(array).clip(0, 1) * 255).round()
+        array = np.nan_to_num(array, posinf=255.0, neginf=0.0)
+        array = (array * 255 if array.max() <= 2 else array).clip(0, 255).round()
     elif array.dtype == np.uint16:
         array = array >> 8
     elif array.dtype != np.uint8:
-        raise UserError(f"image {number}: {array.dtype} values are none of uint8, uint16 or floats in 0..1")
+        raise UserError(f"image {number}: {array.dtype} values are none of uint8, uint16 or floats")
     array = array.astype(np.uint8)
     return np.ascontiguousarray(array.repeat(3, axis=2) if array.shape[2] == 1 else array[:, :, :3])

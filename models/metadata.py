@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 from models.nms_inside import Suppression
 from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.backends")
 
 PROJECT = "light-yolo"
 SCHEMA = 2  # the latest that is read; raised when a reader of today could misread a file of tomorrow
@@ -92,6 +95,12 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
         )
     if values.get("task", TASK) != TASK:
         raise UserError(f"{path}: was exported for the task {values['task']!r}; only {TASK!r} is supported")
+    if names and not values.get("names"):
+        LOGGER.warning(
+            "%s: carries no class names, so those of --data are used, and what else it does not say is taken "
+            "to be as in YOLOv5",
+            path,
+        )
     found = values.get("names") or names
     if not found:
         raise UserError(

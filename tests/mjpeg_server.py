@@ -33,6 +33,8 @@ class Camera:
         self.port = 0
         self._counters = {}
         self._server = None
+        self._flowing = threading.Event()
+        self._flowing.set()
         self.sent = 0
 
     def url(self, path="a"):
@@ -53,6 +55,7 @@ class Camera:
                 for _ in itertools.repeat(None) if camera.limit is None else range(camera.limit):
                     if camera._off.wait(camera.period):
                         return
+                    camera._flowing.wait(10)
                     data = cv2.imencode(".jpg", picture(next(counter)))[1].tobytes()
                     head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
                     try:
@@ -78,6 +81,14 @@ class Camera:
         thread = threading.Thread(target=wait)
         thread.start()
         return thread
+
+    def hold(self):
+        """Keep every connection open, but send nothing until `go_on`, or for ten seconds."""
+        self._flowing.clear()
+
+    def go_on(self):
+        """Send again."""
+        self._flowing.set()
 
     def off(self):
         """Break every connection and stop to listen."""

@@ -275,6 +275,15 @@ def test_names_for_files_without_names_come_from_data(tmp_path, monkeypatch):
     assert seen["names"] == {0: "ant", 1: "bee"}
 
 
+def test_names_are_asked_for_where_a_file_has_none(tmp_path, monkeypatch):
+    """YOLOv5 would name a stranger's classes after COCO's."""
+    seen = {}
+    fake = TwoBoxes()
+    monkeypatch.setattr(detect, "load_backend", lambda *args, **options: seen.update(options) or fake)
+    run(tmp_path, image(tmp_path / "a.png"), nosave=True)
+    assert seen["names"] is None
+
+
 def test_checkpoint_end_to_end_with_feature_maps_and_update(tmp_path, checkpoint):
     size = checkpoint.stat().st_size
     before = load_checkpoint(checkpoint).model.state_dict()
@@ -394,6 +403,20 @@ def test_images_on_standard_input(tmp_path, checkpoint):
         "stdin_2.png",
         "stdin_3.jpg",
     ]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")
+def test_a_polite_kill_ends_the_wait_for_standard_input(tmp_path, checkpoint):
+    """Nothing more comes in the pipe, and its other end stays open."""
+    options = ("--weights", checkpoint, "--source", "-", "--project", tmp_path / "runs", "--nosave")
+    process = run_script(*options, stdin=subprocess.PIPE)
+    process.stdin.write(cv2.imencode(".jpg", np.full((40, 60, 3), 120, np.uint8))[1].tobytes())
+    process.stdin.flush()
+    first = process.stdout.readline().decode()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130 and first.startswith("1/? stdin_1.jpg")
+    assert process.stdout.read().decode().splitlines() == ["error: stopped from the keyboard"]
+    process.stdin.close()
 
 
 def test_addresses_of_files_are_downloaded_to_a_temporary_place(tmp_path, backend):

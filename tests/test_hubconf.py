@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import detect
+import export
 import hubconf
 from models.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
@@ -99,6 +100,17 @@ def test_every_form_of_an_image_gives_the_same(folder, model):
     assert results.files == ["image0.jpg"] and reference.files == ["wide.png"]
 
 
+def test_floats_up_to_255_are_what_they_look_like(folder, model):
+    """As YOLOv5 takes them; a value just above 1 is an overshoot and no reason to see a black picture."""
+    array = rgb(folder / "wide.png")
+    reference = model(array, size=128)
+    assert torch.equal(model(array.astype(np.float32), size=128).xyxy[0], reference.xyxy[0])
+    overshoot = array / 255.0
+    overshoot[0, 0] = 1.02
+    array[0, 0] = 255
+    assert torch.equal(model(overshoot, size=128).xyxy[0], model(array, size=128).xyxy[0])
+
+
 def test_address_of_an_image(folder, model):
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -125,6 +137,9 @@ def test_batch_tensor_goes_straight_through(folder, model):
     output = model(images)
     assert output.shape == (2, 2 * (8 * 12 + 4 * 6), 8)
     torch.testing.assert_close(output, model.model(images)[0])
+    for shape in ((1, 3, 60, 96), (1, 4, 64, 64), (1, 3, 0, 64)):
+        with pytest.raises(UserError, match="multiples of 16"):
+            model(torch.zeros(shape))
 
 
 def test_attributes_reach_nms(folder, model):
@@ -137,10 +152,37 @@ def test_attributes_reach_nms(folder, model):
     model.classes, few = None, count()
     model.multi_label = True
     assert count() > few
+    model.classes = 2
+    assert set(model(folder / "wide.png", size=128).xyxy[0][:, 5].tolist()) == {2.0}
+    model.classes = [3]
+    with pytest.raises(UserError, match="model.classes 3: the model has 3 classes"):
+        model(folder / "wide.png", size=128)
+    model.classes = None
     model.multi_label, model.iou = False, 0.99
     assert count() > few
     model.conf = 1.0
     assert count() == 0
+
+
+def test_size_is_any_whole_number_or_two(folder, model):
+    shapes = [model(folder / "wide.png", size=size).s for size in (128, np.int64(128), [128, 128])]
+    assert shapes == [(1, 3, 80, 128)] * 3
+    for size in ("128", 128.5, (1, 2, 3), None):
+        with pytest.raises(UserError, match="must be a whole number"):
+            model(folder / "wide.png", size=size)
+
+
+def test_file_with_nms_inside_is_called_as_any_other(folder, model):
+    options = {"weights": str(folder / "tiny.pt"), "imgsz": [128], "conf_thres": 0.3, "max_det": 20}
+    (result,) = export.run(include=["torchscript"], nms=True, dynamic=True, **options)
+    inside = load("custom", path=str(result.path))
+    inside.conf, inside.max_det = 0.3, 20
+    for name in ("wide.png", "tall.png"):
+        expected = model(folder / name, size=128).xyxy[0]
+        torch.testing.assert_close(inside(folder / name, size=128).xyxy[0], expected, atol=1e-3, rtol=1e-4)
+    inside.multi_label = True
+    with pytest.raises(UserError, match="its NMS gives a box one class"):
+        inside(folder / "wide.png", size=128)
 
 
 def test_forms_of_the_result(folder, model, capsys):

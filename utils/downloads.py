@@ -63,6 +63,7 @@ def fetch(
     limit: int | None = None,
     attempts: int = 4,
     pause: float = 1.0,
+    passing: bool = False,
 ) -> Path:
     """Download a file, whole or not at all.
 
@@ -77,6 +78,7 @@ def fetch(
         limit: most bytes to accept, for files of unknown origin.
         attempts: connections tried in a row without a byte of progress.
         pause: seconds before the second attempt, doubled each time.
+        passing: `dest` is a temporary place, so that no message tells the user to put the file there.
 
     Returns:
         `dest`.
@@ -87,18 +89,26 @@ def fetch(
     dest = Path(dest)
     if not is_url(url):
         raise UserError(f"{url}: only http and https addresses are fetched; put the file at {dest} yourself")
+    advice = "fetch it yourself and give its path" if passing else f"put the file at {dest}"
     if dest.is_file() and (size is None or dest.stat().st_size == size):
         return dest
     dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(dest.name + ".part")
-    total = _receive_all(url, part, dest, size, attempts, pause, limit)
+    total = _receive_all(url, part, dest, size, attempts, pause, limit, advice)
     _check(part, url, size if size is not None else total, sha256, md5)
     os.replace(part, dest)
     return dest
 
 
 def _receive_all(
-    url: str, part: Path, dest: Path, size: int | None, attempts: int, pause: float, limit: int | None
+    url: str,
+    part: Path,
+    dest: Path,
+    size: int | None,
+    attempts: int,
+    pause: float,
+    limit: int | None,
+    advice: str,
 ) -> int | None:
     """Connections until the part is whole. Returns the length that the server told, if it did."""
     failures = 0
@@ -117,9 +127,7 @@ def _receive_all(
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         failures = 0 if _length(part) > before else failures + 1
         if failures >= attempts:
-            raise UserError(
-                f"{url}: cannot be fetched ({reason}); check the network, or put the file at {dest}"
-            )
+            raise UserError(f"{url}: cannot be fetched ({reason}); check the network, or {advice}")
         LOGGER.warning("%s: %s, trying again", url, reason)
         time.sleep(pause * 2 ** max(failures - 1, 0))
 

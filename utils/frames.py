@@ -17,6 +17,8 @@ from utils.boxes import letterbox
 
 FALLBACK_FPS = 30.0  # for a video or a stream that states no frame rate, or an absurd one
 
+_LAST_WAIT = 2.0  # seconds for a thread to finish the frame that it is at
+
 T = TypeVar("T")
 
 
@@ -112,7 +114,8 @@ def rgb_planes(image: np.ndarray) -> np.ndarray:
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     """Yield `items` in order while a thread works up to `depth` of them ahead.
 
-    An exception of the items is raised here, in its place. Closing the generator early stops the thread.
+    An exception of the items is raised here, in its place. Closing the generator early stops the thread; one
+    that is held up by a silent pipe or by a slow download is not waited for, and ends with the process.
     """
     queue: Queue[tuple[str, object]] = Queue(depth)
     stop = Event()
@@ -147,4 +150,4 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
             yield value  # type: ignore[misc]
     finally:
         stop.set()
-        thread.join()
+        thread.join(_LAST_WAIT)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, ClassVar
 
@@ -20,6 +21,7 @@ from utils.images import decode_image
 LOGGER = logging.getLogger("yolo.sources")
 
 _BLOCK = 1 << 16
+_PAUSE = 0.01  # seconds
 MAX_BYTES = 1 << 28  # one image; a stream that is none must not fill the memory
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _JPEG_START = b"\xff\xd8\xff"
@@ -40,7 +42,8 @@ class ImagePipe:
     def __init__(self, stream: BinaryIO | None = None) -> None:
         if stream is None and sys.stdin.isatty():
             raise UserError("-: standard input is a keyboard; pipe images in, as in: cat *.jpg | python ...")
-        self.stream = sys.stdin.buffer if stream is None else stream
+        # Without a buffer: its lock, held by a thread that waits for bytes, keeps Python from ending.
+        self.stream = open(sys.stdin.fileno(), "rb", 0, closefd=False) if stream is None else stream  # noqa: SIM115
 
     def batches(self) -> Iterator[list[Frame]]:
         """Yield each image when its last byte has come; its path is `stdin_1.jpg`, `stdin_2.png`, ...
@@ -79,6 +82,9 @@ class _Window:
             )
         while len(self.data) < size and not self.ended:
             block = self._read(_BLOCK)
+            if block is None:  # a pipe that does not wait, and nothing in it yet
+                time.sleep(_PAUSE)
+                continue
             self.data += block
             self.ended = not block
         return len(self.data) >= size

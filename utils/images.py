@@ -10,13 +10,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segment that tells the picture's size and number of channels."""
 _PILLOW_FAULTS = (OSError, SyntaxError, EOFError, ValueError, MemoryError, KeyError, IndexError, TypeError)
 """Pillow's many ways to say that a file is not what it claims to be."""
 
@@ -55,8 +57,9 @@ def decode_image(data: bytes) -> np.ndarray:
     if not jpeg_has_end(data):
         return _decode_unfinished_jpeg(data)
     # OpenCV decodes a JPEG about twice as fast as Pillow and turns it by its EXIF orientation in all
-    # versions. It does not do so for every other format and version, and it converts CMYK without the ink's
-    # profile.
+    # versions. It does not do so for every other format and version, and its CMYK is one level too light.
+    if _jpeg_channels(data) == 4:
+        return _decode_with_pillow(data)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return _decode_with_pillow(data) if image is None else image
 
@@ -64,20 +67,34 @@ def decode_image(data: bytes) -> np.ndarray:
 def jpeg_has_end(data: bytes) -> bool:
     """Whether the picture of a JPEG is closed by its end marker, whatever bytes follow it.
 
-    The segments before the picture are stepped over by their lengths: a thumbnail inside EXIF has an end
-        marker of its own. Within the picture the marker cannot occur, the format forbids it.
+    Within the picture the marker cannot occur, the format forbids it; in the segments before it, it can: a
+    thumbnail inside EXIF has an end marker of its own.
     """
+    for marker, at in _jpeg_segments(data):
+        if marker == _JPEG_SCAN:
+            return data.endswith(_JPEG_END) or data.find(_JPEG_END, at) >= 0
+    return False
+
+
+def _jpeg_channels(data: bytes) -> int:
+    """How many channels a JPEG says it has: 1 grey, 3 colours, 4 inks; 0 when it does not say."""
+    for marker, at in _jpeg_segments(data):
+        if marker in _JPEG_FRAMES:  # marker, length (2 bytes), precision, height (2), width (2), channels
+            return data[at + 9] if at + 9 < len(data) else 0
+    return 0
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place of each segment up to the picture's own, stepped over by their lengths."""
     at = 2
-    while at + 4 <= len(data):
-        if data[at] != 0xFF:
-            return False
+    while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xFF:  # a fill byte
             at += 1
             continue
+        yield data[at + 1], at
         if data[at + 1] == _JPEG_SCAN:
-            return data.endswith(_JPEG_END) or data.find(_JPEG_END, at) >= 0
+            return
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
 
 
 def _decode_unfinished_jpeg(data: bytes) -> np.ndarray:
@@ -99,6 +116,8 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 return pillow_to_bgr(ImageOps.exif_transpose(image))
+        except UnidentifiedImageError:  # its own words name a buffer in memory
+            raise ValueError("is not an image of a known format") from None
         except Image.DecompressionBombError:
             raise ValueError("has more pixels than Pillow's limit") from None
         except _PILLOW_FAULTS as error:

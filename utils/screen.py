@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.frames import FALLBACK_FPS, Frame
 
 
@@ -57,7 +57,8 @@ class Screen:
         try:
             capture = self._mss.mss()
         except (self._mss.exception.ScreenShotError, OSError) as error:
-            raise UserError(f"{self.text}: there is no screen to capture here ({error})") from None
+            reason = first_line(error)
+            raise UserError(f"{self.text}: there is no screen to capture here ({reason})") from None
         with capture:
             region = self._region(capture.monitors)
             index = 0
@@ -66,7 +67,10 @@ class Screen:
                 try:
                     shot = np.asarray(capture.grab(region))
                 except self._mss.exception.ScreenShotError as error:
-                    raise UserError(f"{self.text}: cannot be captured ({error}); check the numbers") from None
+                    reason = first_line(error)
+                    raise UserError(
+                        f"{self.text}: cannot be captured ({reason}); check the numbers"
+                    ) from None
                 yield [
                     Frame(
                         self.text,

@@ -102,7 +102,7 @@ class Files:
         limit = MAX_IMAGE_BYTES if url_suffix(url) in IMAGE_SUFFIXES else MAX_VIDEO_BYTES
         with tempfile.TemporaryDirectory(prefix="detect-") as folder:
             try:
-                path = fetch(url, Path(folder) / file_name(url), limit=limit)
+                path = fetch(url, Path(folder) / file_name(url), limit=limit, passing=True)
             except UserError as error:
                 LOGGER.warning("skipped: %s", error)
                 return

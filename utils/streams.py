@@ -6,6 +6,7 @@ sees fewer frames, never old ones.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import time
@@ -28,7 +29,10 @@ _SCHEMES = ("http", "https", "rtmp", "rtmps", "rtsp", "rtsps", "tcp", "udp", "sr
 _UNRESOLVED = ("youtube.com", "youtu.be", "twitch.tv")
 _TIMEOUT_MS = 10_000
 """Milliseconds without an answer or a byte after which a connection counts as lost."""
-_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds between tries, the last one for ever
+_PAUSES = (0.25, 0.5, *[1.0] * 60, 5.0)
+"""Seconds between tries, the last one for ever: so much is lost at most after a server has come back."""
+_TOLD = 3  # failures in a row that are told one by one
+_REMINDER = 60.0  # seconds between warnings about a stream that stays away
 _GATHER = 0.05  # seconds that the first new frame of a batch waits for those of the other streams
 
 
@@ -106,18 +110,19 @@ class Streams:
         Raises:
             UserError: none of the streams can be opened to begin with.
         """
-        for reader in self._readers:
-            reader.start()
-        try:
-            self._wait_for_one()
-            while batch := self._next_batch():
-                yield batch
-            LOGGER.warning("no stream is left, all have been given up")
-        finally:
+        with _quiet_opencv():
             for reader in self._readers:
-                reader.stop()
-            for reader in self._readers:
-                reader.join()
+                reader.start()
+            try:
+                self._wait_for_one()
+                while batch := self._next_batch():
+                    yield batch
+                LOGGER.warning("no stream is left, all have been given up")
+            finally:
+                for reader in self._readers:
+                    reader.stop()
+                for reader in self._readers:
+                    reader.join()
 
     def _wait_for_one(self) -> None:
         """Wait until one stream is there, or the first try of all of them has failed."""
@@ -144,6 +149,17 @@ class Streams:
                     break
                 self._news.wait(left)
             return [reader.take() for reader in self._readers if reader.latest]
+
+
+@contextlib.contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Without OpenCV's own log, ten lines for a camera that is not there; what FFmpeg says still comes."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 class _Reader:
@@ -176,6 +192,7 @@ class _Reader:
         self._stop = Event()
         self._grabbed = self._taken = self._dropped = 0
         self._seen_at = time.monotonic()
+        self._told_at = 0.0
         self._thread = Thread(target=self._run, name=f"stream {self.shown}", daemon=True)
 
     def start(self) -> None:
@@ -225,9 +242,17 @@ class _Reader:
         with self._news:
             self.tries += 1
             self._news.notify_all()
-        if not self._stop.is_set():
-            LOGGER.warning("%s: cannot be opened, trying again in %.1f s", self.shown, self._pause())
+        if not self._stop.is_set() and self._worth_telling():
+            self._told_at = time.monotonic()
+            LOGGER.warning("%s: cannot be opened, trying again in %.4g s", self.shown, self._pause())
         return None
+
+    def _worth_telling(self) -> bool:
+        """Whether another failure is news: not the first of the only stream, which is an error, and not each
+        of those that follow for hours."""
+        if self.tries == 1 and not self._grabbed and self._place[1] == 1:
+            return False
+        return self.tries <= _TOLD or time.monotonic() - self._told_at >= _REMINDER
 
     def _pause(self) -> float:
         """Seconds to wait before the next try; no longer than until the stream would be given up."""
@@ -239,31 +264,31 @@ class _Reader:
     def _read(self, capture: cv2.VideoCapture) -> None:
         """Read frames until the connection is lost or the reader is stopped."""
         fps = frame_rate(capture) / self._vid_stride
-        again = self._grabbed > 0
-        first = True
-        while not self._stop.is_set() and capture.grab():
+        news = "connected again" if self._grabbed else "connected"
+        silent = False
+        while not self._stop.is_set() and not silent:
+            asked = time.monotonic()
+            if not capture.grab():
+                break
+            # After a silence that is too long OpenCV hands out a frame it still had, and waits as long again.
+            silent = time.monotonic() - asked > _TIMEOUT_MS / 1e3
             self._grabbed += 1
             if self._grabbed % self._vid_stride:
                 continue
             ok, image = capture.retrieve()
             if not ok:
                 continue
-            if first:
-                first = False
-                LOGGER.info(
-                    "%s: %s, %dx%d, %.4g frames/s",
-                    self.shown,
-                    "connected again" if again else "connected",
-                    *image.shape[1::-1],
-                    fps * self._vid_stride,
-                )
+            if news:
+                size = "x".join(map(str, image.shape[1::-1]))
+                LOGGER.info("%s: %s, %s, %.4g frames/s", self.shown, news, size, fps * self._vid_stride)
+                news = ""
             self._show(image, fps)
         with self._news:
             self.connected = False
             self.tries += 1
             self._news.notify_all()
         if not self._stop.is_set():
-            LOGGER.warning("%s: connection lost, trying again in %.1f s", self.shown, self._pause())
+            LOGGER.warning("%s: connection lost, trying again in %.4g s", self.shown, self._pause())
 
     def _show(self, image: np.ndarray, fps: float) -> None:
         position, count = self._place

@@ -17,6 +17,8 @@ from utils.frames import FALLBACK_FPS, Frame
 LOGGER = logging.getLogger("yolo.video")
 
 _LONGEST_GAP = 2.0  # seconds of a live stream without a frame that its video still shows
+_MOST_FAILURES = 1000  # frames in a row that cannot be grabbed, after which a file has ended
+_HEADER_ERROR = 2  # frames by which a whole file may be shorter than its header makes it
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:
@@ -49,46 +51,85 @@ class VideoFile:
             capture.release()
 
     def _decode(self, capture: cv2.VideoCapture) -> Iterator[Frame]:
-        fps = frame_rate(capture)
-        claimed = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-        grabbed = decoded = 0
-        failed: list[int] = []
-        while capture.grab():
-            grabbed += 1
-            if grabbed % self.vid_stride:
+        grabs = _Grabs(capture)
+        decoded = 0
+        for number in grabs:
+            if number % self.vid_stride:
                 continue
             ok, image = capture.retrieve()
             if not ok:
-                failed.append(grabbed)
+                grabs.failed.append(number)
                 continue
             decoded += 1
             yield Frame(
                 self.shown,
                 image,
                 index=decoded,
-                total=claimed // self.vid_stride,
-                fps=fps / self.vid_stride,
+                total=grabs.claimed // self.vid_stride,
+                fps=grabs.fps / self.vid_stride,
                 is_video=True,
                 name=self.path.name,
             )
-        self._judge(grabbed, decoded, claimed, failed)
-
-    def _judge(self, grabbed: int, decoded: int, claimed: int, failed: list[int]) -> None:
-        """Warn about a file that gave less than it promised, with the frame where that began."""
-        if grabbed < claimed or failed:
-            first = failed[0] if failed else grabbed + 1
-            LOGGER.warning(
-                "%s: %d of the %d frames its header claims could be read, frame %d is the first that is "
-                "missing; it may be cut off or damaged",
-                self.shown,
-                grabbed - len(failed),
-                max(claimed, grabbed),
-                first,
-            )
+        if fault := grabs.fault():
+            LOGGER.warning("%s: %s", self.shown, fault)
         elif not decoded:
             LOGGER.warning(
-                "%s: %d frames are too few for vid-stride %d", self.shown, grabbed, self.vid_stride
+                "%s: %d frames are too few for vid-stride %d", self.shown, grabs.last, self.vid_stride
             )
+
+
+class _Grabs:
+    """The frames of an open file, grabbed one after the other, and whether that was the whole file.
+
+    OpenCV fails once for every packet that it cannot decode, and for ever at the end: what can be read behind
+    a damaged place is found by asking on.
+    """
+
+    def __init__(self, capture: cv2.VideoCapture) -> None:
+        self.capture = capture
+        self.fps = frame_rate(capture)
+        self.claimed = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        self.last = 0
+        self.failed: list[int] = []
+        self._seconds = self._longest = 0.0  # where the last frame stands; the longest time between two
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the number of each frame that was grabbed, counted from 1 with those that failed."""
+        number = 0
+        while number < max(self.claimed, self.last + 1) and number - self.last <= _MOST_FAILURES:
+            number += 1
+            if not self.capture.grab():
+                continue
+            self.failed.extend(range(self.last + 1, number))
+            self.last = number
+            seconds = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
+            self._longest = max(self._longest, seconds - self._seconds)
+            self._seconds = seconds
+            yield number
+
+    def fault(self) -> str:
+        """What is missing, in words; empty when nothing is."""
+        if self.failed:
+            return (
+                f"{len(self.failed)} frames could not be decoded, the first near frame {self.failed[0]}; "
+                "it is damaged there"
+            )
+        if not self._ends_early():
+            return ""
+        return (
+            f"{self.last} of the {self.claimed} frames its header claims could be read, frame "
+            f"{self.last + 1} is the first that is missing; it may be cut off or damaged, or was trimmed "
+            "without being encoded again"
+        )
+
+    def _ends_early(self) -> bool:
+        """Whether more is missing at the end than a header may be wrong by.
+
+        Many containers state a duration only, of which OpenCV makes a number of frames: it is off by a frame
+        or two, and by many where the time between frames changes. So the time is looked at, too.
+        """
+        reached = (self._seconds + self._longest) * self.fps
+        return self.claimed > max(self.last, reached) + _HEADER_ERROR
 
 
 class VideoFileWriter:

@@ -81,6 +81,11 @@ class NcnnBackend(EmbeddedBackend):
     def __init__(self, path: Path, device: torch.device, options: Options) -> None:
         ncnn = require("ncnn", str(path))
         content = _content(path)
+        if not (path / METADATA).is_file():
+            raise UserError(
+                f"{path}: carries no metadata ({METADATA} is missing), so this project did not export it; "
+                "export the checkpoint again"
+            )
         raw = load_yaml(path / METADATA)
         super().__init__(path, device, options, raw)
         check_digest(path, raw, content)

@@ -1,6 +1,7 @@
 """Backends: the same boxes whatever file they come from, a sentence where a file or option cannot serve."""
 
 import json
+import logging
 
 import numpy as np
 import onnx
@@ -181,7 +182,16 @@ def _with_properties(source, target, properties):
     onnx.save(graph, target)
 
 
-def test_file_without_names_needs_them_from_elsewhere(files, tmp_path):
+@pytest.fixture
+def log(caplog):
+    """The project's log, whether or not an earlier test configured it for a script."""
+    logger = logging.getLogger("yolo")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_file_without_names_needs_them_from_elsewhere(files, tmp_path, log):
     folder, model = files
     path = tmp_path / "bare.onnx"
     _with_properties(folder / "free.onnx", path, {})
@@ -189,6 +199,10 @@ def test_file_without_names_needs_them_from_elsewhere(files, tmp_path):
         load_backend(path)
     backend = load_backend(path, names=["a", "b"])
     assert backend.names == {0: "a", 1: "b"}
+    assert "bare.onnx: carries no class names, so those of --data are used" in log.text
+    log.clear()
+    load_backend(folder / "free.onnx", names=["a", "b"])
+    assert not log.records, "its own names are the ones used"
     assert backend.rect_ok, "the graph's own axes say so"
     assert backend.predict(images(1)).shape[-1] == 7
     with pytest.raises(UserError, match="gives 2 classes, but there are 3 names"):

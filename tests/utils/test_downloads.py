@@ -145,8 +145,10 @@ def test_error_codes_are_sentences_and_only_passing_ones_are_tried_again(server,
 def test_no_server_and_other_schemes(server, tmp_path):
     server.shutdown()
     server.server_close()
-    with pytest.raises(UserError, match="cannot be fetched"):
+    with pytest.raises(UserError, match=r"cannot be fetched .* or put the file at .*a$"):
         fetch(f"{server.url}/a", tmp_path / "a", attempts=1, pause=0)
+    with pytest.raises(UserError, match="or fetch it yourself and give its path$"):
+        fetch(f"{server.url}/a", tmp_path / "a", attempts=1, pause=0, passing=True)
     with pytest.raises(UserError, match="only http"):
         fetch(tmp_path.as_uri(), tmp_path / "a")
 

@@ -96,3 +96,13 @@ def test_what_never_ends_is_refused(monkeypatch):
     lying = png[:33] + (1 << 31).to_bytes(4, "big") + png[37:]
     with pytest.raises(UserError, match="longer than"):
         list(split_images(io.BytesIO(lying)))
+
+
+def test_a_pipe_that_does_not_wait_is_asked_again():
+    class Hesitant(Drip):
+        def read(self, size=-1):
+            self.step = 0 if self.step else 5000
+            return super().read(size) if self.step else None
+
+    data = PICTURES["png"][1]
+    assert list(split_images(Hesitant(data * 2, 5000))) == [(".png", data), (".png", data)]

@@ -98,6 +98,14 @@ def test_alpha_is_dropped_and_ink_becomes_light():
     assert distance(decode_image(encoded(ink, "TIFF")), BGR) < 3
 
 
+def test_inks_are_converted_as_for_a_picture_that_pillow_opened():
+    """OpenCV's colours would be a level lighter, so that a path and a PIL image gave two results."""
+    for options in ({}, {"progressive": True}):
+        data = encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=90, **options)
+        with Image.open(io.BytesIO(data)) as picture:
+            assert np.array_equal(decode_image(data), np.asarray(picture.convert("RGB"))[:, :, ::-1])
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
 @pytest.mark.parametrize("share", [0.3, 0.7])
 def test_a_truncated_file_is_named(tmp_path, kind, share):
@@ -115,7 +123,7 @@ def test_missing_empty_and_foreign_files_are_named(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     for name, words in (
         ("empty.jpg", "is empty"),
-        ("text.png", "cannot be decoded"),
+        ("text.png", "is not an image of a known format;"),
         ("gone.jpg", "No such"),
     ):
         with pytest.raises(UserError, match=words) as caught:

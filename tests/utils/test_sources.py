@@ -2,11 +2,13 @@
 
 import logging
 import threading
+import time
 
 import cv2
 import numpy as np
 import pytest
 
+from utils import frames as frames_module
 from utils.errors import UserError
 from utils.frames import prefetch
 from utils.sources import open_source, read_list
@@ -194,3 +196,20 @@ def test_leaving_early_stops_the_thread_and_closes_the_items():
     stream.close()
     assert closed.wait(5)
     assert not any(t.name == "decode" for t in threading.enumerate())
+
+
+def test_leaving_does_not_wait_for_a_thread_that_is_held_up(monkeypatch):
+    """By a pipe in which nothing comes, or by a download: Ctrl-C has to end the program all the same."""
+    monkeypatch.setattr(frames_module, "_LAST_WAIT", 0.1)
+    go_on = threading.Event()
+
+    def items():
+        yield 1
+        go_on.wait(20)
+
+    stream = prefetch(items(), 2)
+    assert next(stream) == 1
+    start = time.monotonic()
+    stream.close()
+    assert time.monotonic() - start < 5
+    go_on.set()

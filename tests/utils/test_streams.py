@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.mjpeg_server import Camera, number_of
+from utils import streams
 from utils.errors import UserError
 from utils.streams import Streams, is_stream, output_name, read_streams, without_password
 
@@ -46,6 +47,38 @@ def test_drop_is_mended_and_costs_the_time_without_a_server_only(log):
     lost = numbers[-1] - numbers[0] + 1 - len(numbers)
     assert lost <= frames[-1].dropped + 3  # the few that were on their way when the server went
     assert "connection lost" in log.text and "connected again" in log.text
+
+
+def test_a_server_that_was_away_for_long_is_found_again_at_once():
+    with Camera() as camera, contextlib.closing(Streams([camera.url()]).batches()) as batches:
+        collect(batches, lambda frames: len(frames) >= 3)
+        camera.off()
+        time.sleep(3.6)
+        camera.on()
+        back = time.monotonic()
+        collect(batches, lambda frames: len(frames) >= 3)
+        assert time.monotonic() - back < 2.5
+
+
+def test_a_server_that_falls_silent_counts_as_lost_after_one_timeout(log, monkeypatch):
+    monkeypatch.setattr(streams, "_TIMEOUT_MS", 1500)
+    with Camera() as camera, contextlib.closing(Streams([camera.url()]).batches()) as batches:
+        collect(batches, lambda frames: len(frames) >= 5)
+        camera.hold()
+        held = time.monotonic()
+
+        def resume():
+            while "connection lost" not in log.text and time.monotonic() < held + 9:
+                time.sleep(0.02)
+            lost.append(time.monotonic() - held)
+            camera.go_on()
+
+        lost = []
+        watcher = threading.Thread(target=resume)
+        watcher.start()
+        collect(batches, lambda frames: "connected again" in log.text and len(frames) >= 5)
+        watcher.join()
+    assert 1.4 < lost[0] < 2.8  # twice as long where the frame that OpenCV still had counts as life
 
 
 def test_slow_reader_gets_new_frames_and_the_rest_is_counted():
@@ -89,6 +122,13 @@ def test_nothing_there_to_begin_with_is_an_error():
     with pytest.raises(UserError, match="cannot be opened") as error:
         next(Streams([url.replace("//", "//me:secret@")]).batches())
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_no_camera_is_one_sentence(capfd, log):
+    """OpenCV's own log has ten lines for it, an exception among them."""
+    with pytest.raises(UserError, match="97: cannot be opened; check the webcam's number"):
+        next(Streams(["97"]).batches())
+    assert capfd.readouterr().err == "" and not log.records
 
 
 def test_one_absent_stream_does_not_hold_up_the_other(log):

@@ -1,6 +1,8 @@
 """utils/video.py: what a damaged video gives and says, whole videos, the time of live frames."""
 
 import logging
+import re
+import struct
 
 import cv2
 import numpy as np
@@ -48,18 +50,54 @@ def test_live_frames_last_as_long_as_they_were_to_be_seen(tmp_path):
     assert grey_levels(tmp_path / "out.mp4") == [1, 2, 2, 2, 3, 4, 5, 5, 6]
 
 
-def test_warning_names_the_first_frame_that_is_missing(tmp_path, caplog):
-    rng = np.random.default_rng(0)
-    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
-    for _ in range(40):
-        writer.write(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8))
-    writer.release()
-    whole = (tmp_path / "v.avi").read_bytes()
-    (tmp_path / "v.avi").write_bytes(whole[: len(whole) // 2])
+@pytest.fixture
+def log(caplog):
+    """The project's log, whether or not an earlier test configured it for a script."""
     logger = logging.getLogger("yolo")
     logger.addHandler(caplog.handler)
-    frames = list(VideoFile(tmp_path / "v.avi").frames())
+    yield caplog
     logger.removeHandler(caplog.handler)
+
+
+def noise(path, frames=40):
+    """A video of noise, every frame a JPEG of its own, at 10 frames/s; its bytes."""
+    rng = np.random.default_rng(0)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(frames):
+        writer.write(rng.integers(0, 255, (48, 64, 3)).astype(np.uint8))
+    writer.release()
+    return path.read_bytes()
+
+
+def test_warning_names_the_first_frame_that_is_missing(tmp_path, log):
+    whole = noise(tmp_path / "v.avi")
+    (tmp_path / "v.avi").write_bytes(whole[: len(whole) // 2])
+    frames = list(VideoFile(tmp_path / "v.avi").frames())
     assert 10 <= len(frames) <= 25
-    assert f"{len(frames)} of the 40 frames" in caplog.text
-    assert f"frame {len(frames) + 1} is the first" in caplog.text
+    assert f"{len(frames)} of the 40 frames" in log.text
+    assert f"frame {len(frames) + 1} is the first" in log.text
+
+
+def test_what_lies_behind_a_damaged_place_is_read(tmp_path, log):
+    data = bytearray(noise(tmp_path / "v.avi"))
+    for place in [found.start() for found in re.finditer(b"00dc", data)][10:12]:
+        length = int.from_bytes(data[place + 4 : place + 8], "little")
+        data[place + 8 : place + 8 + length] = bytes(length)
+    (tmp_path / "v.avi").write_bytes(data)
+    frames = list(VideoFile(tmp_path / "v.avi").frames())
+    assert [frame.index for frame in frames] == list(range(1, 39))
+    assert "2 frames could not be decoded, the first near frame" in log.text
+    assert "header claims" not in log.text
+    assert len(list(VideoFile(tmp_path / "v.avi", vid_stride=2).frames())) in (18, 19, 20)
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(4.0, False), (4.1, False), (4.2, False), (8.0, True)])
+def test_a_duration_that_is_a_frame_or_two_off_is_no_fault(tmp_path, log, seconds, warned):
+    """Matroska states a duration, of which OpenCV makes a number of frames."""
+    whole = noise(tmp_path / "v.mkv")
+    entry = b"\x44\x89\x88" + struct.pack(">d", 4000.0)
+    assert whole.count(entry) == 1
+    (tmp_path / "v.mkv").write_bytes(whole.replace(entry, entry[:3] + struct.pack(">d", seconds * 1000)))
+    assert len(list(VideoFile(tmp_path / "v.mkv").frames())) == 40
+    assert ("40 of the 80 frames its header claims" in log.text) == warned
+    assert bool(log.records) == warned

@@ -68,7 +68,7 @@ def test_a_folder_that_is_not_whole_is_a_sentence(copied, name):
     with pytest.raises(UserError, match="is damaged"):
         load_backend(copied)
     (copied / name).unlink()
-    with pytest.raises(UserError, match=rf"{name}"):
+    with pytest.raises(UserError, match=rf"{name} is missing\)"):
         load_backend(copied)
 
 
