@@ -17,7 +17,7 @@ def _installed(package: str) -> bool:
     """Whether a package is there, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # what find_spec says of a name that is barred
+    except (ValueError, ImportError):  # what is said of a name that is barred
         return False
 
 
@@ -25,12 +25,14 @@ def import_timm() -> Any:
     """timm, which is optional.
 
     Raises:
-        UserError: it is not installed.
+        UserError: it is not installed, or something that it needs is not.
     """
     if not _installed("timm"):
         raise UserError("timm is not installed; 'pip install timm' brings its networks")
-    import timm  # here: optional, and importing it costs seconds
-
+    try:
+        import timm  # here: optional, and importing it costs seconds
+    except ImportError as error:
+        raise UserError(f"timm cannot be imported ({error}); 'pip install -U timm' mends it") from error
     return timm
 
 

@@ -27,6 +27,7 @@ RUN_FILE = "compare.yaml"  # the options of a run, in its folder: what makes a f
 CHANGEABLE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
 _OWN = frozenset({"cfg", "weights", "resume", "project", "name", "exist_ok", "samples", "latency_runs"})
 _CFG = re.compile(r"(?P<cfg>.+?\.ya?ml|(?:timm|torchvision):[^+]+)\+(?P<start>.+)", re.IGNORECASE | re.DOTALL)
+_NAMED = ("timm:", "torchvision:")
 SCRATCH = "scratch"
 
 
@@ -186,7 +187,8 @@ def list_nets(opt: argparse.Namespace) -> list[Net]:
     for text in opt.cfg:
         cfg, start = split_cfg(text)
         start = opt.backbone_weights if start is None else start
-        name = cfg.replace(":", "-") if ":" in cfg and not Path(cfg).suffix else Path(cfg).stem
+        # A network's name may end in its weights' tag, as in timm:lcnet_050.ra2_in1k.
+        name = cfg.replace(":", "-") if cfg.startswith(_NAMED) else Path(cfg).stem
         label, key = (f"{name} ({_start_label(start)})", f"{name}-{start}") if start else (name, name)
         nets.append(Net(_free(key, nets), label, cfg=cfg, backbone_weights=start))
     for text in opt.weights:

@@ -251,6 +251,23 @@ def test_a_dead_network_is_asked_once_for_timms_weights(monkeypatch, caplog):
     assert caplog.text == ""
 
 
+def test_weights_that_timm_has_fetched_before_need_no_network(monkeypatch, tmp_path):
+    timm = pytest.importorskip("timm", reason="timm, which is optional, is not installed")
+    from huggingface_hub import constants
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / f"models--{timm.get_pretrained_cfg('test_convnext').hf_hub_id.replace('/', '--')}"
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    state = timm.create_model("test_convnext").state_dict()
+    save_file(state, repository / "snapshots" / "abc" / "model.safetensors")
+    found = imagenet_state("timm/test_convnext")
+    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
+
+
 def test_a_network_that_timm_has_no_weights_of():
     pytest.importorskip("timm", reason="timm, which is optional, is not installed")
     with pytest.raises(UserError, match=r"^timm/convnext_atto_rms: timm has no weights of this network"):

@@ -54,6 +54,8 @@ def test_nets_have_names_and_folders_of_their_own(tmp_path):
         ("weights-mine", "mine"),
     ]
     assert found[1].backbone_weights == "imagenet" and found[0].backbone_weights == ""
+    tagged = nets(cfg=["timm:x.a1_in1k", "timm:x.a2_in1k", "timm:x"])  # one network, other weights
+    assert [net.label for net in tagged] == ["timm-x.a1_in1k", "timm-x.a2_in1k", "timm-x"]
     both = nets(cfg=["n.yaml", "n.yaml+scratch"], backbone_weights="imagenet")
     assert [net.backbone_weights for net in both] == ["imagenet", ""]
     assert nets(cfg=["../<img src=x>.yaml"])[0].key == "img-src-x"
