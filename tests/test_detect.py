@@ -405,6 +405,28 @@ def test_images_on_standard_input(tmp_path, checkpoint):
     ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_names_that_are_no_text_and_names_as_long_as_can_be(tmp_path, checkpoint):
+    folder = os.fsencode(tmp_path / "in") + b"/"
+    longest = b"x" * 240 + b".png"
+    image(tmp_path / "in" / "a.png")
+    for name in (b"\xff.png", longest):
+        Path(os.fsdecode(folder + name)).write_bytes((tmp_path / "in" / "a.png").read_bytes())
+    os.rename(video(tmp_path / "clip.mp4"), folder + b"\xfe.mp4")
+    process = run_script(
+        *("--weights", checkpoint, "--source", tmp_path / "in", "--project", tmp_path / "runs"),
+        *("--save-txt", "--save-csv", "--save-json", "--save-crop"),
+    )
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert "fe.mp4 skipped: OpenCV cannot open a name that is not UTF-8" in output
+    written = os.listdir(os.fsencode(tmp_path / "runs" / "exp"))
+    assert {b"a.png", b"\xff.png", longest} <= set(written)
+    rows = json.loads((tmp_path / "runs" / "exp" / "predictions.json").read_text())
+    assert {os.fsencode(Path(row["file"]).name) for row in rows} == {b"a.png", b"\xff.png", longest}
+    assert "\\udcff.png," in (tmp_path / "runs" / "exp" / "predictions.csv").read_text()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")
 def test_a_polite_kill_ends_the_wait_for_standard_input(tmp_path, checkpoint):
     """Nothing more comes in the pipe, and its other end stays open."""

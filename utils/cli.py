@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -89,6 +90,9 @@ def guard(main: Callable[[], Any]) -> None:
 
     A defect of ours still shows its traceback: hiding it would only hide the report.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     setup_logging()
     try:
         main()
@@ -112,6 +116,7 @@ _USERS_OS_ERRORS = {
     errno.EPERM: "check who may read and write there",
     errno.EROFS: "that disk is read-only, choose another folder",
     errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "shorten the name",
     errno.EISDIR: "a file is needed, not a folder",
     errno.ENOTDIR: "a folder is needed, not a file",
 }
