@@ -90,8 +90,8 @@ def run(tmp_path, source, **options):
     return detect.run(source=str(source), project=str(tmp_path / "runs"), imgsz=64, **options)
 
 
-def run_script(*options, **popen):
-    """detect.py in a process of its own, as a user starts it."""
+def run_script(*options, separate=False, **popen):
+    """detect.py in a process of its own, as a user starts it; errors among its output unless `separate`."""
     script = [
         sys.executable,
         str(Path(detect.__file__)),
@@ -106,7 +106,7 @@ def run_script(*options, **popen):
     return subprocess.Popen(
         [*script, *map(str, options)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE if separate else subprocess.STDOUT,
         env=environment,
         **popen,
     )
@@ -403,6 +403,21 @@ def test_images_on_standard_input(tmp_path, checkpoint):
         "stdin_2.png",
         "stdin_3.jpg",
     ]
+
+
+def test_a_reader_of_the_output_that_goes_away_is_no_error(tmp_path, checkpoint):
+    """`python detect.py ... | head -1`."""
+    for number in range(30):
+        image(tmp_path / "in" / f"{number}.png")
+    process = run_script(
+        *("--weights", checkpoint, "--source", tmp_path / "in", "--project", tmp_path / "runs"),
+        *("--save-txt", "--nosave"),
+        separate=True,
+    )
+    assert process.stdout.readline().startswith(b"1/30 ")
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
+    assert len(files(tmp_path / "runs" / "exp" / "labels")) == 30
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")

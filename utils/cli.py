@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -70,11 +71,24 @@ def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argpars
 def setup_logging(verbose: bool = True) -> None:
     """Send this project's messages, plain, to standard output; quiet processes (other ranks) only errors."""
     if not LOGGER.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Output(sys.stdout)
         handler.setFormatter(_LevelFormatter())
         LOGGER.addHandler(handler)
         LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+class _Output(logging.StreamHandler):
+    """Standard output; when its reader has gone, as `| head` does, the work goes on without a word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
+        """Called within the `except` of what went wrong."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
 
 class _LevelFormatter(logging.Formatter):
