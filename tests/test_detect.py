@@ -90,8 +90,8 @@ def run(tmp_path, source, **options):
     return detect.run(source=str(source), project=str(tmp_path / "runs"), imgsz=64, **options)
 
 
-def run_script(*options, **popen):
-    """detect.py in a process of its own, as a user starts it."""
+def run_script(*options, separate=False, **popen):
+    """detect.py in a process of its own, as a user starts it; errors among its output unless `separate`."""
     script = [
         sys.executable,
         str(Path(detect.__file__)),
@@ -106,7 +106,7 @@ def run_script(*options, **popen):
     return subprocess.Popen(
         [*script, *map(str, options)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.PIPE if separate else subprocess.STDOUT,
         env=environment,
         **popen,
     )
@@ -403,6 +403,43 @@ def test_images_on_standard_input(tmp_path, checkpoint):
         "stdin_2.png",
         "stdin_3.jpg",
     ]
+
+
+def test_a_reader_of_the_output_that_goes_away_is_no_error(tmp_path, checkpoint):
+    """`python detect.py ... | head -1`."""
+    for number in range(30):
+        image(tmp_path / "in" / f"{number}.png")
+    process = run_script(
+        *("--weights", checkpoint, "--source", tmp_path / "in", "--project", tmp_path / "runs"),
+        *("--save-txt", "--nosave"),
+        separate=True,
+    )
+    assert process.stdout.readline().startswith(b"1/30 ")
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
+    assert len(files(tmp_path / "runs" / "exp" / "labels")) == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_names_that_are_no_text_and_names_as_long_as_can_be(tmp_path, checkpoint):
+    folder = os.fsencode(tmp_path / "in") + b"/"
+    longest = b"x" * 240 + b".png"
+    image(tmp_path / "in" / "a.png")
+    for name in (b"\xff.png", longest):
+        Path(os.fsdecode(folder + name)).write_bytes((tmp_path / "in" / "a.png").read_bytes())
+    os.rename(video(tmp_path / "clip.mp4"), folder + b"\xfe.mp4")
+    process = run_script(
+        *("--weights", checkpoint, "--source", tmp_path / "in", "--project", tmp_path / "runs"),
+        *("--save-txt", "--save-csv", "--save-json", "--save-crop"),
+    )
+    output = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, output
+    assert "fe.mp4 skipped: OpenCV cannot open a name that is not UTF-8" in output
+    written = os.listdir(os.fsencode(tmp_path / "runs" / "exp"))
+    assert {b"a.png", b"\xff.png", longest} <= set(written)
+    rows = json.loads((tmp_path / "runs" / "exp" / "predictions.json").read_text())
+    assert {os.fsencode(Path(row["file"]).name) for row in rows} == {b"a.png", b"\xff.png", longest}
+    assert "\\udcff.png," in (tmp_path / "runs" / "exp" / "predictions.csv").read_text()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM for another process")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -69,11 +71,24 @@ def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argpars
 def setup_logging(verbose: bool = True) -> None:
     """Send this project's messages, plain, to standard output; quiet processes (other ranks) only errors."""
     if not LOGGER.handlers:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Output(sys.stdout)
         handler.setFormatter(_LevelFormatter())
         LOGGER.addHandler(handler)
         LOGGER.propagate = False
     LOGGER.setLevel(logging.INFO if verbose else logging.ERROR)
+
+
+class _Output(logging.StreamHandler):
+    """Standard output; when its reader has gone, as `| head` does, the work goes on without a word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
+        """Called within the `except` of what went wrong."""
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.stream.fileno())
+        os.close(nowhere)
 
 
 class _LevelFormatter(logging.Formatter):
@@ -89,6 +104,9 @@ def guard(main: Callable[[], Any]) -> None:
 
     A defect of ours still shows its traceback: hiding it would only hide the report.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     setup_logging()
     try:
         main()
@@ -112,6 +130,7 @@ _USERS_OS_ERRORS = {
     errno.EPERM: "check who may read and write there",
     errno.EROFS: "that disk is read-only, choose another folder",
     errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "shorten the name",
     errno.EISDIR: "a file is needed, not a folder",
     errno.ENOTDIR: "a folder is needed, not a file",
 }

@@ -24,6 +24,8 @@ VIDEO_SUFFIXES = frozenset(
     {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
 
+_TEMPORARY_NAME = 40  # characters of a file's name that the temporary one beside it bears
+
 
 def datasets_dir() -> Path:
     """Where data sets are fetched to: $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder."""
@@ -59,7 +61,8 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    beside = f".{path.name[:_TEMPORARY_NAME]}."  # not the whole name: that may be as long as names can be
+    descriptor, temporary = tempfile.mkstemp(prefix=beside, suffix=".part", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             write(file)

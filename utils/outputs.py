@@ -137,7 +137,8 @@ class JsonRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._temporary = path.with_name(f".{path.name}.part")
-        self._file = open(self._temporary, "w", encoding="utf-8")  # noqa: SIM115 closed by close()
+        # A file name that is not UTF-8 comes out as JSON escapes, which give the name back.
+        self._file = open(self._temporary, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._before = "[\n"
 
     def add(self, row: Mapping[str, object]) -> None:
@@ -263,7 +264,7 @@ class ResultWriter:
         path = self.save_dir / "predictions.csv"
         new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", newline="", encoding="utf-8") as file:
+        with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(_CSV_HEADER)

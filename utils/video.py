@@ -28,6 +28,15 @@ def frame_rate(capture: cv2.VideoCapture) -> float:
     return fps if 0 < fps <= 1000 else FALLBACK_FPS
 
 
+def _is_utf8(path: Path) -> bool:
+    """Whether a path is proper text; names written under another encoding are not."""
+    try:
+        str(path.absolute()).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class VideoFile:
     """One video file: grabs `vid_stride` frames at a time and decodes the last of them.
 
@@ -41,6 +50,9 @@ class VideoFile:
 
     def frames(self) -> Iterator[Frame]:
         """Yield what can be decoded; a warning says when that is nothing, or less than the header claims."""
+        if not _is_utf8(self.path):
+            LOGGER.warning("%s skipped: OpenCV cannot open a name that is not UTF-8; rename it", self.shown)
+            return
         capture = cv2.VideoCapture(str(self.path))
         try:
             if not capture.isOpened():

@@ -52,6 +52,13 @@ def test_atomic_write_survives_a_real_file_size_limit(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
 
 
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
+    for name in ("x" * 251 + ".txt", "日" * 83 + ".txt"):
+        files.atomic_text(tmp_path / name, "text")
+        assert [p.name for p in tmp_path.iterdir()] == [name]
+        (tmp_path / name).unlink()
+
+
 def test_atomic_write_honours_the_umask(tmp_path):
     old = os.umask(0o027)
     try:
