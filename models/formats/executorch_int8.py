@@ -26,16 +26,14 @@ from models.formats.embedded import CUT_OFF, activation_range
 LEAST_STEP = 2.0**-16
 ATEN = torch.ops.aten
 WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
-BOUNDS = {  # of hardtanh those it has unless others are given; ReLU6 as a module is one with others
+CUTTING = {
     ATEN.silu.default: CUT_OFF["SiLU"],
     ATEN.silu_.default: CUT_OFF["SiLU"],
     ATEN.hardswish.default: CUT_OFF["Hardswish"],
     ATEN.hardswish_.default: CUT_OFF["Hardswish"],
-    ATEN.relu6.default: (0.0, 6.0),
-    ATEN.relu6_.default: (0.0, 6.0),
-    ATEN.hardtanh.default: (-1.0, 1.0),
-    ATEN.hardtanh_.default: (-1.0, 1.0),
 }
+# XNNPACK has these as a part of the convolution: ReLU6 as a function and as a module.
+CLIPPING = frozenset({ATEN.relu6.default, ATEN.relu6_.default, ATEN.hardtanh.default, ATEN.hardtanh_.default})
 
 
 class RangeObserver(MinMaxObserver):
@@ -77,27 +75,24 @@ class TrunkQuantizer(XNNPACKQuantizer):
         self.set_global(QuantizationConfig(values, values, weights, None, False))
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Marks beforehand what is to be left alone, and afterwards what an activation clips."""
+        """Marks beforehand what is to be left alone, and afterwards what follows a convolution."""
         for node in stays_float(model.graph):
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
         model = super().annotate(model)
         for node in model.graph.nodes:
-            annotation, bounds = node.meta.get(Q_ANNOTATION_KEY), _bounds(node)
-            if bounds is not None and annotation is not None and annotation.output_qspec is not None:
-                annotation.output_qspec = _activations(bounds)
+            annotation = node.meta.get(Q_ANNOTATION_KEY)
+            alone = node.target in WEIGHTY and len(node.users) == 1
+            if not alone or annotation is None or annotation.output_qspec is None:
+                continue
+            (user,) = node.users
+            if user.target in CUTTING:
+                annotation.output_qspec = _activations(CUTTING[user.target])
+            elif user.target in CLIPPING:  # as XNNPACK's quantizer does with ReLU: one range, behind both
+                annotation.output_qspec = None
+                user.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                    output_qspec=_activations(), _annotated=True
+                )
         return model
-
-
-def _bounds(node: Node) -> tuple[float, float] | None:
-    """Of a convolution read by one activation alone: between which values that tells one from the other."""
-    if node.target not in WEIGHTY or len(node.users) != 1:
-        return None
-    (user,) = node.users
-    if user.target not in BOUNDS:
-        return None
-    given = user.args[1:]
-    low, high = (*given, *BOUNDS[user.target][len(given) :])
-    return float(low), float(high)
 
 
 def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:
