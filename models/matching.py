@@ -185,7 +185,8 @@ class Comparison:
 
     Args:
         model: a DetectionModel. reference: any network of images. Neither is changed.
-        classified: runs a reference on a normalised image; by default it is called.
+        run: runs a reference on a normalised image; by default it is called.
+        side: pixels per side of that image, where the reference takes one size only.
 
     Attributes:
         own: the backbone's layers. pairs: those with their partners in the reference.
@@ -193,13 +194,17 @@ class Comparison:
     """
 
     def __init__(
-        self, model: Any, reference: nn.Module, run: Callable[[nn.Module, Tensor], Any] | None = None
+        self,
+        model: Any,
+        reference: nn.Module,
+        run: Callable[[nn.Module, Tensor], Any] | None = None,
+        side: int | None = None,
     ) -> None:
         self.model = copy.deepcopy(model).cpu().double().eval()
         self.reference = copy.deepcopy(reference).cpu().double().eval()
         self._run = run or (lambda network, image: network(image))
         generator = torch.Generator().manual_seed(1)
-        self.image = torch.randn((_BATCH, model.ch, _SIDE, _SIDE), generator=generator).double()
+        self.image = torch.randn((_BATCH, model.ch, *[side or _SIDE] * 2), generator=generator).double()
         self.own = backbone_leaves(model)
         self.pairs = pair(self.own, leaves(reference.state_dict()))
         if self.unmatched:

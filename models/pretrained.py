@@ -229,7 +229,7 @@ def _transplant(
     model: DetectionModel, reference: Reference, state: Mapping[str, Tensor], where: str
 ) -> BackboneReport:
     """Check that backbone and reference agree, then copy."""
-    comparison = Comparison(model, reference.network, _run_reference)
+    comparison = Comparison(model, reference.network, _run_reference, reference.side)
     own, total = comparison.own, sum(len(leaf.shapes) for leaf in comparison.own)
     report = BackboneReport(where, total)
     fitting = sum(len(leaf.shapes) for leaf, _ in comparison.pairs)

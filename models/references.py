@@ -70,6 +70,12 @@ class Reference:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def side(self) -> int | None:
+        """Pixels per side of the one size that the network takes; None: it takes any."""
+        cfg = getattr(self.network, "pretrained_cfg", None) or {}
+        return cfg["input_size"][-1] if cfg.get("fixed_input_size") else None
+
 
 def is_label(text: str) -> bool:
     """Whether a text names a reference."""

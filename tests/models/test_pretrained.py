@@ -11,9 +11,9 @@ import torch
 from torchvision.models import efficientnet_b1, mobilenet_v2, resnet18, resnet34
 
 from models.checkpoint import save_checkpoint
-from models.matching import backbone_maps, leaves, pair
+from models.matching import Comparison, backbone_maps, leaves, pair
 from models.pretrained import load_backbone
-from models.references import EfficientNetLite, imagenet_state, read_weights
+from models.references import EfficientNetLite, build_reference, imagenet_state, read_weights
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
@@ -157,6 +157,32 @@ def test_a_deeper_network_of_the_family_is_not_taken_for_a_shallower_one(tmp_pat
     torch.save(resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
     with pytest.raises(UserError, match=r"are those of no network known here; say which"):
         load_backbone(DetectionModel("torchvision:resnet18"), str(tmp_path / "r34.pth"))
+
+
+class OneSize(torch.nn.Module):
+    """A classifier that takes images of 96 pixels alone, as Swin takes its own size."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.features = features
+
+    def forward(self, x):
+        assert x.shape[2:] == (96, 96), f"Input height ({x.shape[2]}) doesn't match model (96)."
+        return self.features(x)
+
+
+def test_a_classifier_of_one_size_is_compared_at_its_own(classifier):
+    assert Comparison(changed(), OneSize(classifier.features), side=96).difference() is None
+    with pytest.raises(AssertionError):
+        Comparison(changed(), OneSize(classifier.features)).difference()
+
+
+def test_which_classifiers_are_of_one_size():
+    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
+    with torch.device("meta"):
+        sides = [build_reference(f"timm/{name}").side for name in ("test_vit", "test_resnet")]
+    assert sides == [160, None]
+    assert build_reference("torchvision/mobilenet_v2").side is None
 
 
 def test_a_head_of_ones_own_beside_the_network_is_no_matter(tmp_path):
