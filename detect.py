@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import time
 from argparse import Namespace
@@ -18,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import cv2
@@ -42,6 +44,7 @@ from utils.progress import Pace
 from utils.sources import Opened, open_source
 
 LOGGER = logging.getLogger("yolo.detect")
+_CLOSING = 20.0  # seconds after a signal to stop in which further ones are ignored
 _LIVE_MEMORY = 1000  # frames of a live source whose detections `run` returns; a camera runs for ever
 
 
@@ -394,9 +397,29 @@ def _strip(path: str) -> None:
     LOGGER.info("%s: training state stripped", checkpoint.path)
 
 
+def stop_politely() -> None:
+    """Let a polite `kill` end a run as Ctrl-C does: with every file closed.
+
+    What follows the first signal is ignored while that goes on: `timeout` and some supervisors send two.
+    """
+    first: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not first:
+            first.append(time.monotonic())
+            raise KeyboardInterrupt
+        if time.monotonic() - first[0] > _CLOSING:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as in a shell's background
+            signal.signal(number, stop)
+
+
 def main() -> None:
-    """Run from the command line. A polite `kill` ends a run as Ctrl-C does: with every file closed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run from the command line."""
+    stop_politely()
     run(**vars(parse_opt()))
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -357,7 +358,9 @@ def test_two_streams_at_once_until_they_are_given_up(tmp_path, backend):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
-def test_ctrl_c_ends_a_stream_with_its_files_closed(tmp_path, checkpoint):
+@pytest.mark.parametrize("pause", [None, 0.0005, 0.01])
+def test_ctrl_c_ends_a_stream_with_its_files_closed(tmp_path, checkpoint, pause):
+    """A second signal, as `timeout` sends it, disturbs neither the closing nor Python's own end."""
     with Camera() as camera:
         options = (
             "--weights",
@@ -374,7 +377,11 @@ def test_ctrl_c_ends_a_stream_with_its_files_closed(tmp_path, checkpoint):
             lines.append(line.decode())
             if "frame 5 " in lines[-1]:
                 process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+                if pause is not None:
+                    time.sleep(pause)
+                    process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0, lines
+    assert not any("KeyboardInterrupt" in line or "terminate called" in line for line in lines), lines
     assert any("stopped from the keyboard" in line for line in lines), lines
     (saved,) = (tmp_path / "runs" / "exp").glob("*.mp4")
     assert frames_in(saved)[0] >= 5

@@ -6,6 +6,7 @@ sees fewer frames, never old ones.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import re
@@ -204,8 +205,13 @@ class _Reader:
         self._stop.set()
 
     def join(self) -> None:
-        """Wait for the thread, but not for a camera that is silent: its thread ends with the process."""
+        """Wait for the thread; for one whose camera is silent only when the process ends.
+
+        Python before 3.14 aborts the process when such a thread comes back from OpenCV while it ends.
+        """
         self._thread.join(2.0)
+        if self._thread.is_alive():
+            atexit.register(self._thread.join, _TIMEOUT_MS / 1e3 + 1)
 
     def take(self) -> Frame:
         """The latest frame, which is then no longer new; `news` must be held."""

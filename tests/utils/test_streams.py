@@ -124,6 +124,26 @@ def test_nothing_there_to_begin_with_is_an_error():
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_silent_server_holds_up_nobody_but_the_end_of_the_process(monkeypatch):
+    """A thread that is left in OpenCV is waited for then: before 3.14 Python would abort the process."""
+    kept = []
+    monkeypatch.setattr(streams.atexit, "register", lambda *job: kept.append(job))
+    monkeypatch.setattr(streams, "_TIMEOUT_MS", 4000)
+    with Camera() as camera:
+        batches = Streams([camera.url()]).batches()
+        collect(batches, lambda frames: len(frames) >= 3)
+        camera.hold()
+        time.sleep(0.3)
+        asked = time.monotonic()
+        batches.close()
+        assert 1.5 < time.monotonic() - asked < 3.5
+        ((join, seconds),) = kept
+        assert seconds > 4
+        join(seconds)
+        assert not [t for t in threading.enumerate() if t.name.startswith("stream ")]
+        camera.go_on()
+
+
 def test_no_camera_is_one_sentence(capfd, log):
     """OpenCV's own log has ten lines for it, an exception among them."""
     with pytest.raises(UserError, match="97: cannot be opened; check the webcam's number"):
