@@ -236,13 +236,15 @@ def test_files_that_cannot_be_used(tmp_path):
     torch.save({"a.weight": torch.zeros(3)}, strange)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
     for path, words in (
-        (missing, "no such file"),
         (junk, "no plain tensors"),
         (tmp_path / "code.pth", r"no plain tensors.*FILE\)$"),
     ):
         with pytest.raises(UserError, match=words):
             read_weights(path)
     model = changed()
+    for wanted in (missing, f"torchvision/mobilenet_v2={missing}"):
+        with pytest.raises(UserError, match=r"no\.pth: no such file; give a weights file"):
+            load_backbone(model, str(wanted))
     with pytest.raises(UserError, match=r"those of no network known.*source/model="):
         load_backbone(model, str(strange))
     with pytest.raises(UserError, match=r"no such classifier"):
