@@ -22,7 +22,7 @@ import torch
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.registry import load_plugins
-from models.start import start_model, starting_weights
+from models.start import check_config, start_model, starting_weights
 from models.wrappers import is_named
 from models.yolo import DetectionModel
 from utils.anchors import check_anchors
@@ -136,6 +136,8 @@ class Run:
         tune_allocator()
         load_plugins(opt.plugins)
         self.hyp = load_hyp(checkpoint.meta["hyp"] if checkpoint else opt.hyp)
+        if checkpoint is None:
+            check_config(opt.cfg, opt.backbone_weights)
         with main_first():
             self.data = load_dataset(opt.data, single_cls=opt.single_cls)
             self.images = load_images(self.data, "train", workers=opt.workers, require_labels=True)

@@ -296,12 +296,14 @@ class Comparison:
         return None
 
     def _cause(self, name: str, ours: Tensor, theirs: Tensor) -> str:
-        if ours.shape == theirs.shape and not same(ours, theirs):
+        linear = isinstance(self.model.get_submodule(name), nn.Linear)  # it neither pads nor strides
+        if linear or (ours.shape == theirs.shape and not same(ours, theirs)):
             backbone = [i for i, row in enumerate(self.model.rows) if row.section == "backbone"]
             a, b = activations_of(self.model, backbone), activations_of(self.reference)
             if a != b:
                 return f"its activations are {_listed(a)}, the weights were trained with {_listed(b)}"
-            return f"what reaches {name} is activated or joined otherwise than where the weights come from"
+            how = "attended to (by patch or heads)" if linear else "activated or joined"
+            return f"what reaches {name} is {how} otherwise than where the weights come from"
         return f"{name} pads or strides otherwise than the layer that its weights come from"
 
     def _other_taps(self, maps: list[Any], others: list[Tensor]) -> str | None:

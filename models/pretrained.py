@@ -69,7 +69,8 @@ def load_backbone(model: DetectionModel, weights: str) -> BackboneReport:
         UserError: no such weights, fewer than half fit, or the backbone computes otherwise than the network
             they were trained in.
     """
-    label, path = _wanted(model, weights)
+    check_weights(weights)
+    label, path = (_named(model), None) if weights == "imagenet" else _split(weights)
     if path is not None and label is None:
         state = _checkpoint_state(path)
         if state is not None:
@@ -84,12 +85,20 @@ def load_backbone(model: DetectionModel, weights: str) -> BackboneReport:
     return _transplant(model, reference, state, where)
 
 
-def _wanted(model: DetectionModel, weights: str) -> tuple[str | None, Path | None]:
-    """(reference, file) that the option names; either may be open."""
-    weights = str(weights)
-    if weights == "imagenet":
-        return _named(model), None
-    label, equals, file = weights.partition("=")
+def check_weights(weights: str) -> None:
+    """Refuse a file that is not there; costs nothing, so it is asked before any data are fetched.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = None if weights == "imagenet" else _split(weights)[1]
+    if path is not None and not path.is_file():
+        raise UserError(f"--backbone-weights {path}: no such file; give a weights file, or imagenet")
+
+
+def _split(weights: str) -> tuple[str | None, Path | None]:
+    """(reference, file) that an option other than 'imagenet' names; either may be open."""
+    label, equals, file = str(weights).partition("=")
     if is_label(label) and not Path(weights).is_file():
         return label, Path(file) if equals else None
     return None, Path(weights)

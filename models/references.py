@@ -276,8 +276,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: not such a file, or one that would need code to be run (it is not run).
     """
-    if not path.is_file():
-        raise UserError(f"--backbone-weights {path}: no such file; give a weights file, or imagenet")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # here: comes with timm, needed for its files alone

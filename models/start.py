@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import torch
+
 from models.checkpoint import load_checkpoint, transfer
-from models.pretrained import load_backbone
+from models.pretrained import check_weights, load_backbone
 from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
@@ -37,6 +39,22 @@ def starting_weights(cfg: str | Path, weights: str | Path | None) -> str | Path:
     if not cfg and not weights:
         raise UserError("--weights '' starts from scratch and needs --cfg with a model YAML")
     return find_file(weights) if weights else ""
+
+
+def check_config(cfg: str | Path, backbone_weights: str | None = None) -> None:
+    """Refuse a model YAML that cannot be built, or weights that are not there, before a data set is fetched.
+
+    Args:
+        cfg: a model YAML; '' for none. backbone_weights: as in `start_model`.
+
+    Raises:
+        UserError: what is wrong with it, by row; or the file that is missing.
+    """
+    if cfg:
+        with torch.device("meta"):
+            DetectionModel(cfg)
+    if backbone_weights:
+        check_weights(backbone_weights)
 
 
 def start_model(

@@ -242,6 +242,8 @@ def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.
         ({"cfg": "", "data": "nowhere.yaml"}, "neither --cfg nor --weights"),  # before data is fetched
         ({"weights": "nowhere.pt", "data": "nowhere.yaml"}, "nowhere.pt"),
         ({"weights": "nowhere.pt"}, "nowhere.pt"),
+        ({"backbone_weights": "nowhere.pth", "data": "nowhere.yaml"}, "nowhere.pth: no such file"),
+        ({"cfg": "torchvision:nowhere", "data": "nowhere.yaml"}, "torchvision/nowhere"),
         ({"hyp": {"lr_0": 1.0}}, "did you mean 'lr0'"),
         ({"optimizer": "LAMB"}, "optimizer='LAMB'"),
         ({"resume": "nowhere/last.pt"}, "nowhere/last.pt: no such file"),

@@ -109,6 +109,17 @@ def test_what_would_be_silently_wrong_is_refused(file, keys, edit, words):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("args", [[48, 64, 2, 3, 4, 128], [48, 64, 2, 3, 2, 128, 2]], ids=["patch", "heads"])
+def test_other_attention_of_the_same_shapes_is_refused(tmp_path, args):
+    timm = pytest.importorskip("timm", reason="timm, which holds this reference, is optional")
+    torch.save(timm.create_model("mobilevit_xxs").state_dict(), tmp_path / "xxs.pth")
+    cfg = load_yaml(ROOT / "models" / "yolov5-mobilevit-xxs.yaml")
+    (row,) = [row for row in cfg["backbone"] if row[3][:2] == args[:2] and row[2] == "MobileViTAttention"]
+    row[3] = args
+    with pytest.raises(UserError, match=r"what reaches model\.6\.\S+ is attended to \(by patch or heads\)"):
+        load_backbone(DetectionModel(cfg), str(tmp_path / "xxs.pth"))
+
+
 def test_a_layer_of_the_users_own_is_named(file):
     model = changed(lambda rows: rows.append([-1, 1, "Conv", [64, 1, 1]]))
     report = load_backbone(model, str(file))
@@ -236,13 +247,15 @@ def test_files_that_cannot_be_used(tmp_path):
     torch.save({"a.weight": torch.zeros(3)}, strange)
     torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
     for path, words in (
-        (missing, "no such file"),
         (junk, "no plain tensors"),
         (tmp_path / "code.pth", r"no plain tensors.*FILE\)$"),
     ):
         with pytest.raises(UserError, match=words):
             read_weights(path)
     model = changed()
+    for wanted in (missing, f"torchvision/mobilenet_v2={missing}"):
+        with pytest.raises(UserError, match=r"no\.pth: no such file; give a weights file"):
+            load_backbone(model, str(wanted))
     with pytest.raises(UserError, match=r"those of no network known.*source/model="):
         load_backbone(model, str(strange))
     with pytest.raises(UserError, match=r"no such classifier"):
