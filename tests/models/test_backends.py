@@ -1,7 +1,6 @@
 """Backends: the same boxes whatever file they come from, a sentence where a file or option cannot serve."""
 
 import json
-import logging
 
 import numpy as np
 import onnx
@@ -180,15 +179,6 @@ def _with_properties(source, target, properties):
     del graph.metadata_props[:]
     onnx.helper.set_model_props(graph, properties)
     onnx.save(graph, target)
-
-
-@pytest.fixture
-def log(caplog):
-    """The project's log, whether or not an earlier test configured it for a script."""
-    logger = logging.getLogger("yolo")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def test_file_without_names_needs_them_from_elsewhere(files, tmp_path, log):

@@ -1,7 +1,6 @@
 """utils/image_pipe.py: pictures are cut apart where they end, whatever arrives in whatever pieces."""
 
 import io
-import logging
 
 import numpy as np
 import pytest
@@ -70,16 +69,13 @@ def test_a_picture_comes_before_the_next_one_is_there():
         assert next(split_images(Endless(data, 1 << 20))) == (suffix, data)
 
 
-def test_cut_off_jpeg_costs_itself_only(caplog):
-    logger = logging.getLogger("yolo")
-    logger.addHandler(caplog.handler)
+def test_cut_off_jpeg_costs_itself_only(log):
     whole = encoded("JPEG", 1)
     stream = io.BytesIO(whole + whole[: len(whole) // 2] + encoded("PNG")[:0] + whole)
     frames = [frame for batch in ImagePipe(stream).batches() for frame in batch]
-    logger.removeHandler(caplog.handler)
     assert [frame.path for frame in frames] == ["stdin_1.jpg", "stdin_3.jpg"]
     assert [frame.position for frame in frames] == [1, 3] and frames[0].count == 0
-    assert "image 2 of standard input" in caplog.text
+    assert "image 2 of standard input" in log.text
 
 
 @pytest.mark.parametrize("data", [b"", b"hello, I am a text\n" * 5])

@@ -1,6 +1,5 @@
 """utils/sources.py: what is found, in which order, what is refused, and what a damaged file gives."""
 
-import logging
 import threading
 import time
 
@@ -12,15 +11,6 @@ from utils import frames as frames_module
 from utils.errors import UserError
 from utils.frames import prefetch
 from utils.sources import open_source, read_list
-
-
-@pytest.fixture
-def warnings(caplog):
-    """The project's log, whether or not an earlier test configured it for a script."""
-    logger = logging.getLogger("yolo")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def write_image(path, height=20, width=30, value=0):
@@ -71,14 +61,14 @@ def test_a_name_with_brackets_that_exists_is_no_pattern(tmp_path):
     assert len(frames_of(write_image(tmp_path / "a[1].png"))) == 1
 
 
-def test_text_list_keeps_its_order_and_names_bad_lines(tmp_path, warnings):
+def test_text_list_keeps_its_order_and_names_bad_lines(tmp_path, log):
     write_image(tmp_path / "two.png")
     one = write_image(tmp_path / "one.png")
     list_file = tmp_path / "list.txt"
     list_file.write_text(f"./two.png\n\n{one}\nnone.png\nlist.txt\nhttp://host/x.jpg\nrtsp://host/1\n")
     assert [str(p).rsplit("/", 1)[-1] for p in read_list(list_file)] == ["two.png", "one.png", "x.jpg"]
-    assert {r.args[1] for r in warnings.records} == {4, 5, 7}
-    assert "ends in .streams" in warnings.records[-1].getMessage()
+    assert {r.args[1] for r in log.records} == {4, 5, 7}
+    assert "ends in .streams" in log.records[-1].getMessage()
 
 
 def test_binary_text_list_is_refused(tmp_path):
@@ -111,13 +101,13 @@ def test_folder_without_images_is_refused(tmp_path):
         open_source(tmp_path, imgsz=64, stride=32, auto=True)
 
 
-def test_unreadable_image_among_many_costs_a_warning(tmp_path, warnings):
+def test_unreadable_image_among_many_costs_a_warning(tmp_path, log):
     write_image(tmp_path / "a.png")
     (tmp_path / "b.jpg").write_bytes(b"not an image")
     (tmp_path / "c.png").write_bytes(b"")
     write_image(tmp_path / "d.png")
     assert [f.path[-5:] for f in frames_of(tmp_path)] == ["a.png", "d.png"]
-    assert "b.jpg" in warnings.text and "c.png" in warnings.text
+    assert "b.jpg" in log.text and "c.png" in log.text
 
 
 def test_nothing_readable_is_an_error(tmp_path):
@@ -153,20 +143,20 @@ def test_stride_decodes_the_last_of_each_group(tmp_path):
     assert frames[0].fps == pytest.approx(10 / 3) and frames[0].total == 3
 
 
-def test_half_a_video_gives_its_half_and_a_warning(tmp_path, warnings):
+def test_half_a_video_gives_its_half_and_a_warning(tmp_path, log):
     whole = write_video(tmp_path / "v.avi", 40, noise=True).read_bytes()
     (tmp_path / "v.avi").write_bytes(whole[: len(whole) // 2])
     frames = frames_of(tmp_path / "v.avi")
     assert 10 <= len(frames) <= 25
-    assert "v.avi" in warnings.text and "of the 40 frames" in warnings.text
+    assert "v.avi" in log.text and "of the 40 frames" in log.text
 
 
-def test_an_mp4_without_its_index_is_skipped_by_name(tmp_path, warnings):
+def test_an_mp4_without_its_index_is_skipped_by_name(tmp_path, log):
     whole = write_video(tmp_path / "cut.mp4", 20, codec="mp4v", noise=True).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     write_image(tmp_path / "a.png")
     assert [f.is_video for f in frames_of(tmp_path)] == [False]
-    assert "cut.mp4" in warnings.text
+    assert "cut.mp4" in log.text
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():

@@ -14,15 +14,10 @@ from utils.streams import Streams, is_stream, output_name, read_streams, without
 
 
 @pytest.fixture
-def log(caplog):
-    """The project's log, whether or not an earlier test configured it for a script."""
-    logger = logging.getLogger("yolo")
-    logger.addHandler(caplog.handler)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    yield caplog
-    logger.setLevel(level)
-    logger.removeHandler(caplog.handler)
+def log(log):
+    """What streams tell, too: that they are back."""
+    log.set_level(logging.INFO, "yolo")
+    return log
 
 
 def collect(batches, until, seconds=20):

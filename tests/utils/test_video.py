@@ -1,6 +1,5 @@
 """utils/video.py: what a damaged video gives and says, whole videos, the time of live frames."""
 
-import logging
 import re
 import struct
 
@@ -48,15 +47,6 @@ def test_live_frames_last_as_long_as_they_were_to_be_seen(tmp_path):
         writer.write(np.full((48, 64, 3), 20 * level, np.uint8), arrived)
     writer.close()
     assert grey_levels(tmp_path / "out.mp4") == [1, 2, 2, 2, 3, 4, 5, 5, 6]
-
-
-@pytest.fixture
-def log(caplog):
-    """The project's log, whether or not an earlier test configured it for a script."""
-    logger = logging.getLogger("yolo")
-    logger.addHandler(caplog.handler)
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def noise(path, frames=40):
