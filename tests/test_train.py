@@ -275,10 +275,33 @@ def test_only_what_the_command_line_says_is_given() -> None:
     }
 
 
-def test_two_processes_train_one_model(folder: Path, tmp_path: Path) -> None:
+IDLE = """
+from torch import nn
+
+from models.registry import register_block
+
+
+@register_block
+class Spare(nn.Conv2d):
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__(c1, c2, 1)
+        self.idle = nn.Linear(4, 4)
+"""
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_two_processes_train_one_model(folder: Path, tmp_path: Path, idle: bool) -> None:
+    """Also one with a parameter that no output depends on, for which no process ever has a gradient."""
+    cfg = folder / "tiny.yaml"
+    extra = []
+    if idle:
+        cfg = tmp_path / "spare.yaml"
+        save_yaml(cfg, TINY_MODEL | {"backbone": [[-1, 1, "Spare", [8]], *TINY_MODEL["backbone"][:3]]})
+        (tmp_path / "spare.py").write_text(IDLE)
+        extra = ["--plugins", str(tmp_path / "spare.py")]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command += [str(ROOT / "train.py"), "--noplots", "--device", "cpu", "--workers", "0", "--imgsz", "96"]
-    command += ["--cfg", str(folder / "tiny.yaml"), "--data", str(folder / "shapes.yaml")]
+    command += ["--cfg", str(cfg), "--data", str(folder / "shapes.yaml"), *extra]
     command += ["--epochs", "2", "--batch-size", "8", "--project", str(tmp_path), "--noval"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from copy import deepcopy
 from datetime import timedelta
 
 import torch
@@ -58,4 +59,24 @@ def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
     if world_size() == 1:
         return None
     ids = [device.index if device.index is not None else local_rank()] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    # Gradients are exchanged when every parameter has its own, so one that never gets any must be looked for.
+    idle = bool(idle_parameters(model))
+    return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=idle)
+
+
+def idle_parameters(model: nn.Module) -> list[str]:
+    """Names of the trainable parameters that no output of the network depends on.
+
+    timm's HRNet has some, and a block of the user's own may. The model itself is not touched: a copy of it
+    sees two empty images of two strides.
+    """
+    copy = deepcopy(model).train()
+    wanted = {name: p for name, p in copy.named_parameters() if p.requires_grad}
+    if not wanted:
+        return []
+    device = next(copy.parameters()).device
+    side = 2 * int(model.stride.max())
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        total = sum(raw.float().sum() for raw in copy(torch.zeros(2, 3, side, side, device=device)))
+        gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return [name for name, gradient in zip(wanted, gradients) if gradient is None]
