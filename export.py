@@ -26,7 +26,7 @@ from models.checkpoint import load_checkpoint
 from models.exporting import EXPORTERS, Exporter, Job, network_input
 from models.metadata import Metadata
 from models.nms_inside import Suppression
-from models.proof import check_nms, compare, judge, report_accuracy
+from models.proof import check_nms, compare, judge, judge_accuracy
 from models.quantiser import Accuracy, Quantiser
 from models.registry import load_plugins
 from models.yolo import DetectionModel
@@ -39,6 +39,9 @@ from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
 LOGGER = logging.getLogger("yolo.export")
 
 NMS_BATCHES = 8  # of calibration images, on which NMS behind an int8 network is checked too
+CALIBRATION_IMAGES = 100
+OPSET = 17  # which ONNX Runtime, OpenVINO and TensorRT of the last years read
+WORKSPACE = 4.0  # GB
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 
@@ -89,18 +92,39 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="cpu", help="cpu, or 0 for the first GPU")
     parser.add_argument("--half", action="store_true", help="float16 weights (TorchScript: CUDA only)")
     parser.add_argument("--int8", action="store_true", help="int8, calibrated on --data's training images")
-    parser.add_argument("--calibration-images", type=int, default=100, help="how many images --int8 looks at")
+    parser.add_argument(
+        "--calibration-images",
+        type=int,
+        help=f"how many training images --int8 looks at (default: {CALIBRATION_IMAGES})",
+    )
     parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width free")
     parser.add_argument("--simplify", action="store_true", help="ONNX: simplify the graph with onnxslim")
-    parser.add_argument("--opset", type=int, default=17, help="ONNX: operator set")
-    parser.add_argument("--workspace", type=float, default=4, help="TensorRT: memory to build with, GB")
+    parser.add_argument("--opset", type=int, help=f"ONNX: operator set (default: {OPSET})")
+    parser.add_argument(
+        "--workspace", type=float, help=f"TensorRT: memory to build with, GB (default: {WORKSPACE:g})"
+    )
     add_nms_options(parser)
     parser.add_argument("--verbose", action="store_true", help="show what the exporters say")
     parser.add_argument(
         "--include", nargs="+", default=["torchscript"], help=f"formats: {', '.join(EXPORTERS)}"
     )
     parser.add_argument("--plugins", nargs="+", default=[], help="Python files that register your own blocks")
+    _refuse_others(parser)
     return parser
+
+
+def _refuse_others(parser: Parser) -> None:
+    """What YOLOv5's export.py has beside these."""
+    parser.refuse("the head here never writes into what it is given; leave it out", "--inplace")
+    parser.refuse("exported files hold the network as it detects; leave it out", "--train")
+    parser.refuse("PyTorch Mobile has ended; use --include executorch, its successor", "--optimize")
+    parser.refuse("TensorFlow is not used here; --include tflite does without it", "--keras")
+    parser.refuse(
+        "int8 weights have a scale for each channel, which loses less; leave it out", "--per-tensor"
+    )
+    parser.refuse("TensorRT's timings are not kept between exports; leave it out", "--cache")
+    parser.refuse("CoreML files are .mlpackage folders only; leave it out", "--mlmodel")
+    parser.refuse("NMS keeps the best --max-det of all classes together; leave it out", "--topk-per-class")
 
 
 def add_nms_options(parser: Parser) -> None:
@@ -139,18 +163,23 @@ def run(**options: Any) -> list[ExportResult]:
 def export(opt: Namespace) -> list[ExportResult]:
     """Export to every format of `opt.include`; see `run`."""
     formats = _check_options(opt)
+    opt = _with_defaults(opt)
     device = select_device(opt.device)
     load_plugins(opt.plugins)
     weights = find_file(opt.weights)
     model = load_checkpoint(weights, device).model
-    height, width = _image_size(opt.imgsz, int(max(model.stride)))
-    example = _check_batch(opt.data, model.ch, opt.batch_size, (height, width)).to(device)
+    size = _image_size(opt.imgsz, int(max(model.stride)))
+    quantiser = None
+    if opt.int8:  # first of all: it fetches a data set that is not there yet
+        shape = (opt.batch_size, model.ch, *size)
+        quantiser = Quantiser(opt.data, opt.calibration_images, weights, shape, device, opt.dynamic)
+    photograph = _photograph(opt.data)
+    example = _check_batch(photograph, model.ch, opt.batch_size, size).to(device)
     batches = [example]
     if opt.dynamic:
-        other = _second_size((height, width), int(max(model.stride)))
-        batches.append(_check_batch(opt.data, model.ch, opt.batch_size + 1, other).to(device))
+        other = _second_size(size, int(max(model.stride)))
+        batches.append(_check_batch(photograph, model.ch, opt.batch_size + 1, other).to(device))
     job = _job(model, example, opt)
-    quantiser = Quantiser(opt.data, opt.calibration_images, weights, example) if opt.int8 else None
     if quantiser is not None:
         job = replace(job, calibration=quantiser.batches)
     results, failures = [], []
@@ -177,20 +206,38 @@ def _check_options(opt: Namespace) -> list[str]:
         raise UserError("--half and --int8 exclude each other; leave one of them out")
     if opt.int8 and not opt.data:
         raise UserError("--int8: is calibrated on the images it is made for; add --data with their YAML")
-    if opt.calibration_images < 1:
-        raise UserError(f"--calibration-images {opt.calibration_images}: must be 1 or more; 100 to 300 do")
-    if opt.opset not in OPSETS:
-        raise UserError(
-            f"--opset {opt.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; 17 runs nearly everywhere"
-        )
-    if opt.workspace <= 0:
-        raise UserError(f"--workspace {opt.workspace:g}: must be above 0 GB; 4 do")
-    if opt.batch_size < 1:
-        raise UserError(f"--batch-size {opt.batch_size}: must be 1 or more")
+    _check_figures(opt)
+    if opt.calibration_images is not None and not opt.int8:
+        raise UserError("--calibration-images: only int8 is calibrated; add --int8 or leave it out")
+    for option in ("opset", "workspace", "simplify"):
+        able = [exporter.name for exporter in EXPORTERS.values() if option in exporter.options]
+        if getattr(opt, option) and not set(able) & set(formats):
+            raise UserError(f"--{option}: concerns --include {' and '.join(able)} only; leave it out")
     suppression_of(opt)
     if Path(opt.weights).suffix.lower() != ".pt":
         raise UserError(f"--weights {opt.weights}: only a .pt checkpoint can be exported")
     return formats
+
+
+def _with_defaults(opt: Namespace) -> Namespace:
+    """The options with a figure where one was not given, which `_check_options` must be able to tell."""
+    usual = {"calibration_images": CALIBRATION_IMAGES, "opset": OPSET, "workspace": WORKSPACE}
+    given = {name: value for name, value in vars(opt).items() if value is not None}
+    return Namespace(**{**vars(opt), **usual, **given})
+
+
+def _check_figures(opt: Namespace) -> None:
+    """Numbers within their bounds; None is an option that was not given."""
+    if opt.calibration_images is not None and opt.calibration_images < 1:
+        raise UserError(f"--calibration-images {opt.calibration_images}: must be 1 or more; 100 to 300 do")
+    if opt.opset is not None and opt.opset not in OPSETS:
+        raise UserError(
+            f"--opset {opt.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; {OPSET} runs nearly everywhere"
+        )
+    if opt.workspace is not None and opt.workspace <= 0:
+        raise UserError(f"--workspace {opt.workspace:g}: must be above 0 GB; {WORKSPACE:g} do")
+    if opt.batch_size < 1:
+        raise UserError(f"--batch-size {opt.batch_size}: must be 1 or more")
 
 
 def suppression_of(opt: Namespace) -> Suppression | None:
@@ -267,21 +314,24 @@ def _export_one(
     folder = Path(tempfile.mkdtemp(prefix=f".{weights.stem}.", suffix=".part", dir=weights.parent))
     try:
         part = folder / target.name
-        with _one_sentence(name, job.opt.verbose):
+        with _one_sentence("its exporter", job.opt.verbose):
             exporter.write(replace(job, metadata=replace(job.metadata, nms=None)), part)
-        score, box = compare(reference, part, batches)
+        with _one_sentence("the check of the file", job.opt.verbose):
+            score, box = compare(reference, part, batches)
         judge(name, score, box, precision)
         accuracy, found = None, None
         if quantiser is not None:
-            accuracy = quantiser.accuracy(part)
-            report_accuracy(name, accuracy)
+            with _one_sentence("measuring the file", job.opt.verbose):
+                accuracy = quantiser.accuracy(part)
+            judge_accuracy(name, accuracy)
         if job.metadata.nms is not None:
             network, part = part, folder / "nms" / target.name
             part.parent.mkdir()
-            with _one_sentence(name, job.opt.verbose):
+            with _one_sentence("its exporter", job.opt.verbose):
                 exporter.add_nms(job, network, part)
             more = [] if quantiser is None else islice(quantiser.batches(), NMS_BATCHES)
-            found = check_nms(name, network, part, [*batches, *(b.to(job.example.device) for b in more)])
+            with _one_sentence("the check of its NMS", job.opt.verbose):
+                found = check_nms(name, network, part, [*batches, *(b.to(job.example.device) for b in more)])
         seconds = time.perf_counter() - started
         replace_path(part, target)
     finally:
@@ -307,7 +357,8 @@ def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
         raise UserError(
             f"--half: {exporter.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
         )
-    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "nms": opt.nms, "simplify": opt.simplify}
+    # What changes the file itself; what changes how it is made needs one format that honours it.
+    asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "nms": opt.nms}
     able = exporter.options if exporter.add_nms is None else exporter.options | {"nms"}
     for option in sorted(option for option, given in asked.items() if given):
         if option not in able:
@@ -317,33 +368,37 @@ def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _one_sentence(name: str, verbose: bool) -> Iterator[None]:
-    """Around an exporter: whatever the packages behind it raise becomes one sentence."""
+def _one_sentence(what: str, verbose: bool) -> Iterator[None]:
+    """Around foreign code: whatever the packages behind a format raise becomes one sentence.
+
+    That includes a graph that was traced at one size and stops at the second one it is checked with.
+    """
     try:
         yield
     except (UserError, OSError):
         raise
     except Exception as error:  # noqa: BLE001 exporters have no common exception, and one format stops no other
         if verbose:
-            LOGGER.exception("%s exporter", name)
+            LOGGER.exception("%s", what)
         reason = first_line(error)
         raise UserError(
-            f"the exporter stopped with {type(error).__name__}: {reason[:200]}; add --verbose for all of it"
+            f"{what} stopped with {type(error).__name__}: {reason[:200]}; add --verbose for all of it"
         ) from error
 
 
-def _check_batch(data: str, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
-    """A real photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
+def _check_batch(photograph: Path, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
+    """A photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
     images mixed up within a batch show."""
-    tensor = network_input(_photograph(data), size, ch)
+    tensor = network_input(photograph, size, ch)
     return torch.stack([tensor.flip(2) if i % 2 else tensor for i in range(batch)])
 
 
 def _photograph(data: str) -> Path:
-    """An image to check with: the dataset's first val image, else ours, else the one matplotlib carries."""
+    """An image to check with: the dataset's first, of val if it has that, else ours, else matplotlib's."""
     if data:
         config = load_dataset(data, fetch=False)
-        return Path(list_images(config.splits["val"], config.root)[0][0])
+        split = next(name for name in ("val", "train", "test") if name in config.splits)
+        return Path(list_images(config.splits[split], config.root)[0][0])
     folder = ROOT / "data" / "images"
     ours = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if ours:

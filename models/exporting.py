@@ -69,7 +69,8 @@ class Exporter:
         write: writes the network, giving decoded boxes, as the file or the folder at the path it is given.
         endings: by precision ('fp32', 'fp16', 'int8'), how the file's name ends after the checkpoint's stem;
             a precision that is not there is refused.
-        options: which of the options 'batch', 'dynamic' and 'simplify' it honours; the others are refused.
+        options: which of the options 'batch', 'dynamic', 'simplify', 'opset' and 'workspace' it honours; the
+            first two are refused by the others, the rest must concern at least one format of an export.
         cuda_only: the precisions that this format can be written in and run in with CUDA only.
         unavailable: why this platform cannot write it; None when it can.
         add_nms: takes what `write` wrote at the first path, as it is, and writes it at the second with the

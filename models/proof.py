@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def judge(name: str, score: float, box: float, precision: str) -> None:
         UserError: the differences, and those allowed.
     """
     LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
+    if not math.isfinite(score + box):
+        raise UserError("gives numbers that are not finite where PyTorch's are, so the file was removed")
     if precision not in TOLERANCE:
         return
     score_limit, box_limit = TOLERANCE[precision]
@@ -101,16 +104,24 @@ def check_nms(name: str, network: Path, path: Path, batches: Sequence[Tensor]) -
     return found.detections
 
 
-def report_accuracy(name: str, accuracy: Accuracy) -> None:
-    """Say what mAP the quantised file has beside PyTorch's, and warn when much of it is gone."""
+def judge_accuracy(name: str, accuracy: Accuracy) -> None:
+    """Say what mAP the quantised file has beside PyTorch's; warn when much is lost, refuse when most is.
+
+    Raises:
+        UserError: more than half of mAP50-95 is lost.
+    """
     LOGGER.info(
         "%s: mAP50-95 %.4f (PyTorch %.4f, %+.4f), mAP50 %.4f (PyTorch %.4f, %+.4f)",
         *(name, accuracy.map, accuracy.pytorch_map, accuracy.map - accuracy.pytorch_map),
         *(accuracy.map50, accuracy.pytorch_map50, accuracy.map50 - accuracy.pytorch_map50),
     )
     lost = accuracy.pytorch_map - accuracy.map
-    if lost > MAP_LOSS:
-        LOGGER.warning(
-            "%s: int8 loses %.3f of mAP50-95, more than %g; give more --calibration-images or use --half",
-            *(name, lost, MAP_LOSS),
+    if lost <= MAP_LOSS:
+        return
+    remedy = "give more --calibration-images or use --half"
+    if lost > accuracy.pytorch_map / 2:
+        raise UserError(
+            f"int8 leaves {accuracy.map:.3f} of PyTorch's mAP50-95 of {accuracy.pytorch_map:.3f}, so the "
+            f"file was removed; {remedy}"
         )
+    LOGGER.warning("%s: int8 loses %.3f of mAP50-95, more than %g; %s", name, lost, MAP_LOSS, remedy)

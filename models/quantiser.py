@@ -35,24 +35,39 @@ class Quantiser:
     Images go the way they go in validation: read, letterboxed to the exported size, RGB in 0..1.
     """
 
-    def __init__(self, data: str, count: int, weights: Path, example: Tensor) -> None:
+    def __init__(
+        self,
+        data: str,
+        count: int,
+        weights: Path,
+        shape: tuple[int, int, int, int],
+        device: torch.device,
+        dynamic: bool = False,
+    ) -> None:
         """
         Args:
             data: dataset YAML.
             count: how many images to calibrate with; all of them when there are fewer.
             weights: the checkpoint, to measure against.
-            example: (N, ch, H, W): the exported shape, on the device it is for.
+            shape: (N, ch, H, W) of the export.
+            device: which it is for.
+            dynamic: whether the file takes other shapes too.
 
         Raises:
-            UserError: no train or val split, no image, classes other than the checkpoint's, or a network
-                whose channels no image has.
+            UserError: no train or val split, no image, classes other than the checkpoint's, a network whose
+                channels no image has, or a fixed size that mAP cannot be measured at.
         """
-        self.weights, self.device = weights, example.device
+        self.weights, self.device = weights, device
         self._known: dict[bool, Metrics] = {}
-        self.batch, self.ch, *size = example.shape
+        self.batch, self.ch, *size = shape
         self.size = (size[0], size[1])
         if self.ch not in (1, 3):
             raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
+        if size[0] != size[1] and not dynamic:
+            raise UserError(
+                f"--imgsz {size[0]} {size[1]}: mAP, which --int8 is judged by, is measured on squares; give "
+                "one side, or add --dynamic"
+            )
         self.config = load_dataset(data)
         images = load_images(self.config, "train")
         # Evenly over the list, which is sorted: a set in which the classes come one after the other is

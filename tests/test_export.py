@@ -175,7 +175,7 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
 
     monkeypatch.setitem(export.EXPORTERS, "onnx", replace(export.EXPORTERS["onnx"], write=broken))
     with pytest.raises(
-        ExportError, match=r"onnx \(the exporter stopped with RuntimeError: no such operator;"
+        ExportError, match=r"onnx \(its exporter stopped with RuntimeError: no such operator;"
     ):
         export.run(weights=str(weights), include=["onnx"], imgsz=[32])
     assert files_in(weights.parent) == ["best.pt"]
@@ -193,7 +193,10 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
         ({"half": True, "int8": True}, "--half and --int8 exclude each other"),
         ({"int8": True}, "--int8: is calibrated on the images it is made for; add --data"),
         ({"calibration_images": 0}, "--calibration-images 0: must be 1 or more"),
-        ({"simplify": True}, "--include torchscript: TorchScript files cannot have --simplify"),
+        ({"simplify": True}, "--simplify: concerns --include onnx and engine only; leave it out"),
+        ({"opset": 13}, "--opset: concerns --include onnx and engine only"),
+        ({"include": ["onnx"], "workspace": 2}, "--workspace: concerns --include engine only"),
+        ({"calibration_images": 50}, "--calibration-images: only int8 is calibrated; add --int8"),
         ({"opset": 99}, "--opset 99: must be 11 to 20"),
         ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
         ({"imgsz": [32, 32, 32]}, "--imgsz 32 32 32: give one side or height and width"),
@@ -201,7 +204,8 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
         ({"weights": "best.onnx"}, "only a .pt checkpoint can be exported"),
         ({"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
         ({"device": "7"}, "--device 7"),
-        ({"keras": True}, "unknown options .*keras"),
+        ({"keras": True}, "run.. got keras: TensorFlow is not used here; --include tflite"),
+        ({"word": True}, "unknown options .*word"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_any_work(weights, options, sentence):
@@ -226,7 +230,7 @@ def test_check_image_can_come_from_the_users_data(weights, tmp_path):
         yaml.safe_dump({"path": ".", "train": "images/val", "val": "images/val", "names": ["a", "b"]})
     )
     assert export._photograph(str(data)).name == "a.png"
-    batch = export._check_batch(str(data), 3, 2, (32, 32))
+    batch = export._check_batch(export._photograph(str(data)), 3, 2, (32, 32))
     assert batch.shape == (2, 3, 32, 32)
     assert batch[0, :, 0, 0].tolist() == [0, 0, 1], "RGB in 0..1"
     assert torch.equal(batch[1], batch[0].flip(2)), "every other image is mirrored"
@@ -235,20 +239,73 @@ def test_check_image_can_come_from_the_users_data(weights, tmp_path):
 
 def test_command_line_names_and_aliases():
     opt = parse_opt(["--img", "320", "416", "--batch", "4", "--include", "onnx", "--dynamic"])
-    assert (opt.imgsz, opt.batch_size, opt.include, opt.dynamic, opt.opset) == (
-        [320, 416],
-        4,
-        ["onnx"],
-        True,
-        17,
-    )
+    assert (opt.imgsz, opt.batch_size, opt.include, opt.dynamic) == ([320, 416], 4, ["onnx"], True)
+    assert opt.opset is None and export._with_defaults(opt).opset == 17
 
 
-def test_options_without_meaning_yet_are_not_accepted(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--optimize"], "--optimize: PyTorch Mobile has ended; use --include executorch"),
+        (["--topk-per-class", "50"], "--topk-per-class: NMS keeps the best --max-det"),
+        (["--word"], "unrecognized arguments: --word"),
+    ],
+)
+def test_options_that_yolov5_has_and_we_have_not_say_why(capsys, arguments, sentence):
     with pytest.raises(SystemExit) as stop:
-        parse_opt(["--keras"])
+        parse_opt(arguments)
     assert stop.value.code == 1
-    assert "--keras" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
+    assert arguments[0] not in export.build_parser().format_help()
+
+
+def test_options_that_concern_one_of_several_formats_are_taken(weights):
+    """As in `--include torchscript onnx --opset 13 --simplify`, which YOLOv5 users type."""
+    pytest.importorskip("onnxslim", reason="onnxslim is optional")
+    formats = ["torchscript", "onnx"]
+    results = export.run(weights=str(weights), include=formats, imgsz=[32], opset=13, simplify=True)
+    assert [result.format for result in results] == formats
+    assert onnx.load(results[1].path).opset_import[0].version == 13
+
+
+@pytest.mark.parametrize("formats", [["torchscript", "onnx"], ["onnx", "torchscript"]])
+def test_a_graph_of_one_size_is_a_sentence_and_the_next_format_is_tried(weights, monkeypatch, formats):
+    """A block that keeps a size in its trace fails only at the second size, inside the runtime."""
+    honest = exporting.Decoded.forward
+
+    def one_size(self, batch):
+        return honest(self, batch) + torch.zeros(int(honest(self, batch).shape[1]), 1)
+
+    monkeypatch.setattr(exporting.Decoded, "forward", one_size)
+    with pytest.raises(ExportError, match="2 of 2 formats failed.*the check of the file stopped with"):
+        export.run(weights=str(weights), include=formats, imgsz=[32], dynamic=True)
+    assert files_in(weights.parent) == ["best.pt"]
+
+
+def test_a_data_set_without_val_gives_the_check_image_too(weights, tmp_path):
+    data = write_set(tmp_path / "set", train=2, val=1)
+    keys = yaml.safe_load(data.read_text())
+    del keys["val"]
+    data.write_text(yaml.safe_dump(keys))
+    assert export._photograph(str(data)).parent.name == "train"
+
+
+def test_int8_fetches_a_data_set_that_is_not_there(weights, tmp_path, monkeypatch):
+    """The check image is taken from what was fetched, not looked for before it."""
+    order = []
+
+    class Stop(Exception):
+        pass
+
+    def fetch(*args, **kwargs):
+        order.append("fetch")
+        raise Stop
+
+    monkeypatch.setattr(export, "Quantiser", fetch)
+    monkeypatch.setattr(export, "_photograph", lambda data: order.append("photograph"))
+    with pytest.raises(Stop):
+        export.run(weights=str(weights), include=["onnx"], int8=True, data="x.yaml", imgsz=[32])
+    assert order == ["fetch"]
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--include", "saved_model"], 1)])

@@ -26,6 +26,23 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong with the command line and where its options are listed, then exit with 1."""
         self.exit(1, f"error: {message} (see {self.prog} --help)\n")
 
+    def refuse(self, reason: str, *flags: str) -> None:
+        """Know options of YOLOv5 that this script does not have, so that naming one says why."""
+        for flag in flags:
+            self.add_argument(flag, action=_Refusal, reason=reason)
+
+
+class _Refusal(argparse.Action):
+    """An option that is known and not had; `--help` and namespaces are without it."""
+
+    def __init__(self, option_strings: list[str], dest: str, reason: str) -> None:
+        hidden = argparse.SUPPRESS
+        super().__init__(option_strings, dest, nargs="*", default=hidden, help=hidden)
+        self.reason = reason
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]}: {self.reason}")
+
 
 def add_run_options(parser: argparse.ArgumentParser, project: str) -> None:
     """Options that every script which runs a model and writes a folder has.
@@ -51,6 +68,10 @@ def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argpars
         UserError: an option the script does not have, or a value outside an option's choices.
     """
     actions = {a.dest: a for a in parser._actions if a.dest != "help"}
+    for dest in [dest for dest, action in actions.items() if isinstance(action, _Refusal)]:
+        reason = actions.pop(dest).reason
+        if dest in options:
+            raise UserError(f"run() got {dest}: {reason}")
     unknown = sorted(set(options) - set(actions))
     if unknown:
         raise UserError(f"run() got unknown options {unknown}; it takes {sorted(actions)}")

@@ -157,7 +157,7 @@ register_exporter(
         "TensorRT",
         write_engine,
         {"fp32": ".engine", "fp16": ".engine"},
-        frozenset({"batch", "dynamic", "simplify"}),
+        frozenset({"batch", "dynamic", "simplify", "opset", "workspace"}),
         unavailable=no_gpu,
     )
 )

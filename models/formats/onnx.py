@@ -195,7 +195,7 @@ register_exporter(
         "ONNX",
         write_onnx,
         {"fp32": ".onnx", "fp16": ".onnx", "int8": "_int8.onnx"},
-        frozenset({"batch", "dynamic", "simplify"}),
+        frozenset({"batch", "dynamic", "simplify", "opset"}),
         add_nms=add_nms,
     )
 )
