@@ -265,7 +265,8 @@ def load_backend(
     """Open a file, or several checkpoints as an ensemble.
 
     Args:
-        weights: `.pt` (ours or official), `.torchscript` or `.onnx`; a list of several `.pt` is an ensemble.
+        weights: `.pt` (ours or official) or an exported file or folder (`models/formats`); a list of several
+            `.pt` is an ensemble.
         device: where it runs.
         half: float16; CUDA only.
         dnn: run `.onnx` with OpenCV instead of ONNX Runtime.
@@ -278,7 +279,7 @@ def load_backend(
     """
     files = [weights] if isinstance(weights, str | Path) else list(weights)
     if not files:
-        raise UserError("--weights: no file given; name a .pt, .torchscript or .onnx file")
+        raise UserError("--weights: no file given; name a .pt or an exported file")
     device = torch.device(device)
     if half and device.type != "cuda":
         raise UserError(f"--half: float16 inference needs a CUDA device, not {device.type}; leave --half out")

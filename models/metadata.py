@@ -19,6 +19,7 @@ PROJECT = "light-yolo"
 SCHEMA = 2  # the latest that is read; raised when a reader of today could misread a file of tomorrow
 SCHEMA_DECODED = 1  # what files without NMS inside say: every reader understands them
 TASK = "detect"
+STRIDE_LIMIT = 4096  # pixels; P6 networks have 64
 PRECISIONS = ("fp32", "fp16", "int8")
 NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
 
@@ -113,7 +114,7 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
         batch = values.get("batch") or (shape[0] if shape else None)
         return Metadata(
             names=index_names(found),
-            stride=int(values.get("stride", 32)),
+            stride=_stride(values.get("stride", 32)),
             imgsz=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
             batch=None if batch is None else int(batch),
             dynamic=bool(values.get("dynamic", False)),
@@ -123,8 +124,15 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
             ch=int(values.get("ch") or (shape[1] if shape else 3)),
             nms=Suppression(**values["nms"]) if values.get("nms") else None,
         )
-    except (TypeError, ValueError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
         raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None
+
+
+def _stride(value: Any) -> int:
+    """Pixels; what no network can have is refused."""
+    if not 1 <= float(value) <= STRIDE_LIMIT or float(value) != int(value):
+        raise ValueError(f"stride {value!r}")
+    return int(value)
 
 
 def _precision(values: Mapping[str, Any]) -> str:

@@ -31,6 +31,11 @@ def build_parser() -> Parser:
     add("--sync-bn", action="store_true", help="SyncBatchNorm, with several GPUs")
     add("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers older than torchrun")
     add_recipe(parser)
+    elsewhere = "hyperparameters are not searched here; give the file you found with --hyp"
+    parser.refuse(elsewhere, "--evolve", "--evolve_population", "--resume_evolve", "--bucket")
+    parser.refuse("batches of four images in one are not made here; leave it out", "--quad")
+    trackers = "runs are recorded in their folder and for TensorBoard, no service is told; leave it out"
+    parser.refuse(trackers, "--entity", "--upload_dataset", "--bbox_interval", "--artifact_alias")
     return parser
 
 

@@ -107,6 +107,8 @@ class EngineBackend(Backend):
             raise UserError(f"{path}: {reason}; export the checkpoint to ONNX or OpenVINO for this machine")
         if device.type != "cuda":
             raise UserError(f"{path}: TensorRT runs on the GPU; use --device 0")
+        if options.half and metadata.precision != "fp16":
+            raise UserError(f"{path}: was exported in {metadata.precision}; leave --half out")
         trt = require("tensorrt", str(path))
         super().__init__(path, device, metadata)
         self.logger = trt.Logger(trt.Logger.ERROR)

@@ -15,7 +15,7 @@ from models.backends import Backend, Options, check_precision, register_format
 from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
 from models.formats.onnx_nms import with_nms
 from models.formats.onnx_precision import reduce_precision
-from models.metadata import parse_metadata
+from models.metadata import Metadata, parse_metadata
 from models.suppression import INPUTS
 from utils.errors import UserError, first_line
 
@@ -74,17 +74,11 @@ class OnnxBackend(Backend):
     def __init__(self, path: Path, device: torch.device, options: Options) -> None:
         runtime = _import_onnxruntime(path)
         self.session = _open_session(runtime, path, device)
-        metadata = parse_metadata(path, self.session.get_modelmeta().custom_metadata_map, options.names)
-        first = self.session.get_inputs()[0]
-        batch, _, height, width = first.shape
-        metadata.dynamic = metadata.dynamic or not all(isinstance(n, int) for n in (batch, height, width))
-        if not metadata.dynamic:  # the graph knows better than any note about it
-            metadata.batch, metadata.imgsz = batch, (height, width)
-        metadata.half = first.type == "tensor(float16)"
+        metadata = _read_metadata(self.session, path, options)
         super().__init__(path, device, metadata)
         if self.half or metadata.precision != "fp16":  # else float16 inside alone: any device runs it
             check_precision(path, self.half, options.half, device)
-        self.input = first.name
+        self.input = self.session.get_inputs()[0].name
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         return self._outputs({self.input: images})[0]
@@ -120,9 +114,7 @@ def _import_onnxruntime(path: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(
-            f"{path}: needs ONNX Runtime; pip install onnxruntime, or add --dnn for OpenCV"
-        ) from None
+        raise UserError(f"{path}: needs ONNX Runtime; pip install onnxruntime") from None
     return onnxruntime
 
 
@@ -163,7 +155,8 @@ class OpenCvBackend(Backend):
 
         if device.type != "cpu":
             raise UserError(f"{path}: --dnn runs on the CPU only; use --device cpu or leave --dnn out")
-        metadata = parse_metadata(path, read_onnx_properties(path), options.names)
+        session = _open_session(_import_onnxruntime(path), path, torch.device("cpu"))
+        metadata = _read_metadata(session, path, options)
         if metadata.half:
             raise UserError(f"{path}: is in float16, which OpenCV does not run; export it without --half")
         if metadata.nms is not None:
@@ -179,14 +172,16 @@ class OpenCvBackend(Backend):
         return torch.from_numpy(np.array(self.network.forward()))
 
 
-def read_onnx_properties(path: Path) -> dict[str, str]:
-    """The metadata properties of an ONNX file.
-
-    Raises:
-        UserError: not an ONNX file, or ONNX Runtime is not installed.
-    """
-    session = _open_session(_import_onnxruntime(path), path, torch.device("cpu"))
-    return dict(session.get_modelmeta().custom_metadata_map)
+def _read_metadata(session: Any, path: Path, options: Options) -> Metadata:
+    """What the file says of itself; of shapes and types the graph knows better than any note about them."""
+    metadata = parse_metadata(path, session.get_modelmeta().custom_metadata_map, options.names)
+    first = session.get_inputs()[0]
+    batch, _, height, width = first.shape
+    metadata.dynamic = metadata.dynamic or not all(isinstance(n, int) for n in (batch, height, width))
+    if not metadata.dynamic:
+        metadata.batch, metadata.imgsz = batch, (height, width)
+    metadata.half = first.type == "tensor(float16)"
+    return metadata
 
 
 register_exporter(

@@ -100,10 +100,9 @@ class OpenVinoBackend(Backend):
                 f"{path}: OpenVINO files run on the CPU here, not on {device.type}; use --device cpu"
             )
         xml = _network_file(path)
-        beside = xml.with_name(METADATA)
-        metadata = parse_metadata(path, load_yaml(beside) if beside.is_file() else {}, options.names)
-        if options.half and metadata.precision != "fp16":
-            raise UserError(f"{path}: was exported in {metadata.precision}; leave --half out")
+        official = xml.with_suffix(".yaml")  # where YOLOv5 keeps stride and names
+        beside = next((file for file in (xml.with_name(METADATA), official) if file.is_file()), None)
+        metadata = parse_metadata(path, load_yaml(beside) if beside else {}, options.names)
         metadata.half = False  # float16 is how the weights are stored; images stay float32
         try:
             network = openvino.Core().read_model(xml)

@@ -2,6 +2,9 @@
 
 import csv
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +12,11 @@ import torch
 from benchmarks import formats
 from models import exporting
 from models.checkpoint import save_checkpoint
+from models.registry import load_plugins
 from models.yolo import DetectionModel
 from tests.tiny_set import NAMES, TINY_MODEL, write_set
 from utils.errors import UserError
+from utils.files import ROOT
 
 
 @pytest.fixture
@@ -95,6 +100,61 @@ def test_export_only_and_pytorch_only(options, weights):
 def test_hard_failures_and_mistakes_are_sentences(options, changed, sentence):
     with pytest.raises(UserError, match=sentence):
         formats.run(**{**options, **changed})
+
+
+def test_a_hard_failure_comes_after_the_table(options, monkeypatch, capsys):
+    with pytest.raises(UserError, match="--hard-fail 0.99"):
+        formats.run(**{**options, "hard_fail": "0.99", "pt_only": True})
+    assert "| PyTorch | fp32 |" in capsys.readouterr().out
+    assert list(Path(options["project"]).rglob("formats.csv"))
+
+
+def test_hard_failures_are_not_for_what_the_platform_cannot_have(options, monkeypatch):
+    """Without --include; CoreML and TensorRT files are not made here, nor float16 TorchScript."""
+
+    def make(opt, name, weights, folder, row):
+        able = exporting.EXPORTERS[name]
+        if able.unavailable() or row.precision not in able.endings or row.precision in able.cuda_only:
+            raise UserError("not here")
+        if name == failing:
+            raise UserError("its converter stopped")
+        return weights
+
+    monkeypatch.setattr(formats, "_make", make)
+    asked = {**options, "include": [], "half": True, "int8": True, "test": True, "hard_fail": True}
+    failing = ""
+    assert len(formats.run(**asked)) == 1
+    failing = "onnx"
+    with pytest.raises(UserError, match="--hard-fail: ONNX fp32: its converter stopped"):
+        formats.run(**asked)
+
+
+def test_a_network_with_a_block_of_the_users_own(options, tmp_path):
+    plugin = tmp_path / "own.py"
+    plugin.write_text(
+        "from torch import nn\nfrom models.registry import register_block\n\n\n@register_block\n"
+        "class OwnForFormats(nn.Conv2d):\n"
+        "    def __init__(self, c1, c2):\n        super().__init__(c1, c2, 1)\n"
+    )
+    load_plugins(plugin)
+    rows = [[-1, 1, "OwnForFormats", [8]], *TINY_MODEL["backbone"][:3]]
+    model = DetectionModel(TINY_MODEL | {"backbone": rows})
+    model.names = dict(enumerate(NAMES))
+    save_checkpoint(tmp_path / "own.pt", model, meta={})
+    code = (
+        "import sys; from benchmarks import formats; formats.run(weights=sys.argv[1], plugins=[sys.argv[2]], "
+    )
+    code += (
+        "data=sys.argv[3], imgsz=64, include='torchscript', test=True, project=sys.argv[4], hard_fail=True)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "own.pt", plugin, options["data"], tmp_path / "runs"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )  # a process of its own, which does not know the block yet
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert "| TorchScript | fp32 |" in done.stdout
 
 
 def test_reason_is_one_line_of_a_table():

@@ -199,6 +199,30 @@ def test_file_without_names_needs_them_from_elsewhere(files, tmp_path, log):
         load_backend(path, names=["a", "b", "c"]).predict(images(1))
 
 
+@pytest.mark.parametrize("dnn", [False, True])
+def test_a_fixed_size_is_the_graphs_whatever_the_metadata_say(files, tmp_path, dnn):
+    """Official files of a fixed size do not say that they have one."""
+    folder, model = files
+    graph = onnx.load(folder / "free.onnx")
+    for dim, value in zip(graph.graph.input[0].type.tensor_type.shape.dim, (1, 3, 64, 64)):
+        dim.dim_value = value
+    onnx.save(graph, tmp_path / "fixed.onnx")
+    path = tmp_path / "official.onnx"
+    _with_properties(tmp_path / "fixed.onnx", path, {"stride": "8", "names": "{0: 'a', 1: 'b'}"})
+    backend = load_backend(path, dnn=dnn)
+    assert not backend.rect_ok
+    with pytest.raises(UserError, match="64x64"):
+        backend.predict(torch.zeros(1, 3, 32, 64))
+
+
+@pytest.mark.parametrize("stride", ["0", "-8", "Infinity", "8.5", "1" + "0" * 400])
+def test_strides_that_no_network_has_are_refused(files, tmp_path, stride):
+    path = tmp_path / "odd.onnx"
+    _with_properties(files[0] / "free.onnx", path, {"stride": stride, "names": "{0: 'a', 1: 'b'}"})
+    with pytest.raises(UserError, match=r"odd\.onnx: its metadata cannot be read"):
+        load_backend(path)
+
+
 def test_metadata_of_official_files_is_read(files, tmp_path):
     """They write Python literals, where ours are JSON."""
     path = tmp_path / "official.onnx"

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from utils import cli
+from utils import cli, train_options
 from utils.errors import UserError
 from utils.files import ROOT
 
@@ -31,6 +31,28 @@ def test_parser_error_is_one_line_and_exit_code_one(capsys):
 
 def test_abbreviations_work_as_yolov5_users_type_them():
     assert _parser().parse_args(["--batch", "8"]).batch_size == 8
+
+
+def test_an_option_that_is_known_and_not_had_says_why(capsys):
+    parser = _parser()
+    parser.refuse("hyperparameters are not searched here", "--evolve", "--bucket")
+    for arguments in (["--evolve"], ["--evolve", "300"], ["--bucket=x"]):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_args(arguments)
+        assert stop.value.code == 1
+        assert f"{arguments[0][:8]}: hyperparameters are" in capsys.readouterr().err
+    with pytest.raises(UserError, match="run.. got evolve: hyperparameters are not searched here"):
+        cli.overlay(parser, {"evolve": 300})
+    assert vars(parser.parse_args([])) == vars(_parser().parse_args([]))
+    assert vars(cli.overlay(parser, {})) == vars(cli.overlay(_parser(), {}))
+    assert "evolve" not in parser.format_help()
+
+
+def test_train_knows_what_yolov5_has_beside_its_options(capsys):
+    for flag in ("--evolve", "--quad", "--entity"):
+        with pytest.raises(SystemExit):
+            train_options.parse_opt([flag])
+        assert "unrecognized" not in capsys.readouterr().err
 
 
 def test_scripts_that_run_models_share_their_options():

@@ -111,6 +111,14 @@ def test_later_schema_is_refused(copy):
         load_backend(copy)
 
 
+def test_official_folder_has_its_metadata_in_a_yaml_of_the_networks_name(copy):
+    (copy / "metadata.yaml").unlink()
+    stem = next(copy.glob("*.xml")).stem
+    (copy / f"{stem}.yaml").write_text("stride: 16\nnames:\n  0: square\n  1: disc\n")
+    backend = load_backend(copy)
+    assert (backend.stride, backend.names) == (16, {0: "square", 1: "disc"})
+
+
 def test_folder_without_metadata_needs_names_and_keeps_its_free_size(copy):
     (copy / "metadata.yaml").unlink()
     with pytest.raises(UserError, match="free_openvino_model: carries no class names"):
