@@ -395,8 +395,7 @@ class Run:
     def _state(self, epochs: int) -> dict[str, Any]:
         """What a resumed run needs, with `epochs` of them complete."""
         maps = torch.from_numpy(self.maps) if self.maps is not None else None
-        return self.trainer.state_dict() | {
-            "epochs": epochs,
+        return self.trainer.state_dict(epochs) | {
             "stopper": self.stopper.state_dict(),
             "maps": maps,
         }

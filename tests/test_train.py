@@ -135,6 +135,7 @@ def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     assert "epoch 1/2 is not complete; it starts again from the weights of this moment" in caplog.text
     result = train.run(resume=True, epochs=3)  # the newest last.pt below the working folder, and longer
     assert result.save_dir == tmp_path / "exp" and len(read_results(result.save_dir / "results.csv")) == 3
+    assert load_checkpoint(result.last).meta["updates"] == 2 + 9  # 3 batches an epoch, each a step
     with pytest.raises(UserError, match="has finished its 3 epochs"):
         train.run(resume=str(result.last))
     with pytest.raises(UserError, match="imgsz = 96 among them"):
