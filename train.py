@@ -59,7 +59,7 @@ from utils.optim import (
 )
 from utils.plots import plot_images, plot_labels, plot_results
 from utils.profiling import count_parameters, gflops
-from utils.resume import find_checkpoint, resumed_options, run_folder, saved_options
+from utils.resume import check_classes, find_checkpoint, resumed_options, run_folder, saved_options
 from utils.resume import first_epoch as resumed_epoch
 from utils.train_options import build_parser, check_options, given_options, parse_opt
 from utils.training import EpochResult, Trainer
@@ -140,6 +140,8 @@ class Run:
             check_config(opt.cfg, opt.backbone_weights)
         with main_first():
             self.data = load_dataset(opt.data, single_cls=opt.single_cls)
+            if checkpoint:
+                check_classes(checkpoint.path, checkpoint.model.names, self.data)
             self.images = load_images(self.data, "train", workers=opt.workers, require_labels=True)
             self.val_images = load_images(self.data, "val", workers=opt.workers) if self.main else None
         self.model = self._build_model().to(device, memory_format=torch.channels_last)

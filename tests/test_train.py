@@ -145,6 +145,30 @@ def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     assert len(read_results(longer.save_dir / "results.csv")) == 4
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["square", "disc", "star"], "learns 2 classes, and {yaml} has 3; give --data"),
+        (["square", "ball"], "class 1 of {yaml} is 'ball', not 'disc'; give --data"),
+    ],
+)
+def test_resumed_with_other_classes_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], says: str
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=0)
+        train.run(**options(folder, tmp_path, noval=True))
+    data = yaml.safe_load((folder / "shapes.yaml").read_text())
+    other, last = tmp_path / "other.yaml", tmp_path / "exp" / "weights" / "last.pt"
+    save_yaml(other, data | {"names": names})
+    with pytest.raises(UserError) as caught:
+        train.run(resume=str(last), data=str(other))
+    assert says.format(yaml=other) in str(caught.value)
+    assert f"--weights {last} --data {other}" in str(caught.value)
+    save_yaml(other, data | {"names": dict(enumerate(NAMES))})  # the same in another way
+    assert train.run(resume=str(last), data=str(other)).last == last
+
+
 def test_full_disk_keeps_the_old_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.cli import overlay
+from utils.datasets import DatasetConfig
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
 
@@ -69,6 +71,25 @@ def resumed_options(
                 f"only {changeable} may be changed (start a new run instead)"
             )
     return overlay(parser, options | given)
+
+
+def check_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:
+    """See to it that the data set has the classes that the run in `path` learns, `names`, in their order.
+
+    Raises:
+        UserError: it has others, or as many by other names.
+    """
+    if dict(names) == data.names:
+        return
+    if len(names) != data.nc:
+        differ = f"{data.path} has {data.nc}"
+    else:
+        number = next(i for i, name in data.names.items() if name != names.get(i))
+        differ = f"class {number} of {data.path} is {data.names[number]!r}, not {names.get(number)!r}"
+    raise UserError(
+        f"--resume {path}: its run learns {len(names)} classes, and {differ}; give --data with the run's own "
+        f"classes, or start a new run with --weights {path} --data {data.path}"
+    )
 
 
 def first_epoch(
