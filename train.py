@@ -160,6 +160,7 @@ class Run:
         self._build_trainer()
         self.maps = None  # per class, of the last validation; what --image-weights goes by
         self.saved_epochs = -1  # epochs behind the state in last.pt; -1 as long as this run wrote none
+        self.best_saved = False  # whether best.pt is this run's: --exist-ok may have found another's
         if checkpoint:
             self._restore(checkpoint)
 
@@ -281,6 +282,7 @@ class Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up the state of the interrupted run."""
         training = checkpoint.training
+        self.best_saved = bool(checkpoint.meta.get("best_saved", True))  # older ones do not say
         if training is None:
             self.stopper.best_fitness = float(checkpoint.meta.get("best_fitness", 0.0))
             self.stopper.best_epoch = self.first_epoch - 1
@@ -319,6 +321,7 @@ class Run:
     def _epoch(self, epoch: int) -> bool:
         """Train, validate, write down and save one epoch; whether it was the last."""
         opt, is_last = self.opt, epoch + 1 == self.opt.epochs
+        self.stopper_before = self.stopper.state_dict()
         self.loader.set_epoch(epoch)
         if opt.image_weights:
             maps = from_main(self.maps)
@@ -407,6 +410,7 @@ class Run:
         meta = {
             "epoch": epoch,
             "best_fitness": self.stopper.best_fitness,
+            "best_saved": self.best_saved or path.name == "best.pt",
             "updates": self.trainer.ema.updates,
             "opt": self._options(),
             "hyp": self.hyp,
@@ -421,11 +425,13 @@ class Run:
         """last.pt after every epoch (or the last), best.pt when it is the best, epochN.pt by the period."""
         if self.opt.nosave and not is_last:
             return
+        # First, for a resumed run takes the epochs of last.pt as done: a best one would never be written.
+        if score is not None and self.stopper.best_epoch == epoch:
+            self._checkpoint(self.weights / "best.pt", epoch, resumable=False)
+            self.best_saved = True
         # The last last.pt needs no state to resume from, and is as small as best.pt.
         self._checkpoint(self.weights / "last.pt", epoch, resumable=not is_last)
         self.saved_epochs = epoch + 1
-        if score is not None and self.stopper.best_epoch == epoch:
-            self._checkpoint(self.weights / "best.pt", epoch, resumable=False)
         if self.opt.save_period > 0 and epoch % self.opt.save_period == 0:
             self._checkpoint(self.weights / f"epoch{epoch}.pt", epoch, resumable=True)
 
@@ -437,6 +443,7 @@ class Run:
         elif self.saved_epochs == epoch:
             how = "is not complete; it starts again from the state before it"
         else:
+            self.stopper.load_state_dict(self.stopper_before)  # the epoch gets its score when it is whole
             self._checkpoint(last, epoch - 1, resumable=True)
             how = "is not complete; it starts again from the weights of this moment"
         LOGGER.info(
@@ -453,7 +460,9 @@ class Run:
         seconds = time.time() - self.started
         if not self.main:
             return TrainResult(self.save_dir, best, last, Metrics(), seconds)
-        best = best if best.is_file() else None
+        if best.is_file() and not self.best_saved:
+            LOGGER.warning("%s: is another run's and stays; this run has saved no best epoch", best)
+        best = best if self.best_saved and best.is_file() else None
         LOGGER.info(
             "%d epochs in %.3f hours; validating %s",
             epoch + 1 - self.first_epoch,

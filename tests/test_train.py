@@ -169,6 +169,55 @@ def test_resumed_with_other_classes_is_one_sentence(
     assert train.run(resume=str(last), data=str(other)).last == last
 
 
+@pytest.mark.parametrize(
+    ("written", "scores", "best_epoch"),
+    [
+        (
+            0,
+            [0.5, 0.3, 0.4, 0.1],
+            1,
+        ),  # while best.pt of the first is written, which starts again and is worse
+        (3, [0.1, 0.5, 0.5, 0.2], 1),  # between best.pt and last.pt of the second, which starts again
+        (2, [0.9, 0.5, 0.5, 0.2], 0),  # the best epoch was saved before
+    ],
+)
+def test_the_best_epoch_is_kept_wherever_ctrl_c_falls(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, scores: list, best_epoch: int
+) -> None:
+    original, files, rest = train.save_checkpoint, [], iter(scores)
+    monkeypatch.setattr(train, "fitness", lambda metrics: next(rest))
+
+    def pressed(path: Path, *args, **kwargs) -> None:
+        files.append(path)
+        if len(files) == written + 1:
+            raise KeyboardInterrupt
+        original(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_checkpoint", pressed)
+        train.run(**options(folder, tmp_path, epochs=3))
+    result = train.run(resume=str(tmp_path / "exp" / "weights" / "last.pt"))
+    assert result.best == tmp_path / "exp" / "weights" / "best.pt"
+    assert load_checkpoint(result.best).meta["epoch"] == best_epoch
+
+
+def test_another_runs_best_is_neither_reported_nor_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    scores = iter([0.9, 0.5, 0.1, 0.3, 0.2])
+    monkeypatch.setattr(train, "fitness", lambda metrics: next(scores))
+    theirs = train.run(**options(folder, tmp_path, epochs=1)).best
+    before = theirs.read_bytes()
+    again = {"exist_ok": True, "nosave": True}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, epochs=3, **again))
+    result = train.run(resume=str(theirs.with_name("last.pt")))
+    assert result.best is None and theirs.read_bytes() == before
+    assert "best.pt: is another run's and stays" in log.text
+    assert not load_checkpoint(result.last).meta["best_saved"]
+
+
 def test_full_disk_keeps_the_old_checkpoint(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
