@@ -136,6 +136,7 @@ class Run:
         tune_allocator()
         load_plugins(opt.plugins)
         self.hyp = load_hyp(checkpoint.meta["hyp"] if checkpoint else opt.hyp)
+        self.loaded_hyp = dict(self.hyp)  # hyp.yaml: what is fitted to this data set is not the recipe's
         if checkpoint is None:
             check_config(opt.cfg, opt.backbone_weights)
         with main_first():
@@ -193,7 +194,7 @@ class Run:
             )
 
     def _make_folder(self) -> Path:
-        """The run's folder with its hyp.yaml and opt.yaml, made by the main process."""
+        """The run's folder with its hyp.yaml (as loaded) and opt.yaml (as run), made by the main process."""
         opt, folder = self.opt, None
         if self.main:
             if self.checkpoint:
@@ -201,7 +202,8 @@ class Run:
             else:
                 name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
                 folder = increment_dir(opt.project, name, opt.exist_ok)
-            save_yaml(folder / "hyp.yaml", self.hyp)
+            if not self.checkpoint:
+                save_yaml(folder / "hyp.yaml", self.loaded_hyp)
             save_yaml(folder / "opt.yaml", self._options())
             if is_named(opt.cfg) and not self.checkpoint:
                 save_yaml(folder / f"{cfg_name(opt.cfg)}.yaml", self.model.yaml)

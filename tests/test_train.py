@@ -288,9 +288,23 @@ def test_noval_and_nosave_wait_for_the_last_epoch(folder: Path, tmp_path: Path) 
     rows = read_results(result.save_dir / "results.csv")
     assert rows[0][4] != rows[0][4] and rows[1][4] == rows[1][4]  # nan, then a figure
     assert {p.name for p in (result.save_dir / "weights").iterdir()} == {"last.pt", "best.pt"}
-    # The stock recipe on so few images: every batch of 8 is a step, and the run's files say so.
-    assert yaml.safe_load((result.save_dir / "hyp.yaml").read_text())["nominal_batch"] == 8
+
+
+def test_the_recipe_is_saved_as_loaded_and_what_was_fitted_as_the_runs_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, noval=True))
+    result = train.run(resume=str(tmp_path / "exp" / "weights" / "last.pt"))
+    # The stock recipe on so few images: every batch of 8 is a step. That holds for this run alone.
+    assert load_hyp(result.save_dir / "hyp.yaml") == load_hyp("hyp.scratch-low.yaml")
     assert load_checkpoint(result.last).meta["hyp"]["nominal_batch"] == 8
+    assert yaml.safe_load((result.save_dir / "opt.yaml").read_text())["hyp"]["nominal_batch"] == 8
+    write_set(tmp_path / "more", train=160, val=8)
+    more = {"data": str(tmp_path / "more" / "shapes.yaml"), "epochs": 1, "imgsz": 64, "noval": True}
+    larger = train.run(**options(folder, tmp_path, hyp=str(result.save_dir / "hyp.yaml"), **more))
+    assert load_checkpoint(larger.last).meta["hyp"]["nominal_batch"] == 16
 
 
 def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
