@@ -35,6 +35,7 @@ from utils.device import (
     describe,
     is_main,
     rank,
+    repeatable,
     select_device,
     tune_allocator,
     versions,
@@ -95,7 +96,7 @@ def run(**options: Any) -> TrainResult:
     if checkpoint is None:
         starting_weights(opt.cfg, opt.weights)  # before a data set is fetched for nothing
     device = select_device(opt.device)
-    with process_group(device):
+    with repeatable(device), process_group(device):
         try:
             return Run(opt, device, checkpoint, first_epoch).train()
         except torch.OutOfMemoryError:

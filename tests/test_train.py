@@ -307,6 +307,27 @@ def test_the_recipe_is_saved_as_loaded_and_what_was_fitted_as_the_runs_own(
     assert load_checkpoint(larger.last).meta["hyp"]["nominal_batch"] == 16
 
 
+def test_a_run_on_cuda_asks_for_deterministic_kernels(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    class Started(Exception):
+        pass
+
+    def start(*_) -> None:
+        modes.append(torch.get_deterministic_debug_mode())
+        raise Started
+
+    monkeypatch.setattr(train, "Run", start)
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(train, "select_device", lambda spec, device=device: torch.device(device))
+        with pytest.raises(Started):
+            train.run(**options(folder, tmp_path))
+        modes.append(torch.get_deterministic_debug_mode())
+    assert modes == [1, 0, 0, 0]  # 1: deterministic, a warning where that is not to be had
+
+
 def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
     monkeypatch.setattr(train, "fitness", lambda metrics: next(scores))
