@@ -72,6 +72,7 @@ __all__ = ["TrainResult", "parse_opt", "run"]
 
 DRAWN_BATCHES = 3
 VAL_CONF, VAL_IOU = 0.001, 0.6
+MAX_SEED = 2**64 - 1  # what torch's generators take
 
 
 @dataclass
@@ -93,6 +94,8 @@ def run(**options: Any) -> TrainResult:
     else:
         opt = overlay(build_parser(), options)
     check_options(opt)
+    if opt.seed > MAX_SEED:
+        raise UserError(f"--seed {opt.seed}: must be at most {MAX_SEED}")
     if checkpoint is None:
         starting_weights(opt.cfg, opt.weights)  # before a data set is fetched for nothing
     device = select_device(opt.device)
@@ -254,7 +257,7 @@ class Run:
         counted = "anchors" in self.hyp
         if self.main and self.checkpoint is None and (counted or not opt.noautoanchor):
             # Anchors that were only counted, not stated, are placeholders whatever they seem to fit.
-            force = counted or bool(opt.cfg and isinstance(self.model.yaml["anchors"], int))
+            force = counted or bool(opt.cfg and isinstance(self.model.yaml["anchors"], int | float))
             check_anchors(self.images, detect, self.imgsz, self.hyp["anchor_t"], opt.seed, force=force)
         if opt.sync_bn:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)

@@ -145,6 +145,22 @@ def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     assert len(read_results(longer.save_dir / "results.csv")) == 4
 
 
+def test_resuming_best_points_to_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, epochs=3))
+    best = tmp_path / "exp" / "weights" / "best.pt"
+    last = best.with_name("last.pt")
+    with pytest.raises(UserError, match=f"best.pt: keeps the weights after epoch 1 but.* resume {last}, or"):
+        train.run(resume=str(best))
+    assert train.run(resume=str(best), epochs=2, noval=True).last == last  # on purpose, from these weights
+    with pytest.raises(UserError, match="has finished its 2 epochs"):
+        train.run(resume=str(last))
+    last.unlink()
+    with pytest.raises(UserError, match="resume the run's last.pt, or"):
+        train.run(resume=str(best))
+
+
 @pytest.mark.parametrize(
     ("names", "says"),
     [
@@ -283,6 +299,24 @@ def test_anchors_per_layer_force_the_search(folder: Path, tmp_path: Path) -> Non
     assert detect.na == 3 and pixels.min() > 10 and pixels.max() < 45  # the shapes' own 16 to 34 px
 
 
+@pytest.mark.parametrize("count", [3, 3.0])
+def test_anchors_that_are_a_number_force_the_search(folder: Path, tmp_path: Path, count: float) -> None:
+    """Placeholders that fit the shapes by chance are searched for all the same."""
+    save_yaml(tmp_path / "counted.yaml", TINY_MODEL | {"anchors": count})
+    hyp = LEARN_HYP | {"anchor_t": 100.0}
+    result = train.run(
+        **options(folder, tmp_path, cfg=str(tmp_path / "counted.yaml"), epochs=1, hyp=hyp, noval=True)
+    )
+    detect = load_checkpoint(result.last).model.detect
+    pixels = detect.anchors * detect.stride.view(-1, 1, 1)
+    assert detect.na == 3 and pixels.min() > 10 and pixels.max() < 45  # the shapes' own 16 to 34 px
+
+
+def test_the_largest_seed_trains(folder: Path, tmp_path: Path) -> None:
+    last = train.run(**options(folder, tmp_path, epochs=1, noval=True, seed=2**64 - 1, workers=1)).last
+    assert load_checkpoint(last).meta["seed"] == 2**64 - 1
+
+
 def test_noval_and_nosave_wait_for_the_last_epoch(folder: Path, tmp_path: Path) -> None:
     result = train.run(**options(folder, tmp_path, noval=True, nosave=True, label_smoothing=0.1))
     rows = read_results(result.save_dir / "results.csv")
@@ -341,6 +375,7 @@ def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.
     [
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"seed": 10**23, "data": "nowhere.yaml"}, "--seed 100000000000000000000000: must be at most 1844"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
         ({"rect": True, "image_weights": True}, "use one"),
         ({"sync_bn": True}, "--sync-bn needs several GPUs"),

@@ -108,6 +108,13 @@ def first_epoch(
         UserError: nothing is left to do.
     """
     done = training["epochs"] if training else int(meta.get("epoch", -1)) + 1
+    last = path.with_name("last.pt")
+    if training is None and not told and path.name != last.name:
+        where = last if last.is_file() else "the run's last.pt"
+        raise UserError(
+            f"--resume {path}: keeps the weights after epoch {done} but no state to go on from; "
+            f"resume {where}, or train on from these weights with --epochs of more than {done}"
+        )
     if done >= epochs or (training is None and not told):
         raise UserError(
             f"--resume {path}: the run has finished its {done} epochs, nothing to resume; "
