@@ -168,6 +168,7 @@ class Run:
         self.best_saved = False  # whether best.pt is this run's: --exist-ok may have found another's
         if checkpoint:
             self._restore(checkpoint)
+        self.stopper_before = self.stopper.state_dict()  # before the epoch that runs
 
     def _build_model(self) -> DetectionModel:
         """The network: the interrupted run's, or the YAML's or checkpoint's with what weights there are."""
