@@ -35,6 +35,7 @@ from utils.device import (
     describe,
     is_main,
     rank,
+    repeatable,
     select_device,
     tune_allocator,
     versions,
@@ -59,7 +60,7 @@ from utils.optim import (
 )
 from utils.plots import plot_images, plot_labels, plot_results
 from utils.profiling import count_parameters, gflops
-from utils.resume import find_checkpoint, resumed_options, run_folder, saved_options
+from utils.resume import check_classes, find_checkpoint, resumed_options, run_folder, saved_options
 from utils.resume import first_epoch as resumed_epoch
 from utils.train_options import build_parser, check_options, given_options, parse_opt
 from utils.training import EpochResult, Trainer
@@ -71,6 +72,7 @@ __all__ = ["TrainResult", "parse_opt", "run"]
 
 DRAWN_BATCHES = 3
 VAL_CONF, VAL_IOU = 0.001, 0.6
+MAX_SEED = 2**64 - 1  # what torch's generators take
 
 
 @dataclass
@@ -92,10 +94,12 @@ def run(**options: Any) -> TrainResult:
     else:
         opt = overlay(build_parser(), options)
     check_options(opt)
+    if opt.seed > MAX_SEED:
+        raise UserError(f"--seed {opt.seed}: must be at most {MAX_SEED}")
     if checkpoint is None:
         starting_weights(opt.cfg, opt.weights)  # before a data set is fetched for nothing
     device = select_device(opt.device)
-    with process_group(device):
+    with repeatable(device), process_group(device):
         try:
             return Run(opt, device, checkpoint, first_epoch).train()
         except torch.OutOfMemoryError:
@@ -136,10 +140,13 @@ class Run:
         tune_allocator()
         load_plugins(opt.plugins)
         self.hyp = load_hyp(checkpoint.meta["hyp"] if checkpoint else opt.hyp)
+        self.loaded_hyp = dict(self.hyp)  # hyp.yaml: what is fitted to this data set is not the recipe's
         if checkpoint is None:
             check_config(opt.cfg, opt.backbone_weights)
         with main_first():
             self.data = load_dataset(opt.data, single_cls=opt.single_cls)
+            if checkpoint:
+                check_classes(checkpoint.path, checkpoint.model.names, self.data)
             self.images = load_images(self.data, "train", workers=opt.workers, require_labels=True)
             self.val_images = load_images(self.data, "val", workers=opt.workers) if self.main else None
         self.model = self._build_model().to(device, memory_format=torch.channels_last)
@@ -158,8 +165,10 @@ class Run:
         self._build_trainer()
         self.maps = None  # per class, of the last validation; what --image-weights goes by
         self.saved_epochs = -1  # epochs behind the state in last.pt; -1 as long as this run wrote none
+        self.best_saved = False  # whether best.pt is this run's: --exist-ok may have found another's
         if checkpoint:
             self._restore(checkpoint)
+        self.stopper_before = self.stopper.state_dict()  # before the epoch that runs
 
     def _build_model(self) -> DetectionModel:
         """The network: the interrupted run's, or the YAML's or checkpoint's with what weights there are."""
@@ -190,7 +199,7 @@ class Run:
             )
 
     def _make_folder(self) -> Path:
-        """The run's folder with its hyp.yaml and opt.yaml, made by the main process."""
+        """The run's folder with its hyp.yaml (as loaded) and opt.yaml (as run), made by the main process."""
         opt, folder = self.opt, None
         if self.main:
             if self.checkpoint:
@@ -198,7 +207,8 @@ class Run:
             else:
                 name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
                 folder = increment_dir(opt.project, name, opt.exist_ok)
-            save_yaml(folder / "hyp.yaml", self.hyp)
+            if not self.checkpoint:
+                save_yaml(folder / "hyp.yaml", self.loaded_hyp)
             save_yaml(folder / "opt.yaml", self._options())
             if is_named(opt.cfg) and not self.checkpoint:
                 save_yaml(folder / f"{cfg_name(opt.cfg)}.yaml", self.model.yaml)
@@ -248,7 +258,7 @@ class Run:
         counted = "anchors" in self.hyp
         if self.main and self.checkpoint is None and (counted or not opt.noautoanchor):
             # Anchors that were only counted, not stated, are placeholders whatever they seem to fit.
-            force = counted or bool(opt.cfg and isinstance(self.model.yaml["anchors"], int))
+            force = counted or bool(opt.cfg and isinstance(self.model.yaml["anchors"], int | float))
             check_anchors(self.images, detect, self.imgsz, self.hyp["anchor_t"], opt.seed, force=force)
         if opt.sync_bn:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -279,6 +289,7 @@ class Run:
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Take up the state of the interrupted run."""
         training = checkpoint.training
+        self.best_saved = bool(checkpoint.meta.get("best_saved", True))  # older ones do not say
         if training is None:
             self.stopper.best_fitness = float(checkpoint.meta.get("best_fitness", 0.0))
             self.stopper.best_epoch = self.first_epoch - 1
@@ -317,6 +328,7 @@ class Run:
     def _epoch(self, epoch: int) -> bool:
         """Train, validate, write down and save one epoch; whether it was the last."""
         opt, is_last = self.opt, epoch + 1 == self.opt.epochs
+        self.stopper_before = self.stopper.state_dict()
         self.loader.set_epoch(epoch)
         if opt.image_weights:
             maps = from_main(self.maps)
@@ -395,8 +407,7 @@ class Run:
     def _state(self, epochs: int) -> dict[str, Any]:
         """What a resumed run needs, with `epochs` of them complete."""
         maps = torch.from_numpy(self.maps) if self.maps is not None else None
-        return self.trainer.state_dict() | {
-            "epochs": epochs,
+        return self.trainer.state_dict(epochs) | {
             "stopper": self.stopper.state_dict(),
             "maps": maps,
         }
@@ -406,6 +417,7 @@ class Run:
         meta = {
             "epoch": epoch,
             "best_fitness": self.stopper.best_fitness,
+            "best_saved": self.best_saved or path.name == "best.pt",
             "updates": self.trainer.ema.updates,
             "opt": self._options(),
             "hyp": self.hyp,
@@ -420,11 +432,13 @@ class Run:
         """last.pt after every epoch (or the last), best.pt when it is the best, epochN.pt by the period."""
         if self.opt.nosave and not is_last:
             return
+        # First, for a resumed run takes the epochs of last.pt as done: a best one would never be written.
+        if score is not None and self.stopper.best_epoch == epoch:
+            self._checkpoint(self.weights / "best.pt", epoch, resumable=False)
+            self.best_saved = True
         # The last last.pt needs no state to resume from, and is as small as best.pt.
         self._checkpoint(self.weights / "last.pt", epoch, resumable=not is_last)
         self.saved_epochs = epoch + 1
-        if score is not None and self.stopper.best_epoch == epoch:
-            self._checkpoint(self.weights / "best.pt", epoch, resumable=False)
         if self.opt.save_period > 0 and epoch % self.opt.save_period == 0:
             self._checkpoint(self.weights / f"epoch{epoch}.pt", epoch, resumable=True)
 
@@ -436,6 +450,7 @@ class Run:
         elif self.saved_epochs == epoch:
             how = "is not complete; it starts again from the state before it"
         else:
+            self.stopper.load_state_dict(self.stopper_before)  # the epoch gets its score when it is whole
             self._checkpoint(last, epoch - 1, resumable=True)
             how = "is not complete; it starts again from the weights of this moment"
         LOGGER.info(
@@ -452,7 +467,9 @@ class Run:
         seconds = time.time() - self.started
         if not self.main:
             return TrainResult(self.save_dir, best, last, Metrics(), seconds)
-        best = best if best.is_file() else None
+        if best.is_file() and not self.best_saved:
+            LOGGER.warning("%s: is another run's and stays; this run has saved no best epoch", best)
+        best = best if self.best_saved and best.is_file() else None
         LOGGER.info(
             "%d epochs in %.3f hours; validating %s",
             epoch + 1 - self.first_epoch,

@@ -135,6 +135,7 @@ def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     assert "epoch 1/2 is not complete; it starts again from the weights of this moment" in caplog.text
     result = train.run(resume=True, epochs=3)  # the newest last.pt below the working folder, and longer
     assert result.save_dir == tmp_path / "exp" and len(read_results(result.save_dir / "results.csv")) == 3
+    assert load_checkpoint(result.last).meta["updates"] == 2 + 9  # 3 batches an epoch, each a step
     with pytest.raises(UserError, match="has finished its 3 epochs"):
         train.run(resume=str(result.last))
     with pytest.raises(UserError, match="imgsz = 96 among them"):
@@ -142,6 +143,95 @@ def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     longer = train.run(resume=str(result.last), epochs=4, noval=True)
     assert "keeps no optimizer state" in caplog.text
     assert len(read_results(longer.save_dir / "results.csv")) == 4
+
+
+def test_resuming_best_points_to_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, epochs=3))
+    best = tmp_path / "exp" / "weights" / "best.pt"
+    last = best.with_name("last.pt")
+    with pytest.raises(UserError, match=f"best.pt: keeps the weights after epoch 1 but.* resume {last}, or"):
+        train.run(resume=str(best))
+    assert train.run(resume=str(best), epochs=2, noval=True).last == last  # on purpose, from these weights
+    with pytest.raises(UserError, match="has finished its 2 epochs"):
+        train.run(resume=str(last))
+    last.unlink()
+    with pytest.raises(UserError, match="resume the run's last.pt, or"):
+        train.run(resume=str(best))
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["square", "disc", "star"], "learns 2 classes, and {yaml} has 3; give --data"),
+        (["square", "ball"], "class 1 of {yaml} is 'ball', not 'disc'; give --data"),
+    ],
+)
+def test_resumed_with_other_classes_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], says: str
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=0)
+        train.run(**options(folder, tmp_path, noval=True))
+    data = yaml.safe_load((folder / "shapes.yaml").read_text())
+    other, last = tmp_path / "other.yaml", tmp_path / "exp" / "weights" / "last.pt"
+    save_yaml(other, data | {"names": names})
+    with pytest.raises(UserError) as caught:
+        train.run(resume=str(last), data=str(other))
+    assert says.format(yaml=other) in str(caught.value)
+    assert f"--weights {last} --data {other}" in str(caught.value)
+    save_yaml(other, data | {"names": dict(enumerate(NAMES))})  # the same in another way
+    assert train.run(resume=str(last), data=str(other)).last == last
+
+
+@pytest.mark.parametrize(
+    ("written", "scores", "best_epoch"),
+    [
+        (
+            0,
+            [0.5, 0.3, 0.4, 0.1],
+            1,
+        ),  # while best.pt of the first is written, which starts again and is worse
+        (3, [0.1, 0.5, 0.5, 0.2], 1),  # between best.pt and last.pt of the second, which starts again
+        (2, [0.9, 0.5, 0.5, 0.2], 0),  # the best epoch was saved before
+    ],
+)
+def test_the_best_epoch_is_kept_wherever_ctrl_c_falls(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, scores: list, best_epoch: int
+) -> None:
+    original, files, rest = train.save_checkpoint, [], iter(scores)
+    monkeypatch.setattr(train, "fitness", lambda metrics: next(rest))
+
+    def pressed(path: Path, *args, **kwargs) -> None:
+        files.append(path)
+        if len(files) == written + 1:
+            raise KeyboardInterrupt
+        original(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_checkpoint", pressed)
+        train.run(**options(folder, tmp_path, epochs=3))
+    result = train.run(resume=str(tmp_path / "exp" / "weights" / "last.pt"))
+    assert result.best == tmp_path / "exp" / "weights" / "best.pt"
+    assert load_checkpoint(result.best).meta["epoch"] == best_epoch
+
+
+def test_another_runs_best_is_neither_reported_nor_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    scores = iter([0.9, 0.5, 0.1, 0.3, 0.2])
+    monkeypatch.setattr(train, "fitness", lambda metrics: next(scores))
+    theirs = train.run(**options(folder, tmp_path, epochs=1)).best
+    before = theirs.read_bytes()
+    again = {"exist_ok": True, "nosave": True}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, epochs=3, **again))
+    result = train.run(resume=str(theirs.with_name("last.pt")))
+    assert result.best is None and theirs.read_bytes() == before
+    assert "best.pt: is another run's and stays" in log.text
+    assert not load_checkpoint(result.last).meta["best_saved"]
 
 
 def test_full_disk_keeps_the_old_checkpoint(
@@ -209,14 +299,67 @@ def test_anchors_per_layer_force_the_search(folder: Path, tmp_path: Path) -> Non
     assert detect.na == 3 and pixels.min() > 10 and pixels.max() < 45  # the shapes' own 16 to 34 px
 
 
+@pytest.mark.parametrize("count", [3, 3.0])
+def test_anchors_that_are_a_number_force_the_search(folder: Path, tmp_path: Path, count: float) -> None:
+    """Placeholders that fit the shapes by chance are searched for all the same."""
+    save_yaml(tmp_path / "counted.yaml", TINY_MODEL | {"anchors": count})
+    hyp = LEARN_HYP | {"anchor_t": 100.0}
+    result = train.run(
+        **options(folder, tmp_path, cfg=str(tmp_path / "counted.yaml"), epochs=1, hyp=hyp, noval=True)
+    )
+    detect = load_checkpoint(result.last).model.detect
+    pixels = detect.anchors * detect.stride.view(-1, 1, 1)
+    assert detect.na == 3 and pixels.min() > 10 and pixels.max() < 45  # the shapes' own 16 to 34 px
+
+
+def test_the_largest_seed_trains(folder: Path, tmp_path: Path) -> None:
+    last = train.run(**options(folder, tmp_path, epochs=1, noval=True, seed=2**64 - 1, workers=1)).last
+    assert load_checkpoint(last).meta["seed"] == 2**64 - 1
+
+
 def test_noval_and_nosave_wait_for_the_last_epoch(folder: Path, tmp_path: Path) -> None:
     result = train.run(**options(folder, tmp_path, noval=True, nosave=True, label_smoothing=0.1))
     rows = read_results(result.save_dir / "results.csv")
     assert rows[0][4] != rows[0][4] and rows[1][4] == rows[1][4]  # nan, then a figure
     assert {p.name for p in (result.save_dir / "weights").iterdir()} == {"last.pt", "best.pt"}
-    # The stock recipe on so few images: every batch of 8 is a step, and the run's files say so.
-    assert yaml.safe_load((result.save_dir / "hyp.yaml").read_text())["nominal_batch"] == 8
+
+
+def test_the_recipe_is_saved_as_loaded_and_what_was_fitted_as_the_runs_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, noval=True))
+    result = train.run(resume=str(tmp_path / "exp" / "weights" / "last.pt"))
+    # The stock recipe on so few images: every batch of 8 is a step. That holds for this run alone.
+    assert load_hyp(result.save_dir / "hyp.yaml") == load_hyp("hyp.scratch-low.yaml")
     assert load_checkpoint(result.last).meta["hyp"]["nominal_batch"] == 8
+    assert yaml.safe_load((result.save_dir / "opt.yaml").read_text())["hyp"]["nominal_batch"] == 8
+    write_set(tmp_path / "more", train=160, val=8)
+    more = {"data": str(tmp_path / "more" / "shapes.yaml"), "epochs": 1, "imgsz": 64, "noval": True}
+    larger = train.run(**options(folder, tmp_path, hyp=str(result.save_dir / "hyp.yaml"), **more))
+    assert load_checkpoint(larger.last).meta["hyp"]["nominal_batch"] == 16
+
+
+def test_a_run_on_cuda_asks_for_deterministic_kernels(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+
+    class Started(Exception):
+        pass
+
+    def start(*_) -> None:
+        modes.append(torch.get_deterministic_debug_mode())
+        raise Started
+
+    monkeypatch.setattr(train, "Run", start)
+    for device in ("cuda", "cpu"):
+        monkeypatch.setattr(train, "select_device", lambda spec, device=device: torch.device(device))
+        with pytest.raises(Started):
+            train.run(**options(folder, tmp_path))
+        modes.append(torch.get_deterministic_debug_mode())
+    assert modes == [1, 0, 0, 0]  # 1: deterministic, a warning where that is not to be had
 
 
 def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +375,7 @@ def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.
     [
         ({"epochs": 0}, "--epochs 0"),
         ({"batch_size": 0}, "--batch-size 0"),
+        ({"seed": 10**23, "data": "nowhere.yaml"}, "--seed 100000000000000000000000: must be at most 1844"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
         ({"rect": True, "image_weights": True}, "use one"),
         ({"sync_bn": True}, "--sync-bn needs several GPUs"),

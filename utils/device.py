@@ -18,6 +18,7 @@ from utils.errors import UserError
 LOGGER = logging.getLogger("yolo.device")
 
 AMP_MODES = ("auto", "fp16", "bf16", "off")
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def select_device(spec: str = "") -> torch.device:
@@ -26,11 +27,14 @@ def select_device(spec: str = "") -> torch.device:
     A list names the GPUs of a multi-process run: each process takes the one of its local rank.
 
     Raises:
-        UserError: the device is not on this machine, or the text names none.
+        UserError: the device is not on this machine, the text names none, or two processes would share one.
     """
     name = str(spec).strip().lower().removeprefix("cuda:").replace(" ", "")
     if name in ("", "cuda"):
-        return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        _one_each(f"this machine has {torch.cuda.device_count()} CUDA device(s)", torch.cuda.device_count())
+        return torch.device("cuda", local_rank())
     if name == "cpu":
         return torch.device("cpu")
     if name == "mps":
@@ -50,7 +54,18 @@ def select_device(spec: str = "") -> torch.device:
             f"--device {spec}: several GPUs need one process each; start with "
             f"'torchrun --nproc_per_node {len(parts)} {Path(sys.argv[0]).name} ...' or name one GPU"
         )
-    return torch.device("cuda", int(parts[local_rank() % len(parts)]))
+    _one_each(f"--device {spec}", len(set(map(int, parts))))
+    return torch.device("cuda", int(parts[local_rank()]))
+
+
+def _one_each(where: str, gpus: int) -> None:
+    """Refuse more processes on this machine than GPUs: two on one only fight for it."""
+    started = max(_environment_int("LOCAL_WORLD_SIZE", 1), local_rank() + 1)
+    if started > gpus:
+        raise UserError(
+            f"{where} for {started} processes, and each needs a GPU of its own; "
+            f"start with --nproc_per_node {gpus}, or use --device cpu"
+        )
 
 
 def cpu_gains_by_bf16() -> bool:
@@ -122,6 +137,31 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """On CUDA, PyTorch's deterministic kernels wherever it has them, then its settings as they were before.
+
+    On a CPU nothing changes: there equal runs give equal bits as it is, with the same number of threads. On
+    CUDA an operation without a deterministic kernel is a warning of PyTorch's, and equal bits are not
+    promised: other GPUs, versions of the libraries or numbers of processes give others.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    mode = torch.get_deterministic_debug_mode()
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS_WORKSPACE)
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")  # what cuBLAS needs to be deterministic at all
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False  # it would choose kernels by their time
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
 
 
 @contextlib.contextmanager

@@ -59,23 +59,14 @@ class DetectionLoss:
         hyp: gains `box`, `obj`, `cls` (already scaled to layers, classes and image size, see `scale_gains`),
             `obj_pw`, `cls_pw`, `anchor_t`, `fl_gamma`.
         label_smoothing: epsilon; class targets become 1 - eps/2 and eps/2.
-        autobalance: let the weights of the layers' objectness follow their losses (off in the recipe).
     """
 
-    def __init__(
-        self,
-        detect: DetectLike,
-        hyp: dict[str, Any],
-        *,
-        label_smoothing: float = 0.0,
-        autobalance: bool = False,
-    ) -> None:
+    def __init__(self, detect: DetectLike, hyp: dict[str, Any], *, label_smoothing: float = 0.0) -> None:
         self.detect = detect
         self.hyp = hyp
         self.positive = 1.0 - 0.5 * label_smoothing
         self.negative = 0.5 * label_smoothing
-        self.autobalance = autobalance
-        self.balance = list(BALANCE.get(detect.nl, BALANCE_OTHERWISE))[: detect.nl]
+        self.balance = BALANCE.get(detect.nl, BALANCE_OTHERWISE)[: detect.nl]
 
     def __call__(self, raws: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of one batch.
@@ -101,7 +92,8 @@ class DetectionLoss:
             predicted = torch.cat((xy - 0.5, wh * wh * matches.anchors), 1)
             iou = complete_iou(predicted, matches.boxes)
             box = (1.0 - iou) @ share
-            # Two targets may claim one cell: scatter_ along one dimension is serial, so the last one wins.
+            # Two targets may claim one cell: scatter_ along one dimension is serial on a CPU, so the last one
+            # wins; on CUDA that is up to `utils.device.repeatable`.
             objectness.scatter_(0, _cell_numbers(matches, raws), iou.detach().clamp_(0))
             if self.detect.nc > 1:
                 cls = self._class_loss(rows[:, 5:], matches.classes) @ share
@@ -119,17 +111,7 @@ class DetectionLoss:
         """Sum over layers of the mean cross-entropy times the layer's balance."""
         losses = self._cross_entropy(logits, wanted, self._positive_weights(logits.device)[1])
         means = [part.mean() for part in losses.split(cells)]
-        total = sum((mean * weight for mean, weight in zip(means, self.balance)), start=logits.new_zeros(()))
-        if self.autobalance:
-            self._rebalance([mean.item() for mean in means])
-        return total
-
-    def _rebalance(self, losses: list[float]) -> None:
-        """Move each layer's weight towards 1 / its loss, then set the stride-16 layer's weight to 1."""
-        moved = [0.9999 * weight + 0.0001 / max(loss, 1e-9) for weight, loss in zip(self.balance, losses)]
-        strides = [float(stride) for stride in self.detect.stride]
-        unit = moved[strides.index(16.0)] if 16.0 in strides else moved[0]
-        self.balance = [weight / unit for weight in moved]
+        return sum((mean * weight for mean, weight in zip(means, self.balance)), start=logits.new_zeros(()))
 
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: Tensor | None) -> Tensor:
         """Elementwise binary cross-entropy, focal (Lin et al. 2017, eq. 5) when `fl_gamma` > 0."""
@@ -213,7 +195,8 @@ class _PickCells(torch.autograd.Function):
 
     Left to autograd, each of the two selections would fill a zero map of the raw map's size in backward, and
     the pair be summed; here each layer gets one zero map, in the memory format its convolution works in. Rows
-    are added one after another (index_add_), so equal runs give equal bits.
+    are added one after another (index_add_), so equal runs give equal bits on a CPU; on CUDA that is up to
+    `utils.device.repeatable`.
     """
 
     @staticmethod

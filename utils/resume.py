@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.cli import overlay
+from utils.datasets import DatasetConfig
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
 
@@ -71,6 +73,25 @@ def resumed_options(
     return overlay(parser, options | given)
 
 
+def check_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:
+    """See to it that the data set has the classes that the run in `path` learns, `names`, in their order.
+
+    Raises:
+        UserError: it has others, or as many by other names.
+    """
+    if dict(names) == data.names:
+        return
+    if len(names) != data.nc:
+        differ = f"{data.path} has {data.nc}"
+    else:
+        number = next(i for i, name in data.names.items() if name != names.get(i))
+        differ = f"class {number} of {data.path} is {data.names[number]!r}, not {names.get(number)!r}"
+    raise UserError(
+        f"--resume {path}: its run learns {len(names)} classes, and {differ}; give --data with the run's own "
+        f"classes, or start a new run with --weights {path} --data {data.path}"
+    )
+
+
 def first_epoch(
     path: Path, meta: dict[str, Any], training: dict[str, Any] | None, epochs: int, told: bool
 ) -> int:
@@ -87,6 +108,13 @@ def first_epoch(
         UserError: nothing is left to do.
     """
     done = training["epochs"] if training else int(meta.get("epoch", -1)) + 1
+    last = path.with_name("last.pt")
+    if training is None and not told and path.name != last.name:
+        where = last if last.is_file() else "the run's last.pt"
+        raise UserError(
+            f"--resume {path}: keeps the weights after epoch {done} but no state to go on from; "
+            f"resume {where}, or train on from these weights with --epochs of more than {done}"
+        )
     if done >= epochs or (training is None and not told):
         raise UserError(
             f"--resume {path}: the run has finished its {done} epochs, nothing to resume; "

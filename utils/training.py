@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 from utils.device import autocast
 from utils.errors import UserError
 from utils.optim import FrozenLayers, LRSchedule, ModelEMA
+
+LOGGER = logging.getLogger("yolo.train")
 
 MAX_GRADIENT_NORM = 10.0
 
@@ -71,6 +75,7 @@ class Trainer:
     parallel: nn.Module | None = None
     rank: int = 0
     world_size: int = 1
+    iteration: int = field(default=-1, init=False)
     last_step: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
@@ -123,7 +128,7 @@ class Trainer:
 
     def _step(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> np.ndarray:
         """Forward, backward and, when enough batches are together, the optimizer; the loss items (3,)."""
-        iteration = epoch * self.schedule.batches + batch
+        iteration = self.iteration = epoch * self.schedule.batches + batch
         accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
         with autocast(self.device, self.amp):
             raws = (self.parallel or self.model)(images)
@@ -163,30 +168,50 @@ class Trainer:
             "lower lr0 or train with --amp off"
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a later process needs to go on as if nothing had been, pending gradients included."""
+    def state_dict(self, epochs: int) -> dict[str, Any]:
+        """All that a later process needs to go on, behind `epochs` of them, as if nothing had been.
+
+        Gradients that wait for a step are part of it, but not those of an epoch broken off in the middle: its
+        batches come again, so it starts as after a step.
+        """
         pending = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        end = epochs * self.schedule.batches - 1
+        broken_off = self.iteration > end
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "gradients": pending,
-            "last_step": self.last_step,
+            "gradients": {} if broken_off else pending,
+            "last_step": end if broken_off else self.last_step,
+            "epochs": epochs,
+            "batches": self.schedule.batches,
             "updates": self.ema.updates if self.ema else 0,
         }
 
     def load_state_dict(self, state: dict[str, Any], average: dict[str, Tensor] | None = None) -> None:
         """Go on from `state_dict()`; `average` is the EMA model's state."""
+        batches = self.schedule.batches
+        saved_batches = state.get("batches", batches)  # older checkpoints do not say
+        if saved_batches != batches:
+            LOGGER.warning(
+                "an epoch of this run had %d batches and has %d now: the images are not the same; "
+                "what follows is not what it would have been",
+                saved_batches,
+                batches,
+            )
+        waiting = state["epochs"] * saved_batches - 1 - state["last_step"]  # batches since the last step
+        # Below 0: an older checkpoint of an epoch broken off, or of more batches an epoch than now.
+        gradients = state["gradients"] if waiting >= 0 else {}
+        self.last_step = state["epochs"] * batches - 1 - max(waiting, 0)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         for name, parameter in self.model.named_parameters():
-            gradient = state["gradients"].get(name)
+            gradient = gradients.get(name)
             if gradient is not None:
                 # Into the parameter's own memory format: a fused optimizer reads both side by side.
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
-        self.last_step = state["last_step"]
         if self.ema is not None and average is not None:
             self.ema.load(average, state["updates"])
 
@@ -198,14 +223,19 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """Run the batch again; which layer was the first to hold a weight, or give an output, not finite."""
+    """Run the batch again; which layer was the first to hold a weight, or give an output, not finite.
+
+    No buffer changes, and no other process has to take part.
+    """
     found: list[str] = []
+    leaves = [(n, m) for n, m in model.named_modules() if n and not list(m.children())]
+    bad_weights = {n for n, m in leaves if not all(_finite(value) for value in m.state_dict().values())}
 
     def look(name: str, module: nn.Module) -> Callable[..., None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if found:
                 return
-            if not all(_finite(value) for value in module.state_dict().values()):
+            if name in bad_weights:
                 found.append(
                     f"the first layer that went bad is {name} ({type(module).__name__}): its weights"
                 )
@@ -214,10 +244,10 @@ def first_bad_layer(model: nn.Module, images: Tensor) -> str:
 
         return hook
 
-    leaves = [(n, m) for n, m in model.named_modules() if n and not list(m.children())]
     handles = [module.register_forward_hook(look(name, module)) for name, module in leaves]
     try:
-        output = model(images)
+        with _alone(model):
+            output = model(images)
     finally:
         for handle in handles:
             handle.remove()
@@ -229,6 +259,24 @@ def first_bad_layer(model: nn.Module, images: Tensor) -> str:
         else "no layer's output, only the loss itself (look at the labels)"
     )
     return f"what went bad is {where}"
+
+
+@contextlib.contextmanager
+def _alone(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm layers in training take the statistics of this process's batch, and remember nothing.
+
+    A SyncBatchNorm would wait for the other processes, which are elsewhere and never come. Without statistics
+    of its own, a BatchNorm in eval mode takes the batch's, and does not ask for theirs.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.training, norm.running_mean, norm.running_var = False, None, None
+    try:
+        yield
+    finally:
+        for norm, (mean, variance) in zip(norms, kept):
+            norm.training, norm.running_mean, norm.running_var = True, mean, variance
 
 
 def _finite(value: Any) -> bool:

@@ -1,5 +1,7 @@
 """Devices: absent ones are refused in a sentence, precision follows the device, randomness is contained."""
 
+import os
+
 import pytest
 import torch
 
@@ -20,6 +22,53 @@ def test_a_name_that_is_no_device_is_refused(spec):
 def test_an_absent_gpu_is_refused():
     with pytest.raises(UserError, match="this machine has"):
         device.select_device("97")
+
+
+@pytest.mark.parametrize(
+    ("spec", "gpus", "rank", "started", "says"),
+    [
+        ("", 1, 1, 2, "this machine has 1 CUDA device(s) for 2 processes"),
+        ("", 1, 0, 2, "--nproc_per_node 1"),  # the first process, which has one, says so too
+        ("cuda", 2, 2, None, "for 3 processes"),  # a launcher that does not tell how many it started
+        ("0", 4, 1, 2, "--device 0 for 2 processes"),
+        ("0,0", 4, 1, 2, "--device 0,0 for 2 processes"),
+        ("1,2", 4, 2, 3, "start with --nproc_per_node 2"),
+    ],
+)
+def test_two_processes_never_share_a_gpu(monkeypatch, spec, gpus, rank, started, says):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if started:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(started))
+    with pytest.raises(UserError) as caught:
+        device.select_device(spec)
+    assert says in str(caught.value) and "--device cpu" in str(caught.value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device.select_device() == torch.device("cuda", 1)
+    assert device.select_device("3,2") == torch.device("cuda", 2)
+
+
+@pytest.mark.parametrize("given", [None, ":16:8"])
+def test_cuda_gets_deterministic_kernels_for_a_run_and_no_longer(monkeypatch, given):
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with pytest.raises(ZeroDivisionError), device.repeatable(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.backends.cudnn.benchmark and os.environ[name] == (given or ":4096:8")
+        raise ZeroDivisionError
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.benchmark and os.environ.get(name) == given
+    with device.repeatable(torch.device("cpu")):
+        assert not torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.benchmark
 
 
 @pytest.mark.parametrize(("mode", "dtype"), [("off", None), ("bf16", torch.bfloat16)])

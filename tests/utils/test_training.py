@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from utils.errors import UserError
 from utils.hyp import load_hyp
@@ -97,7 +99,7 @@ def test_resumed_training_equals_uninterrupted_to_the_bit() -> None:
     for epoch in range(3):
         whole.train_epoch(batches(), epoch)
     first.train_epoch(batches(), 0)
-    state, average = first.state_dict(), first.ema.model.state_dict()
+    state, average = first.state_dict(1), first.ema.model.state_dict()
     second = make()
     torch.manual_seed(99)
     second.load_state_dict(state, average)
@@ -106,6 +108,65 @@ def test_resumed_training_equals_uninterrupted_to_the_bit() -> None:
     for a, b in ((whole.model, second.model), (whole.ema.model, second.ema.model)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
     assert whole.ema.updates == second.ema.updates
+
+
+def steps_of(trainer: Trainer, epoch: int, count: int) -> int:
+    """Optimizer steps that an epoch of `count` batches makes."""
+    before = trainer.ema.updates
+    trainer.train_epoch(batches(count), epoch)
+    return trainer.ema.updates - before
+
+
+def broken_off(trainer: Trainer, epoch: int, after: int, count: int) -> None:
+    """Train until Ctrl-C behind some batches of an epoch."""
+
+    def press(report) -> None:
+        if report.batch + 1 == after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train_epoch(batches(count), epoch, press)
+
+
+@pytest.mark.parametrize("after", [1, 5, 7])
+def test_an_epoch_broken_off_is_trained_whole_when_it_starts_again(after: int) -> None:
+    """Its batches come again: no gradient of theirs is kept, and each makes the steps it always makes."""
+    first = make(count=8)
+    assert steps_of(first, 0, 8) == 4
+    broken_off(first, 1, after, 8)
+    state = first.state_dict(1)
+    assert state["gradients"] == {} and state["last_step"] == 7
+    second = make(count=8)
+    second.load_state_dict(state, first.ema.model.state_dict())
+    assert steps_of(second, 1, 8) == 4
+    # What an older version wrote: where it was stopped, and the gradients of that moment.
+    pending = {n: p.grad for n, p in first.model.named_parameters() if p.grad is not None}
+    old = {k: v for k, v in state.items() if k != "batches"}
+    old |= {"last_step": 8 + 2 * (after // 2) - 1, "gradients": pending}
+    third = make(count=8)
+    third.load_state_dict(old, first.ema.model.state_dict())
+    assert third.last_step == 7
+    assert steps_of(third, 1, 8) == 4
+
+
+@pytest.mark.parametrize("count", [2, 4, 9])
+@pytest.mark.parametrize("told", [True, False])
+def test_resumed_with_other_batches_an_epoch_goes_on_making_steps(
+    count: int, told: bool, log: pytest.LogCaptureFixture
+) -> None:
+    first = make(count=7)
+    for epoch in range(3):
+        first.train_epoch(batches(7), epoch)
+    state = first.state_dict(3)
+    assert len(state["gradients"]) == 6 and state["last_step"] == 19  # the 21st batch waits
+    if not told:  # an older checkpoint
+        del state["batches"]
+    second = make(count=count)
+    second.load_state_dict(state, first.ema.model.state_dict())
+    assert (f"had 7 batches and has {count} now" in log.text) is told
+    if told:
+        assert second.last_step == 3 * count - 2  # it still waits
+    assert steps_of(second, 3, count) >= count // 2
 
 
 def test_epochs_and_ranks_have_seeds_of_their_own() -> None:
@@ -139,6 +200,43 @@ def test_bad_output_is_named() -> None:
     with torch.no_grad():
         trainer.model.first.weight.fill_(3e38)
     assert "first (Conv2d): its output" in first_bad_layer(trainer.model, trainer.prepare(batches(1)[0][0]))
+
+
+def test_the_search_for_what_went_bad_needs_no_other_process() -> None:
+    """torch's group of two in which the other one never answers: SyncBatchNorm must not ask for it."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(Net()).train()
+    with torch.no_grad():
+        model.last.weight.fill_(float("nan"))
+    images = make().prepare(batches(1)[0][0])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        with pytest.raises(ValueError, match="SyncBatchNorm expected input"):
+            model(images)  # so it does ask, here refused because only GPUs can answer
+        assert "last (Conv2d): its weights" in first_bad_layer(model, images)
+    finally:
+        dist.destroy_process_group()
+    assert model.norm.training
+    after = model.state_dict()
+    assert int(after["norm.num_batches_tracked"]) == 1  # by the forward pass above alone
+    assert all(torch.equal(before[name], after[name]) for name in ("norm.running_mean", "norm.running_var"))
+
+
+def test_the_search_takes_the_statistics_of_the_batch() -> None:
+    """By the running ones, which say nothing yet, this network's output would be finite."""
+    model = Net().train()
+    with torch.no_grad():
+        model.first.weight.mul_(1e-4)
+        model.first.bias.zero_()
+        model.norm.weight.fill_(1e38)
+    model.norm.eps = 1e-12
+    model.drop.p = 0.0
+    images = make().prepare(batches(1)[0][0])
+    assert torch.isfinite(model.eval()(images)[0]).all()
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert "first layer that went bad is" in first_bad_layer(model, images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_bad_target_is_laid_to_the_loss() -> None:
