@@ -41,7 +41,7 @@ from utils.device import (
     versions,
     world_size,
 )
-from utils.distributed import from_main, main_first, parallelise, process_group
+from utils.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
 from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.files import increment_dir, save_yaml
@@ -261,7 +261,7 @@ class Run:
             force = counted or bool(opt.cfg and isinstance(self.model.yaml["anchors"], int | float))
             check_anchors(self.images, detect, self.imgsz, self.hyp["anchor_t"], opt.seed, force=force)
         if opt.sync_bn:
-            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self.model = synchronise_norms(self.model)
         gains = scale_gains(self.hyp, nl=detect.nl, nc=detect.nc, imgsz=self.imgsz)
         self.loss = DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing)
         finished = self.checkpoint is not None and self.checkpoint.training is None

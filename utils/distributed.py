@@ -10,8 +10,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.device import is_main, local_rank, world_size
+from utils.errors import UserError
 
 TIMEOUT = timedelta(seconds=10_800)  # a first scan of a large data set on the main process takes its time
 
@@ -52,6 +54,24 @@ def from_main(value: object) -> object:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def synchronise_norms(model: nn.Module) -> nn.Module:
+    """The model with BatchNorms over the images of all processes (`--sync-bn`); what they hold is kept.
+
+    Raises:
+        UserError: a BatchNorm that computes something more, which PyTorch's SyncBatchNorm would leave out.
+    """
+    kinds = {type(m): name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    own = {kind: name for kind, name in kinds.items() if not kind.__module__.startswith("torch.nn.")}
+    if not own:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if all(kind.__module__.startswith("timm.") for kind in own):
+        from timm.layers import convert_sync_batchnorm  # keeps the activation that timm's norms have inside
+
+        return convert_sync_batchnorm(model)
+    kind, name = next(iter(own.items()))
+    raise UserError(f"--sync-bn: {name} is a {kind.__name__}, which has no synchronised form; leave it out")
 
 
 def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
