@@ -22,7 +22,7 @@ _HEADER_ERROR = 2  # frames by which a whole file may be shorter than its header
 _STEADY = (0.5, 1.5)  # times between frames, in frames, that belong to a steady rate
 _HOLE = 2.5  # a time between two frames, in frames, from which on some are missing there
 _UNSTEADY = 0.1  # part of the times between frames; above it a rate varies and says nothing of holes
-_WRAPPING = 128  # bytes that a container may add to each frame, and 2 % of all: headers, checksums, padding
+_MATROSKA = b"\x1a\x45\xdf\xa3"  # the first bytes of .mkv and .webm, which wrap frames in few bytes
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:
@@ -130,8 +130,8 @@ class _Grabs:
             )
         if self._has_holes(path):
             return (
-                f"about {self._clock.lost} frames are missing, frame {self._clock.hole + 1} is the first; it "
-                "is damaged there, or was recorded with a pause"
+                f"about {max(self._clock.lost, self.claimed - self.last)} frames are missing, frame "
+                f"{self._clock.hole + 1} is the first; it is damaged there, or was recorded with a pause"
             )
         if not self._ends_early():
             return ""
@@ -208,8 +208,15 @@ def _frames_in_unread_bytes(path: Path) -> float:
         capture.release()
     if not sizes:
         return 0.0
-    unread = path.stat().st_size - 1.02 * sum(sizes) - _WRAPPING * len(sizes)
+    unread = path.stat().st_size - sum(sizes) - _wrapping(path, sum(sizes), len(sizes))
     return unread / (sum(sizes) / len(sizes))
+
+
+def _wrapping(path: Path, size: int, frames: int) -> float:
+    """Bytes that a container may add to frames of `size` bytes in all: headers, padding, an index."""
+    with path.open("rb") as file:
+        is_matroska = file.read(len(_MATROSKA)) == _MATROSKA
+    return 4096 + 16 * frames if is_matroska else 0.02 * size + 128 * frames
 
 
 class VideoFileWriter:
