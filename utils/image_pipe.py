@@ -31,6 +31,7 @@ _JPEG_SOI, _JPEG_END, _JPEG_SCAN = 0xD8, 0xD9, 0xDA
 _JPEG_SEGMENTS = frozenset(
     {*range(0xC0, 0xFF)} - {0xC8, *range(0xD0, 0xDA)}
 )  # with a length; others are damage
+_JPEG_NOTES = frozenset({*range(0xE0, 0xF0), 0xFE})  # segments that may hold anything: EXIF, comments
 # Within a scan 0xFF is data when 0 follows, a restart marker with D0-D7, and a fill byte before another FF.
 _JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # How a picture begins, in more bytes than chance repeats within another's data.
@@ -285,9 +286,10 @@ def _jpeg_size(window: _Window) -> int:
         else:
             last, at = at, at + 2 + max(int.from_bytes(window.data[at + 2 : at + 4], "big"), 2)
             if marker == _JPEG_SCAN:
-                scan, at = at, _next_marker(window, at)
-                # A picture's data cannot look like another's start: this one was cut off within its scan.
-                inside = first_start(window.data, scan, at)
+                at = _next_marker(window, at)
+            if marker not in _JPEG_NOTES:  # no table and no scan can look like a start: it was cut off here
+                window.has(at + 2)
+                inside = first_start(window.data, last, at + 2)
                 if inside is not None:
                     return inside
     return window.next_start(last)

@@ -114,6 +114,8 @@ DAMAGED = {
     "jpeg with a wrong length": jpeg_with_wrong_length(),
     "jpeg cut in its head": PICTURES["jpeg"][1][:100],
     "jpeg cut in its scan": PICTURES["jpeg"][1][:-900],
+    "jpeg cut in the head of its scan": PICTURES["jpeg"][1][: PICTURES["jpeg"][1].index(b"\xff\xda") + 4],
+    "jpeg cut near the end of it": PICTURES["jpeg"][1][: PICTURES["jpeg"][1].index(b"\xff\xda") + 12],
     "jpeg with zeros": PICTURES["jpeg"][1][:300] + bytes(200) + PICTURES["jpeg"][1][500:],
     "png with a wrong length": png_with_wrong_length(3000),
     "png with a huge length": png_with_wrong_length(1 << 30),
