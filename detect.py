@@ -197,15 +197,17 @@ def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: Detect
             found, spent = _detect_batch(opt, backend, batch)
             seconds += spent
             pace.count(len(batch))
-            for frame, boxes in zip(batch, found):
+            for index, (frame, boxes) in enumerate(zip(batch, found)):
                 _keep(result, frame, boxes)
                 drawn = _show(writer.draw(frame, boxes), frame.path) if opt.view_img else None
                 writer.save(frame, boxes, drawn)
                 if recorder is not None:
                     stem = writer.stem(frame)
                     folder = f"{stem}_{frame.index}" if frame.is_video else stem
-                    recorder.save(result.save_dir / "features" / folder)
+                    recorder.save(result.save_dir / "features" / folder, index)
                 LOGGER.info("%s", _line(frame, boxes, backend.names, spent.sum() / len(batch), pace))
+            if recorder is not None:
+                recorder.clear()
         result.stopped = False
     if opt.view_img:
         cv2.destroyAllWindows()
@@ -296,10 +298,8 @@ def _check_backend(opt: Namespace, backend: Backend) -> None:
         raise UserError(f"{opt.weights[0]}: --augment needs a .pt checkpoint, an exported file cannot do it")
     if opt.visualize and backend.model is None:
         raise UserError(f"{opt.weights[0]}: --visualize needs a single .pt checkpoint, its layers are hooked")
-    if backend.model is not None and backend.model.ch not in (1, 3):
-        raise UserError(
-            f"{opt.weights[0]}: takes {backend.model.ch} channels; images have 3 (RGB) or 1 (grey)"
-        )
+    if backend.ch not in (1, 3):
+        raise UserError(f"{opt.weights[0]}: takes {backend.ch} channels; images have 3 (RGB) or 1 (grey)")
     bad = sorted(c for c in opt.classes or () if not 0 <= c < backend.nc)
     if bad:
         raise UserError(

@@ -37,7 +37,7 @@ def _say(what, device):
     LOGGER.info("%s, on %s", what, describe(device))
 
 
-def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None):
+def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, plugins=()):
     """A detector from a file: `.pt` of this project or an official one, or an exported file.
 
     Args:
@@ -46,13 +46,16 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None):
             DetectionModel of a `.pt`, to train or to change.
         _verbose: say on standard output what was loaded.
         device: cpu, 0, cuda:1; None: CUDA if there is any.
+        plugins: your own .py files with blocks that the `.pt` uses. They are run.
     """
     _own_packages()
     from models.backends import load_backend
     from models.checkpoint import load_checkpoint
     from models.hub import HubModel
+    from models.registry import load_plugins
     from utils.device import select_device
 
+    load_plugins(plugins)
     device = select_device("" if device is None else str(device))
     if autoshape:
         model = HubModel(load_backend(str(path), device))

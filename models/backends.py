@@ -340,9 +340,16 @@ class Ensemble(Backend):
                     f"{member.path}: has {member.nc} classes, {first.path} has {first.nc}; the models of an "
                     "ensemble must have been trained on the same classes"
                 )
+            if member.ch != first.ch:
+                raise UserError(
+                    f"{member.path}: takes {member.ch} channels, {first.path} takes {first.ch}; the models "
+                    "of an ensemble must take the same images"
+                )
         stride = max(member.stride for member in members)
         super().__init__(
-            first.path, first.device, Metadata(first.names, stride, dynamic=True, half=first.half)
+            first.path,
+            first.device,
+            Metadata(first.names, stride, dynamic=True, half=first.half, ch=first.ch),
         )
         self.members = list(members)
 

@@ -182,9 +182,10 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     _check_payload(file, data)
     absent = {name: origin for name, origin in data["plugins"].items() if lookup(name) is None}
     if absent:
-        files = " ".join(sorted(set(absent.values())))
+        files = sorted(set(absent.values()))
         raise UserError(
-            f"{file}: its model uses {', '.join(sorted(absent))} from a plug-in; add --plugins {files}"
+            f"{file}: its model uses {', '.join(sorted(absent))} from a plug-in; add --plugins "
+            f"{' '.join(files)} (plugins={files} from Python)"
         )
     model = _rebuild(file, data["yaml"], data["state"], data["names"])
     return Checkpoint(model.to(device), data["meta"], data["training"], official=False, path=file)

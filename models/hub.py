@@ -53,7 +53,7 @@ class HubModel(nn.Module):
         max_det: most detections per image.
         agnostic: boxes of different classes suppress each other.
         multi_label: a box may be several classes.
-        amp: run in the device's reduced precision (float16 or bfloat16).
+        amp: run in the device's reduced precision (float16 or bfloat16); checkpoints only.
         names, stride: of the network; `model` is the DetectionModel itself, None for exported files.
     """
 
@@ -100,7 +100,7 @@ class HubModel(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, ims: Any, size: int | tuple[int, int] = 640, augment: bool = False
+        self, ims: Any, size: int | tuple[int, int] | None = None, augment: bool = False
     ) -> Detections | Tensor:
         """Detect.
 
@@ -108,22 +108,30 @@ class HubModel(nn.Module):
             ims: a path, http(s) address, PIL image, RGB array (h,w,3) or tensor (3,h,w), or a list of these
                 in any mixture and of any sizes, run as one batch. A tensor (N,3,h,w) of RGB in 0..1 or uint8,
                 its sides multiples of the stride, goes straight through the network.
-            size: pixels of the long side, or (h, w) to fit into.
+            size: pixels of the long side, or (h, w) to fit into; None: 640, or the one size a file takes.
             augment: test-time augmentation; checkpoints only.
         Returns:
             `Detections`; for a tensor (N,3,h,w) the network's decoded output (N, boxes, 5 + nc).
         Raises:
-            UserError: an image that cannot be read or has no such form.
+            UserError: an image that cannot be read or has no such form, or what the file cannot do.
         """
+        if self.amp and not self.backend.pytorch:
+            raise UserError(
+                f"{self.backend.path}: an exported file runs in the precision it was exported in; leave "
+                "model.amp False, or load the .pt"
+            )
         with autocast(self.backend.device, amp_dtype("auto", self.backend.device) if self.amp else None):
             if isinstance(ims, Tensor) and ims.ndim == 4:
+                if size is not None:
+                    raise UserError(f"size {size}: a tensor (N, 3, h, w) is not resized; leave size out")
                 return self.backend.predict(self._checked(ims), augment=augment)
             return self._detect(list(ims) if isinstance(ims, list | tuple) else [ims], size, augment)
 
     def _checked(self, images: Tensor) -> Tensor:
         """A batch that the network can take as it is."""
         channels, *sides = images.shape[1:]
-        if channels not in (3, self.backend.ch) or 0 in images.shape or any(s % self.stride for s in sides):
+        fits = channels == self.backend.ch or (channels, self.backend.ch) == (3, 1)
+        if not fits or 0 in images.shape or any(s % self.stride for s in sides):
             raise UserError(
                 f"a tensor of shape {tuple(images.shape)} does not fit the network: it must be (N, "
                 f"{self.backend.ch}, height, width) with sides that are multiples of {self.stride}"
@@ -141,13 +149,33 @@ class HubModel(nn.Module):
             )
         return NmsOptions(self.conf, self.iou, classes, self.agnostic, self.multi_label, self.max_det)
 
-    def _detect(self, items: list[Any], size: int | tuple[int, int], augment: bool) -> Detections:
+    def _shape(self, sizes: Sequence[tuple[int, int]], size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """The (h, w) that images of `sizes` (h, w) are letterboxed to."""
+        fixed = self.backend.fixed_size
+        if fixed is None:
+            return common_shape(sizes, 640 if size is None else size, self.stride)
+        if size is not None and (tuple(size) if isinstance(size, list | tuple) else (size,)) not in (
+            fixed,
+            (max(fixed),),
+        ):
+            raise UserError(
+                f"size {size}: {self.backend.path} takes images of {fixed[0]}x{fixed[1]} (height x width) "
+                "only; leave size out, or export with --dynamic"
+            )
+        return fixed
+
+    def _detect(self, items: list[Any], size: int | tuple[int, int] | None, augment: bool) -> Detections:
         if not items:
             raise UserError("no image given; pass a path, an array, or a list of them")
+        if self.backend.ch not in (1, 3):
+            raise UserError(
+                f"{self.backend.path}: takes {self.backend.ch} channels; images have 3 (RGB) or 1 (grey), so "
+                f"pass a tensor (N, {self.backend.ch}, height, width)"
+            )
         wanted = self._wanted()
         start = time.perf_counter()
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
-        shape = self.backend.fixed_size or common_shape([im.shape[:2] for im in images], size, self.stride)
+        shape = self._shape([image.shape[:2] for image in images], size)
         fitted = [letterbox(image, shape, auto=False) for image in images]
         batch = np.stack([np.ascontiguousarray(boxed.transpose(2, 0, 1)) for boxed, _, _ in fitted])
         inputs = torch.from_numpy(batch).to(self.backend.device)
@@ -198,7 +226,8 @@ def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:
         bgr = pillow_to_bgr(ImageOps.exif_transpose(item))
         return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), Path(getattr(item, "filename", "") or name).name
     if isinstance(item, Tensor):
-        item = item.detach().cpu().numpy()
+        item = item.detach().cpu()
+        item = (item.float() if item.is_floating_point() else item).numpy()  # NumPy has no bfloat16
     if isinstance(item, np.ndarray):
         return _rgb_bytes(item, number), name
     raise UserError(

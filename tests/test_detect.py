@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import detect
+import export
 from models.backends import Backend, Metadata
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
@@ -307,6 +308,37 @@ def test_checkpoint_end_to_end_with_feature_maps_and_update(tmp_path, checkpoint
     assert stripped.training is None and stripped.meta["epoch"] == 3
     assert all(torch.equal(before[k], v) for k, v in stripped.model.state_dict().items())
     assert checkpoint.stat().st_size < size - 3000
+
+
+def test_every_stream_of_a_batch_has_its_feature_maps(tmp_path, checkpoint):
+    with Camera(limit=12) as one, Camera(limit=12) as two:
+        (tmp_path / "c.streams").write_text(f"{one.url('x')}\n{two.url('y')}\n")
+        ends = [one.off_after(30), two.off_after(30)]
+        options = {"device": "cpu", "nosave": True, "visualize": True, "stream_timeout": 1.5}
+        result = run(tmp_path, tmp_path / "c.streams", weights=str(checkpoint), **options)
+        for end in ends:
+            end.join()
+    folders = [path.name for path in (result.save_dir / "features").iterdir()]
+    assert len(folders) == result.images >= 2
+    for camera in (one, two):
+        assert any(str(camera.port) in name for name in folders)
+
+
+def test_networks_of_other_images_are_refused(tmp_path):
+    """A checkpoint, an ensemble and an exported file for four channels; an ensemble of grey ones runs."""
+    for channels in (1, 4):
+        save_checkpoint(tmp_path / f"{channels}.pt", DetectionModel(TINY, ch=channels), meta={})
+    four = str(tmp_path / "4.pt")
+    (exported,) = export.run(weights=four, include=["torchscript"], imgsz=[64])
+    picture = image(tmp_path / "a.png")
+    for weights in (four, [four, four], str(exported.path)):
+        with pytest.raises(UserError, match="takes 4 channels; images have 3"):
+            run(tmp_path, picture, weights=weights, device="cpu")
+    assert not (tmp_path / "runs").exists()
+    grey = str(tmp_path / "1.pt")
+    with pytest.raises(UserError, match=r"4\.pt: takes 4 channels, .*1\.pt takes 1"):
+        run(tmp_path, picture, weights=[grey, four], device="cpu")
+    assert run(tmp_path, picture, weights=[grey, grey], device="cpu", nosave=True).images == 1
 
 
 def test_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys):

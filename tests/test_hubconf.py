@@ -100,6 +100,21 @@ def test_every_form_of_an_image_gives_the_same(folder, model):
     assert results.files == ["image0.jpg"] and reference.files == ["wide.png"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensors_of_half_the_bits_are_images(folder, model, dtype):
+    tensor = (torch.from_numpy(rgb(folder / "wide.png").transpose(2, 0, 1).copy()) / 255).to(dtype)
+    assert torch.equal(model(tensor, size=128).xyxy[0], model(tensor.float(), size=128).xyxy[0])
+
+
+def test_networks_of_other_channels_take_tensors_only():
+    four = load("yolov5n", pretrained=False, classes=2, channels=4)
+    with pytest.raises(UserError, match=r"takes 4 channels; images have 3 .* pass a tensor \(N, 4,"):
+        four(np.zeros((32, 32, 3), np.uint8), size=64)
+    with pytest.raises(UserError, match=r"it must be \(N, 4, height, width\)"):
+        four(torch.zeros(1, 3, 64, 64))
+    assert four(torch.zeros(1, 4, 64, 64)).shape == (1, 252, 7)
+
+
 def test_floats_up_to_255_are_what_they_look_like(folder, model):
     """As YOLOv5 takes them; a value just above 1 is an overshoot and no reason to see a black picture."""
     array = rgb(folder / "wide.png")
@@ -167,9 +182,26 @@ def test_attributes_reach_nms(folder, model):
 def test_size_is_any_whole_number_or_two(folder, model):
     shapes = [model(folder / "wide.png", size=size).s for size in (128, np.int64(128), [128, 128])]
     assert shapes == [(1, 3, 80, 128)] * 3
-    for size in ("128", 128.5, (1, 2, 3), None):
+    assert model(folder / "wide.png").s == (1, 3, 384, 640)
+    for size in ("128", 128.5, (1, 2, 3)):
         with pytest.raises(UserError, match="must be a whole number"):
             model(folder / "wide.png", size=size)
+    with pytest.raises(UserError, match="leave size out"):
+        model(torch.zeros(1, 3, 64, 64), size=128)
+
+
+def test_what_an_exported_file_cannot_do_is_refused(folder):
+    (result,) = export.run(weights=str(folder / "tiny.pt"), include=["torchscript"], imgsz=[64, 96])
+    fixed = load("custom", path=str(result.path))
+    for size in (None, 96, (64, 96), [64, 96]):
+        assert fixed(folder / "wide.png", size=size).s == (1, 3, 64, 96)
+    for size in (128, (96, 64), "96"):
+        with pytest.raises(UserError, match=r"takes images of 64x96 \(height x width\) only"):
+            fixed(folder / "wide.png", size=size)
+    fixed.amp = True
+    for images in (folder / "wide.png", torch.zeros(1, 3, 64, 96)):
+        with pytest.raises(UserError, match="leave model.amp False"):
+            fixed(images)
 
 
 def test_file_with_nms_inside_is_called_as_any_other(folder, model):

@@ -16,6 +16,7 @@ from tiny_set import TINY_MODEL, write_set
 
 import detect
 import export
+import hubconf
 import train
 import val
 from models import registry
@@ -148,6 +149,13 @@ def test_the_readmes_example_does_what_it_says(tmp_path: Path, forget, monkeypat
         val.run(weights=str(last), data="my.yaml", **sized)
     here = {"weights": str(last)}
     assert val.run(**vars(val.parse_opt(commands["val"])) | sized | here).seen == 4
+    forget()
+    with pytest.raises(UserError, match=r"\(plugins=\['.*my_blocks\.py'\] from Python\)"):
+        hubconf.custom(last, device="cpu", _verbose=False)
+    for autoshape in (True, False):
+        forget()
+        model = hubconf.custom(last, autoshape, False, "cpu", plugins=["my_blocks.py"])
+        assert len(model.names) == len(load_yaml(Path("my.yaml"))["names"])
     forget()
     seen = here | {"source": str(tmp_path / "images" / "val"), "imgsz": [64]}
     found = detect.run(**vars(detect.parse_opt(commands["detect"])) | tiny | seen)

@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import BinaryIO, NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from tqdm import tqdm
 
@@ -42,6 +42,19 @@ def is_url(text: str) -> bool:
     return text.lower().startswith(("http://", "https://"))
 
 
+def split_url(url: str) -> SplitResult:
+    """The parts of an address.
+
+    Raises:
+        UserError: it is none, such as one with a single bracket; user and password are not shown.
+    """
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        shown = re.sub(r"(?<=://)[^/?#]*@", "", url)
+        raise UserError(f"{shown}: is not a valid address ({error}); check how it is written") from None
+
+
 def is_archive(name: str) -> bool:
     """Whether a file name ends as an archive that `unpack` knows."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
@@ -49,7 +62,7 @@ def is_archive(name: str) -> bool:
 
 def file_name(url: str) -> str:
     """The file that a URL names, without folders, query or characters that a file system may refuse."""
-    name = re.sub(r"[^\w.\-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name).lstrip(".")
+    name = re.sub(r"[^\w.\-]", "_", PurePosixPath(unquote(split_url(url).path)).name).lstrip(".")
     return name or "download"
 
 

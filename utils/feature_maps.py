@@ -1,4 +1,4 @@
-"""What each layer of a network answers to one image, as pictures and arrays (`detect.py --visualize`)."""
+"""What each layer of a network answers to each image, as pictures and arrays (`detect.py --visualize`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GAP = 2  # white pixels between the pictures
 
 
 class FeatureRecorder:
-    """Keeps the feature map (C,H,W) of every layer of a Sequential through forward hooks, while entered.
+    """Keeps the feature maps (N,C,H,W) of every layer of a Sequential through forward hooks, while entered.
 
     Layers whose output is no map of at least 2x2 cells (a head's tuple, a pooled vector) are left out.
     """
@@ -43,22 +43,27 @@ class FeatureRecorder:
 
     def _hook(self, name: str):
         def record(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                # The first pass counts: test-time augmentation runs the layers again on scaled images.
-                self.maps.setdefault(name, output[0].detach().float().cpu().numpy())
+            is_map = isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1
+            # The first pass counts: test-time augmentation runs the layers again on scaled images.
+            if is_map and name not in self.maps:
+                self.maps[name] = output.detach().float().cpu().numpy()
 
         return record
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write what the last forward left as `<layer>.png` and `.npy`, forget it, return the PNG paths."""
+    def save(self, folder: Path, index: int) -> list[Path]:
+        """Write the maps of the batch's image `index` as `<layer>.png` and `.npy`; return the PNG paths."""
         paths = []
-        for name, features in self.maps.items():
+        for name, batch in self.maps.items():
+            features = batch[index]
             png = folder / f"{name}.png"
             atomic_write(png, lambda file, f=features: file.write(_png(feature_grid(f))))
             atomic_write(png.with_suffix(".npy"), lambda file, f=features: np.save(file, f))
             paths.append(png)
-        self.maps.clear()
         return paths
+
+    def clear(self) -> None:
+        """Forget the last batch, so that the next one is kept."""
+        self.maps.clear()
 
 
 def feature_grid(features: np.ndarray, limit: int = MAX_CHANNELS) -> np.ndarray:

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
-from urllib.parse import urlsplit
 
-from utils.downloads import fetch, file_name, is_url
+from utils.downloads import fetch, file_name, is_url, split_url
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES
 from utils.frames import Frame, Letterboxer, Source, prefetch
@@ -167,7 +166,7 @@ def list_files(folder: Path) -> list[Path | str]:
 
 def url_suffix(url: str) -> str:
     """The lower-case suffix of the file that an address names, whatever query follows it."""
-    return PurePosixPath(urlsplit(url).path).suffix.lower()
+    return PurePosixPath(split_url(url).path).suffix.lower()
 
 
 def is_file_url(text: str) -> bool:
@@ -190,7 +189,12 @@ def read_list(path: Path) -> list[Path | str]:
         name = line.strip()
         if not name:
             continue
-        if is_file_url(name):
+        try:
+            is_address = is_file_url(name)
+        except UserError as error:
+            LOGGER.warning("%s, line %d skipped: %s", path, number, error)
+            continue
+        if is_address:
             found.append(name)
             continue
         file = path.parent / name if name.startswith("./") or not Path(name).exists() else Path(name)

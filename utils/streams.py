@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import ClassVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlunsplit
 
 import cv2
 import numpy as np
 
+from utils.downloads import split_url
 from utils.errors import UserError
 from utils.frames import Frame
 from utils.video import frame_rate
@@ -46,7 +47,7 @@ def without_password(address: str) -> str:
     """The address as it may be shown: user and password are left out."""
     if address.isdecimal():
         return address
-    parts = urlsplit(address)
+    parts = split_url(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
@@ -59,7 +60,7 @@ def read_streams(path: Path) -> list[str]:
     """The streams named in a `.streams` file, one a line; blank lines and lines after `#` are left out.
 
     Raises:
-        UserError: a line that is no stream, or a file without any.
+        UserError: a line that is no stream or no valid address, or a file without any.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -75,6 +76,10 @@ def read_streams(path: Path) -> list[str]:
                 f"{path}, line {number}: {text} is neither the address of a stream (rtsp://...) nor a webcam "
                 "number; files are listed in a file that ends in .txt"
             )
+        try:
+            split_url(text)
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
         found.append(text)
     if not found:
         raise UserError(f"{path}: names no stream; give one address or webcam number a line")
@@ -94,7 +99,7 @@ class Streams:
 
     def __init__(self, addresses: Sequence[str], vid_stride: int = 1, timeout: float | None = None) -> None:
         for address in addresses:
-            host = (urlsplit(address).hostname or "").removeprefix("www.")
+            host = (split_url(address).hostname or "").removeprefix("www.")
             if host in _UNRESOLVED:
                 raise UserError(
                     f"{address}: is a web page, not a stream; give the address that 'yt-dlp -g' prints for it"

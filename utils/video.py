@@ -19,6 +19,10 @@ LOGGER = logging.getLogger("yolo.video")
 _LONGEST_GAP = 2.0  # seconds of a live stream without a frame that its video still shows
 _MOST_FAILURES = 1000  # frames in a row that cannot be grabbed, after which a file has ended
 _HEADER_ERROR = 2  # frames by which a whole file may be shorter than its header makes it
+_STEADY = (0.5, 1.5)  # times between frames, in frames, that belong to a steady rate
+_HOLE = 2.5  # a time between two frames, in frames, from which on some are missing there
+_UNSTEADY = 0.1  # part of the times between frames; above it a rate varies and says nothing of holes
+_MATROSKA = b"\x1a\x45\xdf\xa3"  # the first bytes of .mkv and .webm, which wrap frames in few bytes
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:
@@ -82,7 +86,7 @@ class VideoFile:
                 is_video=True,
                 name=self.path.name,
             )
-        if fault := grabs.fault():
+        if fault := grabs.fault(self.path):
             LOGGER.warning("%s: %s", self.shown, fault)
         elif not decoded:
             LOGGER.warning(
@@ -103,7 +107,7 @@ class _Grabs:
         self.claimed = max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         self.last = 0
         self.failed: list[int] = []
-        self._seconds = self._longest = 0.0  # where the last frame stands; the longest time between two
+        self._clock = _Clock()
 
     def __iter__(self) -> Iterator[int]:
         """Yield the number of each frame that was grabbed, counted from 1 with those that failed."""
@@ -114,25 +118,41 @@ class _Grabs:
                 continue
             self.failed.extend(range(self.last + 1, number))
             self.last = number
-            seconds = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3
-            self._longest = max(self._longest, seconds - self._seconds)
-            self._seconds = seconds
+            self._clock.tick(number, self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1e3 * self.fps)
             yield number
 
-    def fault(self) -> str:
+    def fault(self, path: Path) -> str:
         """What is missing, in words; empty when nothing is."""
         if self.failed:
             return (
                 f"{len(self.failed)} frames could not be decoded, the first near frame {self.failed[0]}; "
                 "it is damaged there"
             )
+        if self._has_holes(path):
+            return (
+                f"about {max(self._clock.lost, self.claimed - self.last)} frames are missing, frame "
+                f"{self._clock.hole + 1} is the first; it is damaged there, or was recorded with a pause"
+            )
         if not self._ends_early():
             return ""
         return (
-            f"{self.last} of the {self.claimed} frames its header claims could be read, frame "
-            f"{self.last + 1} is the first that is missing; it may be cut off or damaged, or was trimmed "
+            f"{self.last} of the {self.claimed} frames its header claims could be read, the first that is "
+            f"missing is frame {self.last + 1} at the latest; it may be cut off or damaged, or was trimmed "
             "without being encoded again"
         )
+
+    def _has_holes(self, path: Path) -> bool:
+        """Whether frames were lost between others, without a failure: readers skip what they cannot parse.
+
+        A gap in time alone is no damage: where the rate varies, or the camera paused, there never was a
+        frame. It is damage when the rate is steady else, the header claims about as many frames more as the
+        gaps could hold, and the file has the bytes of at least a third of them (or those of its sound: OpenCV
+        does not tell, so the sentence leaves that open).
+        """
+        lost, missing = self._clock.lost, self.claimed - self.last
+        if not self._clock.steady() or missing < max(_HEADER_ERROR, lost - _HEADER_ERROR):
+            return False
+        return _frames_in_unread_bytes(path) >= lost / 3
 
     def _ends_early(self) -> bool:
         """Whether more is missing at the end than a header may be wrong by.
@@ -140,8 +160,63 @@ class _Grabs:
         Many containers state a duration only, of which OpenCV makes a number of frames: it is off by a frame
         or two, and by many where the time between frames changes. So the time is looked at, too.
         """
-        reached = (self._seconds + self._longest) * self.fps
+        reached = self._clock.now + self._clock.longest
         return self.claimed > max(self.last, reached) + _HEADER_ERROR
+
+
+class _Clock:
+    """Where the frames of a file stand in time, which is counted in frames of its stated rate.
+
+    `now` is the furthest place; `longest` the longest time between two frames; `hole` the frame before the
+    first time that is too long for a steady rate, 0 without; `lost` what could have stood in all such times.
+    """
+
+    def __init__(self) -> None:
+        self.now = self.longest = 0.0
+        self.hole = self.lost = 0
+        self._ticks = self._unsteady = 0
+
+    def tick(self, number: int, place: float) -> None:
+        """Note that frame `number`, counted from 1, stands at `place`."""
+        step = place - self.now
+        self.now, self.longest = max(self.now, place), max(self.longest, step)
+        if number == 1 or step <= 0:  # some files give their last frame no time
+            return
+        self._ticks += 1
+        self._unsteady += not _STEADY[0] <= step <= _STEADY[1]
+        if step >= _HOLE:
+            self.hole = self.hole or number - 1
+            self.lost += round(step) - 1
+
+    def steady(self) -> bool:
+        """Whether the frames come at the stated rate but for few, among them a hole."""
+        return bool(self.hole) and self._unsteady <= max(_UNSTEADY * self._ticks, 1)
+
+
+def _frames_in_unread_bytes(path: Path) -> float:
+    """How many frames of middling size the bytes of a file could hold that are in none of its frames.
+
+    Reads the file's packets without decoding them; 0 where OpenCV cannot. Sound counts as unread.
+    """
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    sizes = []
+    try:
+        if capture.isOpened() and capture.set(cv2.CAP_PROP_FORMAT, -1):
+            while capture.grab():
+                sizes.append(capture.retrieve()[1].size)
+    finally:
+        capture.release()
+    if not sizes:
+        return 0.0
+    unread = path.stat().st_size - sum(sizes) - _wrapping(path, sum(sizes), len(sizes))
+    return unread / (sum(sizes) / len(sizes))
+
+
+def _wrapping(path: Path, size: int, frames: int) -> float:
+    """Bytes that a container may add to frames of `size` bytes in all: headers, padding, an index."""
+    with path.open("rb") as file:
+        is_matroska = file.read(len(_MATROSKA)) == _MATROSKA
+    return 4096 + 16 * frames if is_matroska else 0.02 * size + 128 * frames
 
 
 class VideoFileWriter:

@@ -15,12 +15,24 @@ def test_recorder_saves_maps_and_leaves_no_hooks(tmp_path):
         layers(images)
         first = layers[0](images)[0].numpy()
         layers(images * 0)  # a second pass of the same image (test-time augmentation) is not kept
-        paths = recorder.save(tmp_path)
+        paths = recorder.save(tmp_path, 0)
+        recorder.clear()
         assert recorder.maps == {}
     assert [p.name for p in paths] == ["layer00_Conv2d.png"]
     np.testing.assert_array_equal(np.load(tmp_path / "layer00_Conv2d.npy"), first)  # all 40 channels
     assert cv2.imread(str(paths[0])).shape == (4 * 8 - 2, 8 * 10 - 2, 3)  # 32 of them, 8 in a row
     assert not any(layer._forward_hooks for layer in layers)
+
+
+def test_each_image_of_a_batch_has_its_own_maps(tmp_path):
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1))
+    images = torch.rand(3, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    with FeatureRecorder(layers) as recorder, torch.no_grad():
+        expected = layers(images).numpy()
+        for index in range(3):
+            recorder.save(tmp_path / str(index), index)
+    for index in range(3):
+        np.testing.assert_array_equal(np.load(tmp_path / str(index) / "layer00_Conv2d.npy"), expected[index])
 
 
 def test_grid_scales_each_channel_by_itself():

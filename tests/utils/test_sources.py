@@ -65,10 +65,13 @@ def test_text_list_keeps_its_order_and_names_bad_lines(tmp_path, log):
     write_image(tmp_path / "two.png")
     one = write_image(tmp_path / "one.png")
     list_file = tmp_path / "list.txt"
-    list_file.write_text(f"./two.png\n\n{one}\nnone.png\nlist.txt\nhttp://host/x.jpg\nrtsp://host/1\n")
+    list_file.write_text(
+        f"./two.png\n\n{one}\nnone.png\nlist.txt\nhttp://host/x.jpg\nrtsp://host/1\nhttp://[x/a.jpg\n"
+    )
     assert [str(p).rsplit("/", 1)[-1] for p in read_list(list_file)] == ["two.png", "one.png", "x.jpg"]
-    assert {r.args[1] for r in log.records} == {4, 5, 7}
-    assert "ends in .streams" in log.records[-1].getMessage()
+    said = {r.args[1]: r.getMessage() for r in log.records}
+    assert set(said) == {4, 5, 7, 8}
+    assert "ends in .streams" in said[7] and "not a valid address" in said[8]
 
 
 def test_binary_text_list_is_refused(tmp_path):
@@ -85,6 +88,8 @@ def test_binary_text_list_is_refused(tmp_path):
         ("screen 0 10 10 0 50", "width and height"),
         ("cameras.streams", "no such"),
         ("ftp://host/x.jpg", "no such"),
+        ("http://[x/a.jpg", r"http://\[x/a.jpg: is not a valid address"),
+        ("rtsp://me:secret@[fe80::1/x", r"rtsp://\[fe80::1/x: is not a valid address"),
         ("no/such/file.jpg", "no such"),
         ("no/such/*.jpg", "matches no"),
         ("", "empty source"),
@@ -93,7 +98,7 @@ def test_binary_text_list_is_refused(tmp_path):
 def test_other_sources_are_refused_in_a_sentence(source, word):
     with pytest.raises(UserError, match=word) as error:
         open_source(source, imgsz=64, stride=32, auto=True)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and "secret" not in str(error.value)
 
 
 def test_folder_without_images_is_refused(tmp_path):

@@ -174,6 +174,10 @@ def test_list_of_streams(tmp_path):
     path.write_text("rtsp://host/1\nyard.mp4\n")
     with pytest.raises(UserError, match="line 2: yard.mp4"):
         read_streams(path)
+    path.write_text("rtsp://me:secret@[fe80::1/x\n")
+    with pytest.raises(UserError, match=r"line 1: rtsp://\[fe80::1/x: is not a valid address") as error:
+        read_streams(path)
+    assert "secret" not in str(error.value)
     path.write_text("#\n")
     with pytest.raises(UserError, match="names no stream"):
         read_streams(path)

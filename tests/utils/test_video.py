@@ -65,7 +65,7 @@ def test_warning_names_the_first_frame_that_is_missing(tmp_path, log):
     frames = list(VideoFile(tmp_path / "v.avi").frames())
     assert 10 <= len(frames) <= 25
     assert f"{len(frames)} of the 40 frames" in log.text
-    assert f"frame {len(frames) + 1} is the first" in log.text
+    assert f"the first that is missing is frame {len(frames) + 1} at the latest" in log.text
 
 
 def test_what_lies_behind_a_damaged_place_is_read(tmp_path, log):
@@ -91,3 +91,43 @@ def test_a_duration_that_is_a_frame_or_two_off_is_no_fault(tmp_path, log, second
     assert len(list(VideoFile(tmp_path / "v.mkv").frames())) == 40
     assert ("40 of the 80 frames its header claims" in log.text) == warned
     assert bool(log.records) == warned
+
+
+def transport_stream(path, kept=lambda number: True, rest=lambda packet: b""):
+    """A video of 40 frames of noise, in packets of 188 bytes; those of frames not kept become `rest`."""
+    rng = np.random.default_rng(0)
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), 25, (64, 48))
+    for _ in range(40):
+        writer.write(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    data, number, out = path.read_bytes(), 0, []
+    for at in range(0, len(data), 188):
+        packet = data[at : at + 188]
+        is_picture = int.from_bytes(packet[1:3], "big") & 0x1FFF == 0x100
+        number += is_picture and bool(packet[1] & 0x40)  # the first packet of a frame
+        out.append(packet if not is_picture or kept(number) else rest(packet))
+    path.write_bytes(b"".join(out))
+
+
+def test_frames_that_vanish_between_others_are_told(tmp_path, log):
+    """A reader of this format skips what it cannot parse: no grab fails, and the last frame comes in time."""
+    transport_stream(tmp_path / "v.ts", lambda number: not 10 <= number < 25, lambda p: bytes(len(p)))
+    assert 22 <= len(list(VideoFile(tmp_path / "v.ts").frames())) <= 26
+    told = re.search(r"about (\d+) frames are missing, frame (\d+) is the first", log.text)
+    assert 14 <= int(told[1]) <= 17 and 8 <= int(told[2]) <= 11
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        lambda number: not 10 <= number < 25,
+        lambda number: number < 20 or not number % 2,
+        lambda number: number % 7 in (0, 1, 3, 4),
+    ],
+    ids=["pause", "slower", "irregular"],
+)
+def test_a_rate_that_varies_is_no_damage(tmp_path, log, kept):
+    """The same gaps in time without bytes for any frame in them, or a rate of which nothing can be said."""
+    transport_stream(tmp_path / "v.ts", kept)
+    assert 20 <= len(list(VideoFile(tmp_path / "v.ts").frames())) <= 32
+    assert not log.records
