@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch
 
-from models.backends import Backend, load_backend
+from models.backends import Backend, check_channels, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from utils.boxes import NmsOptions, scale_boxes
@@ -298,8 +298,7 @@ def _check_backend(opt: Namespace, backend: Backend) -> None:
         raise UserError(f"{opt.weights[0]}: --augment needs a .pt checkpoint, an exported file cannot do it")
     if opt.visualize and backend.model is None:
         raise UserError(f"{opt.weights[0]}: --visualize needs a single .pt checkpoint, its layers are hooked")
-    if backend.ch not in (1, 3):
-        raise UserError(f"{opt.weights[0]}: takes {backend.ch} channels; images have 3 (RGB) or 1 (grey)")
+    check_channels(backend)
     bad = sorted(c for c in opt.classes or () if not 0 <= c < backend.nc)
     if bad:
         raise UserError(

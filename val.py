@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.backends import Backend, check_classes, load_backend
+from models.backends import Backend, check_channels, check_classes, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
 from utils.cli import WORKERS_HELP, Parser, add_run_options, guard, overlay
@@ -132,6 +132,7 @@ class _Validation:
         self.backend = load_backend(
             weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names
         )
+        check_channels(self.backend)
         check_classes(self.backend, self.config)
         self.split = opt.task if opt.task in ("train", "test") else "val"
         if self.split not in self.config.splits:

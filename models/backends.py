@@ -365,6 +365,16 @@ def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: 
         raise UserError(f"{path}: is in float16, which needs a CUDA device; export it without --half")
 
 
+def check_channels(backend: Backend) -> None:
+    """Refuse a network for images of other channels than files have.
+
+    Raises:
+        UserError: how many it takes.
+    """
+    if backend.ch not in (1, 3):
+        raise UserError(f"{backend.path}: takes {backend.ch} channels; images have 3 (RGB) or 1 (grey)")
+
+
 def check_classes(backend: Backend, config: DatasetConfig) -> None:
     """Refuse a model and a data set that do not number the same classes.
 

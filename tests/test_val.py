@@ -168,9 +168,11 @@ def project(tmp_path_factory) -> Path:
     data["names"] = {0: "dark", 1: "light", 2: "grey"}
     (folder / "three.yaml").write_text(yaml.safe_dump(data))
     cfg = yaml.safe_load((ROOT / "models" / "yolov5n.yaml").read_text())
+    cfg |= {"nc": 2, "depth_multiple": 0.1, "width_multiple": 0.125}
     with seeded(0):
-        model = DetectionModel({**cfg, "nc": 2, "depth_multiple": 0.1, "width_multiple": 0.125})
+        model = DetectionModel(cfg)
     save_checkpoint(folder / "tiny.pt", model, meta={"seed": 7})
+    save_checkpoint(folder / "four.pt", DetectionModel(cfg, ch=4), meta={})
     return folder
 
 
@@ -239,6 +241,7 @@ def test_ensemble_of_two_checkpoints(project, tmp_path):
     "change, sentence",
     [
         ({"data": "three.yaml"}, "2 classes .* has 3"),
+        ({"weights": "four.pt"}, "four.pt: takes 4 channels; images have 3"),
         ({"task": "test"}, "no 'test' split"),
         ({"weights": "absent.pt"}, "absent.pt"),
         ({"conf_thres": 1.5}, "confidence threshold"),

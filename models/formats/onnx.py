@@ -176,7 +176,9 @@ def _read_metadata(session: Any, path: Path, options: Options) -> Metadata:
     """What the file says of itself; of shapes and types the graph knows better than any note about them."""
     metadata = parse_metadata(path, session.get_modelmeta().custom_metadata_map, options.names)
     first = session.get_inputs()[0]
-    batch, _, height, width = first.shape
+    batch, channels, height, width = first.shape
+    if isinstance(channels, int):
+        metadata.ch = channels
     metadata.dynamic = metadata.dynamic or not all(isinstance(n, int) for n in (batch, height, width))
     if not metadata.dynamic:
         metadata.batch, metadata.imgsz = batch, (height, width)

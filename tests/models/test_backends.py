@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import export
-from models.backends import FORMATS, Backend, load_backend
+from models.backends import FORMATS, Backend, check_channels, load_backend
 from models.checkpoint import save_checkpoint
 from models.metadata import SCHEMA, Metadata, index_names, parse_metadata
 from models.yolo import DetectionModel
@@ -213,6 +213,15 @@ def test_a_fixed_size_is_the_graphs_whatever_the_metadata_say(files, tmp_path, d
     assert not backend.rect_ok
     with pytest.raises(UserError, match="64x64"):
         backend.predict(torch.zeros(1, 3, 32, 64))
+
+
+def test_channels_are_the_graphs_too_and_images_have_three_or_one(tmp_path):
+    tiny(tmp_path / "four.pt", ch=4, mean=None, std=None)
+    export.run(weights=str(tmp_path / "four.pt"), include=["onnx"], imgsz=[64])
+    _with_properties(tmp_path / "four.onnx", tmp_path / "bare.onnx", {"names": "{0: 'a', 1: 'b'}"})
+    for name in ("four.pt", "four.onnx", "bare.onnx"):
+        with pytest.raises(UserError, match=rf"{name}: takes 4 channels; images have 3 .RGB. or 1"):
+            check_channels(load_backend(tmp_path / name))
 
 
 @pytest.mark.parametrize("stride", ["0", "-8", "Infinity", "8.5", "1" + "0" * 400])
