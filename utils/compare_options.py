@@ -26,6 +26,7 @@ RUN_FILE = "compare.yaml"  # the options of a run, in its folder: what makes a f
 # What may change when a run is gone on with: not what is learnt, only where and what is shown.
 CHANGEABLE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
 _OWN = frozenset({"cfg", "weights", "resume", "project", "name", "exist_ok", "samples", "latency_runs"})
+_STATE = frozenset({"hyp_file", "own_imgsz"})  # what a run knows besides its options
 _CFG = re.compile(r"(?P<cfg>.+?\.ya?ml|(?:timm|torchvision):[^+]+)\+(?P<start>.+)", re.IGNORECASE | re.DOTALL)
 _NAMED = ("timm:", "torchvision:")
 SCRATCH = "scratch"
@@ -84,7 +85,8 @@ def open_run(options: dict[str, Any]) -> tuple[argparse.Namespace, Path | None]:
         options: what the caller gave, by name.
 
     Returns:
-        The options, with `cfg` and `weights` those of both runs and `hyp` read; the folder that is gone on
+        The options, with `cfg` and `weights` those of both runs and `hyp` read, and `own_imgsz`: whether each
+        checkpoint is measured at the image size of its training; the folder that is gone on
         with, or None for a new one.
 
     Raises:
@@ -108,8 +110,14 @@ def open_run(options: dict[str, Any]) -> tuple[argparse.Namespace, Path | None]:
     _check(opt)
     opt.hyp_file = saved.get("hyp_file") or ("" if isinstance(opt.hyp, dict) else str(opt.hyp))
     opt.hyp = load_hyp(opt.hyp)
+    opt.own_imgsz = bool(saved.get("own_imgsz")) if saved else "imgsz" not in options and not opt.cfg
     if folder is not None:
         _check_same(opt, saved, folder)
+        if opt.own_imgsz and "imgsz" in options:
+            raise UserError(
+                f"{folder}: its nets are measured at the image sizes of their trainings; leave --imgsz out, "
+                "or give another --name"
+            )
         for name in ("cfg", "weights"):
             setattr(opt, name, [*saved.get(name, ()), *getattr(opt, name)])
     opt.cfg, opt.weights = list(dict.fromkeys(opt.cfg)), list(dict.fromkeys(opt.weights))
@@ -147,7 +155,7 @@ def save_options(opt: argparse.Namespace, folder: Path) -> None:
 
 def train_options(opt: argparse.Namespace, net: Net) -> dict[str, Any]:
     """The keywords of train.run for one net."""
-    recipe = {name: value for name, value in vars(opt).items() if name not in _OWN | {"hyp_file"}}
+    recipe = {name: value for name, value in vars(opt).items() if name not in _OWN | _STATE}
     return recipe | {"cfg": net.cfg, "weights": "", "backbone_weights": net.backbone_weights}
 
 
