@@ -103,8 +103,8 @@ class RamReader(ImageReader):
 class DiskReader(ImageReader):
     """Keeps every image at training scale as a .npy file, named by the size and time of the image file.
 
-    Filling it writes those that are not there yet. The files lie in a folder `.decoded` beside the images, or in the user's cache folder where that is
-    read-only.
+    Filling it writes those that are not there yet. They lie in a folder `.decoded` beside the images, or in
+    the user's cache folder where that is read-only.
     """
 
     def __init__(self, images: ImageSet, imgsz: int, *, augment: bool) -> None:
