@@ -137,14 +137,21 @@ class Comparison:
         """One net's figures, taken over when they are there already; its failure is its row's alone."""
         place = self.folder / net.key
         try:
-            source = _fingerprint(net)
-            state = _read_json(place / "training.json")
+            state, found = _read_json(place / "training.json"), _read_json(place / "result.json")
+            found = found if (place / "weights" / "best.pt").is_file() else {}
+            made_from = found.pop("source", None)
+            try:
+                source = _fingerprint(net)
+            except UserError as error:
+                if not found:
+                    raise
+                LOGGER.warning("%s: taken as it was finished, though its file is gone (%s)", net.label, error)
+                source = made_from
             if net.cfg and state and state["source"] != source:
                 raise UserError(
                     f"{net.cfg} has changed since it was trained; delete {place} to train it again"
                 )
-            found = _read_json(place / "result.json")
-            if found and found.pop("source") == source and (place / "weights" / "best.pt").is_file():
+            if found and made_from == source:
                 LOGGER.info("%s: finished before", net.label)
                 return self._complete(Row(**found), place)
             if net.cfg:

@@ -21,7 +21,7 @@ import compare
 import train
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.files import ROOT, save_yaml
+from utils.files import ROOT, load_yaml, save_yaml
 from utils.loggers import read_results
 
 FILES = {"compare.csv", "compare.md", "pareto.png", "index.html", "compare.yaml", "latency.json"}
@@ -178,6 +178,39 @@ def test_finished_nets_are_not_trained_again(
     )
     with pytest.raises(UserError, match="epochs 1, now 2"):
         compare.run(resume=str(run), epochs=2)
+
+
+def test_a_run_is_gone_on_with_from_another_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    shutil.copy(folder / "tiny.yaml", tmp_path / "here" / "mine.yaml")
+    monkeypatch.chdir(tmp_path / "here")
+    given = options(folder, tmp_path) | {
+        "cfg": ["mine.yaml"],
+        "data": os.path.relpath(folder / "shapes.yaml"),
+    }
+    first = compare.run(**given)
+    assert "python compare.py --cfg mine.yaml" in (first.save_dir / "index.html").read_text(encoding="utf-8")
+    figures = table(first.save_dir)
+
+    monkeypatch.chdir(tmp_path / "there")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run", None)
+        again = compare.run(resume=str(first.save_dir))
+        assert not again.failed and table(again.save_dir) == figures
+        (tmp_path / "here" / "mine.yaml").unlink()  # what is finished needs it no more
+        gone = compare.run(resume=str(first.save_dir))
+        assert not gone.failed and table(gone.save_dir) == figures
+        saved = load_yaml(first.save_dir / "compare.yaml")  # as it was written before
+        saved = {k: v for k, v in saved.items() if k != "keys"} | {"cfg": ["mine.yaml"]}
+        save_yaml(first.save_dir / "compare.yaml", saved)
+        older = compare.run(resume=str(first.save_dir))
+        assert not older.failed and table(older.save_dir) == figures
+    (first.save_dir / "mine" / "result.json").unlink()
+    (unfinished,) = compare.run(resume=str(first.save_dir)).failed
+    assert "mine.yaml: no such file" in unfinished.failed
 
 
 def test_ctrl_c_leaves_all_to_go_on_with(
