@@ -137,16 +137,23 @@ class Comparison:
         """One net's figures, taken over when they are there already; its failure is its row's alone."""
         place = self.folder / net.key
         try:
-            source = _fingerprint(net)
-            state = _read_json(place / "training.json")
+            state, found = _read_json(place / "training.json"), _read_json(place / "result.json")
+            found = found if (place / "weights" / "best.pt").is_file() else {}
+            made_from = found.pop("source", None)
+            try:
+                source = _fingerprint(net)
+            except UserError as error:
+                if not found:
+                    raise
+                LOGGER.warning("%s: taken as it was finished, though its file is gone (%s)", net.label, error)
+                source = made_from
             if net.cfg and state and state["source"] != source:
                 raise UserError(
                     f"{net.cfg} has changed since it was trained; delete {place} to train it again"
                 )
-            found = _read_json(place / "result.json")
-            if found and found.pop("source") == source and (place / "weights" / "best.pt").is_file():
+            if found and made_from == source:
                 LOGGER.info("%s: finished before", net.label)
-                return Row(**found)
+                return self._complete(Row(**found), place)
             if net.cfg:
                 self._train(net, place, source)
             else:
@@ -194,7 +201,7 @@ class Comparison:
         """Validate a net's best checkpoint in float32 and count what it is made of."""
         best = place / "weights" / "best.pt"
         checkpoint = load_checkpoint(best)
-        imgsz, own = self._imgsz(checkpoint.model), self._own_data(checkpoint)
+        imgsz, own = self._imgsz(checkpoint), self._own_data(checkpoint)
         measured = val.run(
             weights=str(best),
             data=own or self.opt.data,
@@ -220,10 +227,25 @@ class Comparison:
             "epochs": _epochs(net, place),
         }
         conditions = None if checkpoint.official else conditions_of(checkpoint.meta, checkpoint.model.nc)
+        if conditions:  # the pixels that it was really trained with
+            conditions["imgsz"] = _whole_strides(conditions["imgsz"], checkpoint.model)
         label = net.label if net.cfg else _checkpoint_label(net, checkpoint)
         weights = net.weights or str(best.relative_to(self.folder))
         note = f"accuracy measured on its own {Path(own).name} ({checkpoint.model.nc} classes)" if own else ""
-        return Row(net.key, label, start_of(checkpoint.meta), conditions, values, weights, note=note)
+        measured = {"data": data_path(own or self.opt.data), "imgsz": imgsz}
+        return Row(
+            net.key, label, start_of(checkpoint.meta), conditions, values, weights, note=note, **measured
+        )
+
+    def _complete(self, row: Row, place: Path) -> Row:
+        """A row of an earlier session; one of an earlier version did not say yet what it was measured on."""
+        if not row.imgsz:
+            checkpoint = load_checkpoint(place / "weights" / "best.pt")
+            row.imgsz = self._imgsz(checkpoint)
+            row.data = data_path(self._own_data(checkpoint) or self.opt.data)
+            if row.conditions:
+                row.conditions["imgsz"] = _whole_strides(row.conditions["imgsz"], checkpoint.model)
+        return row
 
     def _own_data(self, checkpoint: Checkpoint) -> str:
         """The data set that a checkpoint of another number of classes was trained on; '' where ours fits.
@@ -240,8 +262,12 @@ class Comparison:
     def _best(self, row: Row) -> Path:
         return self.folder / row.key / "weights" / "best.pt"
 
-    def _imgsz(self, model: Any) -> int:
-        return train.image_size(self.opt.imgsz, max(int(model.stride.max()), 32))
+    def _imgsz(self, checkpoint: Checkpoint) -> int:
+        """The pixels to measure with: --imgsz, or those of the training where --weights alone were given."""
+        opt = checkpoint.meta.get("opt")
+        trained = opt.get("imgsz") if self.opt.own_imgsz and isinstance(opt, dict) else None
+        usable = isinstance(trained, int) and trained > 0
+        return _whole_strides(trained if usable else self.opt.imgsz, checkpoint.model)
 
     def _open_backends(self, rows: list[Row]) -> dict[str, dict[str, Backend]]:
         """Each net's checkpoint, fused, and its ONNX file, exported where it is not there yet."""
@@ -253,7 +279,7 @@ class Comparison:
             backends[row.key] = {"torch": load_backend(best, self.device)}
             if self.onnx_missing:
                 continue
-            file, size = best.with_suffix(".onnx"), self._imgsz(backends[row.key]["torch"].model)
+            file, size = best.with_suffix(".onnx"), row.imgsz
             try:
                 if not file.is_file() or file.stat().st_mtime < best.stat().st_mtime:
                     common = {"data": self.opt.data, "plugins": self.opt.plugins, "include": ["onnx"]}
@@ -278,8 +304,7 @@ class Comparison:
             calls: dict[str, Callable[[], Any]] = {}
             image = load_image(self.images.path(0))
             for row in rows:
-                size = self._imgsz(backends[row.key]["torch"].model)
-                batch = as_batch(image, size).to(self.device)
+                batch = as_batch(image, row.imgsz).to(self.device)
                 for engine, backend in backends[row.key].items():
                     calls[f"{row.key}/{engine}"] = partial(backend.predict, batch)
             LOGGER.info("timing %d nets in %d rounds", len(rows), ROUNDS)
@@ -294,9 +319,7 @@ class Comparison:
     def _samples(self, rows: list[Row], backends: dict[str, dict[str, Backend]]) -> list[Sample]:
         """The same val images as each net sees them."""
 
-        def detector(backend: Backend) -> Detector:
-            size = self._imgsz(backend.model)
-
+        def detector(backend: Backend, size: int) -> Detector:
             def detect(image: np.ndarray) -> np.ndarray:
                 output = backend.predict(as_batch(image, size))
                 found = non_max_suppression(output, SHOWN_CONF, SHOWN_IOU, agnostic=self.opt.single_cls)[0]
@@ -304,9 +327,9 @@ class Comparison:
 
             return detect
 
-        opened = {row.label: backends[row.key]["torch"] for row in rows}
+        opened = [(row, backends[row.key]["torch"]) for row in rows]
         # Those of other classes would be drawn under our classes' names.
-        detectors = {label: detector(b) for label, b in opened.items() if b.model.nc == self.data.nc}
+        detectors = {r.label: detector(b, r.imgsz) for r, b in opened if b.model.nc == self.data.nc}
         return sample_pictures(self.images, self.data.names, self.opt.samples, detectors)
 
     def _write(self, rows: list[Row], samples: list[Sample]) -> CompareResult:
@@ -315,7 +338,7 @@ class Comparison:
         trained = {net.key for net in self.nets if net.cfg}
         own = next((row.conditions for row in rows if row.key in trained and not row.failed), None)
         groups = group_rows(rows, own, [self.opt.hyp_file] if self.opt.hyp_file else [])
-        facts = self._facts()
+        facts = self._facts(sorted({row.imgsz for row in rows if not row.failed}))
         atomic_text(folder / "compare.csv", to_csv(groups, failed))
         measured = [f"{name.capitalize()}: {text}." for name, text in facts.items()]
         atomic_text(folder / "compare.md", to_markdown(groups, failed, measured))
@@ -334,13 +357,14 @@ class Comparison:
         LOGGER.info("results saved to %s; open %s", folder, folder / "index.html")
         return CompareResult(folder, groups, failed)
 
-    def _facts(self) -> dict[str, str]:
-        """How, when and on what the figures came about."""
+    def _facts(self, sizes: list[int]) -> dict[str, str]:
+        """How, when and on what the figures came about; `sizes` are the pixels of all rows."""
         packages = versions() | _onnx_version()
+        size = f"{(sizes or [self.opt.imgsz])[0]} px" if len(sizes) < 2 else "the size that its table names"
         facts = {
             "accuracy": f"best checkpoint in float32 on the {len(self.images)} val images of "
-            f"{self.data.path.name} ({self.data.nc} classes), {self.opt.imgsz} px",
-            "latency": f"one image of {self.opt.imgsz} px, batch 1, float32, BatchNorm fused, without NMS; "
+            f"{self.data.path.name} ({self.data.nc} classes), {size}",
+            "latency": f"one image of {size}, batch 1, float32, BatchNorm fused, without NMS; "
             f"median, 90th and 95th percentile of {self.opt.latency_runs} runs in rounds through all nets",
             "hardware": describe(self.device),
             "versions": ", ".join(f"{name} {version}" for name, version in packages.items()),
@@ -355,6 +379,10 @@ def _fingerprint(net: Net) -> str:
         return ""
     file = find_file(net.cfg, "models") if net.cfg else find_file(net.weights)
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _whole_strides(imgsz: int, model: Any) -> int:
+    return train.image_size(imgsz, max(int(model.stride.max()), 32))
 
 
 def _keep_best(last: Checkpoint, best: Path) -> None:

@@ -46,6 +46,11 @@ __all__ = ["ValResult", "evaluate", "run"]
 LOGGER = logging.getLogger("yolo.val")
 METRIC_CONFIDENCE = 0.001  # above it recall is cut off and mAP is no longer comparable
 STUDY_SIZES = tuple(range(256, 1536 + 1, 128))
+# What a task does not write about each image.
+_UNSAVED = {
+    "study": ("save_txt", "save_hybrid", "save_conf", "save_json", "coco_eval"),
+    "speed": ("save_json",),
+}
 
 
 def build_parser() -> Parser:
@@ -100,6 +105,12 @@ def run(**options: Any) -> ValResult:
     """
     opt = overlay(build_parser(), options)
     opt.weights = [str(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
+    for name in _UNSAVED.get(opt.task, ()):
+        if getattr(opt, name):
+            raise UserError(
+                f"--task {opt.task} does not write what --{name.replace('_', '-')} asks for; "
+                "leave it out, or use --task val"
+            )
     opt.save_txt |= opt.save_hybrid
     opt.save_json |= Path(opt.data).name == "coco.yaml"
     for name in ("batch_size", "imgsz", "max_det"):

@@ -251,9 +251,10 @@ def run(**options: Any) -> DetectionModel:
     for line in _table_lines(layer_table(model, imgsz, timed=opt.line_profile)):
         LOGGER.info(line)
     cost = summary(model, imgsz)
+    work = "GFLOPs not counted" if cost["gflops"] is None else f"{cost['gflops']:.2f} GFLOPs"
     LOGGER.info(
         f"{Path(model.source).stem}: {cost['layers']} layers, {cost['parameters']:,} parameters "
-        f"({cost['parameters_fused']:,} fused), {cost['gflops']:.2f} GFLOPs at {imgsz[0]}x{imgsz[1]}"
+        f"({cost['parameters_fused']:,} fused), {work} at {imgsz[0]}x{imgsz[1]}"
     )
     if opt.profile:
         _log_profile(model, imgsz, device)

@@ -21,7 +21,7 @@ import compare
 import train
 from models.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.files import ROOT, save_yaml
+from utils.files import ROOT, load_yaml, save_yaml
 from utils.loggers import read_results
 
 FILES = {"compare.csv", "compare.md", "pareto.png", "index.html", "compare.yaml", "latency.json"}
@@ -180,6 +180,39 @@ def test_finished_nets_are_not_trained_again(
         compare.run(resume=str(run), epochs=2)
 
 
+def test_a_run_is_gone_on_with_from_another_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+    shutil.copy(folder / "tiny.yaml", tmp_path / "here" / "mine.yaml")
+    monkeypatch.chdir(tmp_path / "here")
+    given = options(folder, tmp_path) | {
+        "cfg": ["mine.yaml"],
+        "data": os.path.relpath(folder / "shapes.yaml"),
+    }
+    first = compare.run(**given)
+    assert "python compare.py --cfg mine.yaml" in (first.save_dir / "index.html").read_text(encoding="utf-8")
+    figures = table(first.save_dir)
+
+    monkeypatch.chdir(tmp_path / "there")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run", None)
+        again = compare.run(resume=str(first.save_dir))
+        assert not again.failed and table(again.save_dir) == figures
+        (tmp_path / "here" / "mine.yaml").unlink()  # what is finished needs it no more
+        gone = compare.run(resume=str(first.save_dir))
+        assert not gone.failed and table(gone.save_dir) == figures
+        saved = load_yaml(first.save_dir / "compare.yaml")  # as it was written before
+        saved = {k: v for k, v in saved.items() if k != "keys"} | {"cfg": ["mine.yaml"]}
+        save_yaml(first.save_dir / "compare.yaml", saved)
+        older = compare.run(resume=str(first.save_dir))
+        assert not older.failed and table(older.save_dir) == figures
+    (first.save_dir / "mine" / "result.json").unlink()
+    (unfinished,) = compare.run(resume=str(first.save_dir)).failed
+    assert "mine.yaml: no such file" in unfinished.failed
+
+
 def test_ctrl_c_leaves_all_to_go_on_with(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +314,45 @@ def test_other_numbers_of_classes_are_kept_apart_and_measured_on_their_own_data(
     html = (result.save_dir / "index.html").read_text(encoding="utf-8")
     assert set(Page(html).captions) == {"ground truth", "wider"}  # its classes are not those of the images
     assert "2 classes" in result.failed[0].failed and result.failed[0].label == "unknown"
+
+
+def test_a_table_is_headed_by_what_was_measured(
+    done: compare.CompareResult, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "few")
+    for image in sorted((tmp_path / "few" / "images" / "val").iterdir())[2:]:
+        image.unlink()
+    few = {"path": str(tmp_path / "few"), "train": "images/train", "val": "images/val"}
+    save_yaml(tmp_path / "few.yaml", few | {"names": ["x", "y"]})
+    best = str(done.save_dir / "tiny" / "weights" / "best.pt")
+    given = {"weights": [best], "data": str(tmp_path / "few.yaml"), "project": str(tmp_path)}
+    given |= {"workers": 0, "device": "cpu", "latency_runs": 1, "samples": 1}
+
+    at_128 = compare.run(**given, imgsz=128)
+    (row,) = at_128.groups[0].rows
+    text = (at_128.save_dir / "compare.md").read_text(encoding="utf-8")
+    assert "few.yaml, 2 classes, 128 px, trained on shapes.yaml at 64 px, 1 epoch, batch 4" in text
+    assert "val images of few.yaml (2 classes), 128 px" in text
+    report = json.loads((at_128.save_dir / row.key / "val" / "metrics.json").read_text())
+    assert (report["imgsz"], report["images"]) == (128, 2) and row.values["map"] == report["map"]
+
+    as_trained = compare.run(**given)
+    (own,) = as_trained.groups[0].rows
+    assert "few.yaml, 2 classes, 64 px, trained on shapes.yaml at 64 px" in as_trained.groups[0].title
+    assert own.values["gflops"] == pytest.approx(row.values["gflops"] / 4, rel=1e-6)  # not at 640
+    assert "one image of 64 px" in (as_trained.save_dir / "compare.md").read_text(encoding="utf-8")
+    html = (as_trained.save_dir / "index.html").read_text(encoding="utf-8")
+    assert "trained on shapes.yaml at 64 px" in html and "<dt>measured at</dt><dd>64 px</dd>" in html
+    again = compare.run(resume=str(as_trained.save_dir), device="cpu", workers=0)
+    assert again.groups[0].title == as_trained.groups[0].title
+    with pytest.raises(UserError, match="image sizes of their trainings; leave --imgsz out"):
+        compare.run(resume=str(as_trained.save_dir), imgsz=640)
+
+    state = as_trained.save_dir / own.key / "result.json"
+    older = json.loads(state.read_text())
+    del older["data"], older["imgsz"]  # as rows were written before
+    state.write_text(json.dumps(older))
+    assert compare.run(resume=str(as_trained.save_dir)).groups[0].title == as_trained.groups[0].title
 
 
 def test_without_onnx_the_column_is_empty(

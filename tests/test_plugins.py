@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ import torch
 import yaml
 from tiny_set import TINY_MODEL, write_set
 
+import compare
 import detect
 import export
 import hubconf
@@ -89,6 +91,47 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
     net = cv2.dnn.readNetFromONNX(str(file.path))  # the file needs no plug-in
     net.setInput(np.zeros((1, 3, 96, 96), np.float32))
     assert net.forward().shape[2] == 7
+
+
+UNCOUNTABLE = """
+import torch
+from torch import nn
+
+from models.registry import register_block
+
+
+@register_block
+class Shy(nn.Module):
+    def __init__(self, c1: int, c2: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(c2, c1))
+
+    def forward(self, x):
+        if hasattr(self, "total_ops"):  # thop's place for its count
+            raise ValueError("will not be watched")
+        return torch.einsum("oc,...chw->...ohw", self.weight, x)
+"""
+
+
+def test_a_block_that_cannot_be_counted_costs_its_gflops_alone(tmp_path: Path, forget, log) -> None:
+    data, blocks, cfg = write_set(tmp_path, train=8, val=4), tmp_path / "shy.py", tmp_path / "shy.yaml"
+    blocks.write_text(UNCOUNTABLE)
+    head = [[-1, 1, "Shy", [16]], [[2, 4], 1, "Detect", ["nc", "anchors"]]]
+    save_yaml(cfg, TINY_MODEL | {"head": head})
+    common = {"data": str(data), "imgsz": 64, "batch_size": 4, "workers": 0, "device": "cpu"}
+    common |= {"project": str(tmp_path / "runs"), "plugins": [str(blocks)]}
+
+    trained = train.run(cfg=str(cfg), epochs=1, noplots=True, name="trained", **common)
+    measured = val.run(weights=str(trained.best), name="measured", **common)
+    found = compare.run(weights=[str(trained.best)], latency_runs=1, samples=0, **common)
+    assert not found.failed
+    reports = [json.loads((r.save_dir / "metrics.json").read_text()) for r in (trained, measured)]
+    (row,) = found.groups[0].rows
+    for values in (*reports, row.values):
+        assert values["gflops"] is None and values["parameters"] == reports[0]["parameters"] > 0
+    assert row.values["torch_ms"] > 0
+    warning = "no GFLOPs: layer 4, Shy, cannot be counted on one image of 64x64 px: will not be watched"
+    assert warning in log.text
 
 
 @pytest.mark.parametrize(

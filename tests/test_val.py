@@ -226,6 +226,18 @@ def test_study_writes_a_row_per_size(project, tmp_path, monkeypatch):
     assert (result.save_dir / "study.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("study", name) for name in ("save_txt", "save_hybrid", "save_conf", "save_json", "coco_eval")]
+    + [("speed", "save_json")],
+)
+def test_what_a_task_does_not_write_is_refused(project, tmp_path, task, name):
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(UserError, match=f"--task {task} does not write what {flag} asks for") as caught:
+        val.run(**options(project, tmp_path, task=task, **{name: True}))
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_study_sizes_are_256_to_1536():
     assert val.STUDY_SIZES[0] == 256 and val.STUDY_SIZES[-1] == 1536 and len(val.STUDY_SIZES) == 11
 

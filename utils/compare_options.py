@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ RUN_FILE = "compare.yaml"  # the options of a run, in its folder: what makes a f
 # What may change when a run is gone on with: not what is learnt, only where and what is shown.
 CHANGEABLE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
 _OWN = frozenset({"cfg", "weights", "resume", "project", "name", "exist_ok", "samples", "latency_runs"})
+_STATE = frozenset({"hyp_file", "own_imgsz", "keys"})  # what a run knows besides its options
 _CFG = re.compile(r"(?P<cfg>.+?\.ya?ml|(?:timm|torchvision):[^+]+)\+(?P<start>.+)", re.IGNORECASE | re.DOTALL)
 _NAMED = ("timm:", "torchvision:")
 SCRATCH = "scratch"
@@ -84,7 +87,9 @@ def open_run(options: dict[str, Any]) -> tuple[argparse.Namespace, Path | None]:
         options: what the caller gave, by name.
 
     Returns:
-        The options, with `cfg` and `weights` those of both runs and `hyp` read; the folder that is gone on
+        The options, with `cfg` and `weights` those of both runs and `hyp` read, and `own_imgsz`: whether each
+        checkpoint is measured at the image size of its training, and `keys`: the folder of each net by its
+        text in `cfg` or `weights`. Files are named by absolute paths. Then the folder that is gone on
         with, or None for a new one.
 
     Raises:
@@ -108,16 +113,66 @@ def open_run(options: dict[str, Any]) -> tuple[argparse.Namespace, Path | None]:
     _check(opt)
     opt.hyp_file = saved.get("hyp_file") or ("" if isinstance(opt.hyp, dict) else str(opt.hyp))
     opt.hyp = load_hyp(opt.hyp)
+    opt.own_imgsz = bool(saved.get("own_imgsz")) if saved else "imgsz" not in options and not opt.cfg
     if folder is not None:
         _check_same(opt, saved, folder)
-        for name in ("cfg", "weights"):
-            setattr(opt, name, [*saved.get(name, ()), *getattr(opt, name)])
-    opt.cfg, opt.weights = list(dict.fromkeys(opt.cfg)), list(dict.fromkeys(opt.weights))
+        if opt.own_imgsz and "imgsz" in options:
+            raise UserError(
+                f"{folder}: its nets are measured at the image sizes of their trainings; leave --imgsz out, "
+                "or give another --name"
+            )
+    _name_nets(opt, saved)
+    _name_files(opt)
     if not opt.cfg and not opt.weights:
         raise UserError(
             "nothing to compare; give --cfg with model YAMLs, --weights with checkpoints, or both"
         )
     return opt, folder
+
+
+def _name_nets(opt: argparse.Namespace, saved: dict[str, Any]) -> None:
+    """Add the nets of the earlier run and fix each one's folder, then name files by absolute paths.
+
+    A run may be gone on with from another folder, where what was typed names nothing or something else. A
+    net's folder is called after what was typed, in earlier versions too, whose runs know no `keys`.
+    """
+    typed = {}
+    for name, absolute in (("cfg", _absolute_cfg), ("weights", _absolute)):
+        typed[name] = {}
+        for text in [*map(str, saved.get(name, ())), *getattr(opt, name)]:
+            typed[name].setdefault(absolute(text), text)
+    opt.keys = saved.get("keys", {})
+    opt.cfg, opt.weights = (list(texts.values()) for texts in typed.values())
+    nets = list_nets(opt)
+    opt.cfg, opt.weights = (list(texts) for texts in typed.values())
+    opt.keys = {text: net.key for text, net in zip([*opt.cfg, *opt.weights], nets)}
+
+
+def _name_files(opt: argparse.Namespace) -> None:
+    """Name the files of the other options by absolute paths."""
+    opt.data, opt.hyp_file = _absolute(opt.data), _absolute(opt.hyp_file)
+    opt.backbone_weights = _absolute_start(opt.backbone_weights)
+    opt.plugins = [_absolute(plugin) for plugin in opt.plugins]
+
+
+def _absolute(path: str | Path) -> str:
+    """A file by a path that leads to it from everywhere; names of the project's files do that as they are."""
+    own = Path(path).is_file() and not ((ROOT / path).is_file() and os.path.samefile(path, ROOT / path))
+    return os.path.abspath(path) if own else str(path)
+
+
+def _absolute_start(start: str) -> str:
+    """The same for what --backbone-weights takes: a file, or source/model=FILE."""
+    if Path(start).is_file():
+        return _absolute(start)
+    source, mark, file = start.rpartition("=")
+    return f"{source}{mark}{_absolute(file)}"
+
+
+def _absolute_cfg(text: str) -> str:
+    """The same for a --cfg value with its start."""
+    cfg, start = split_cfg(text)
+    return _absolute(cfg) + ("" if start is None else f"+{_absolute_start(start) or SCRATCH}")
 
 
 def find_run(resume: bool | str | Path) -> Path:
@@ -147,7 +202,7 @@ def save_options(opt: argparse.Namespace, folder: Path) -> None:
 
 def train_options(opt: argparse.Namespace, net: Net) -> dict[str, Any]:
     """The keywords of train.run for one net."""
-    recipe = {name: value for name, value in vars(opt).items() if name not in _OWN | {"hyp_file"}}
+    recipe = {name: value for name, value in vars(opt).items() if name not in _OWN | _STATE}
     return recipe | {"cfg": net.cfg, "weights": "", "backbone_weights": net.backbone_weights}
 
 
@@ -170,7 +225,7 @@ def _check(opt: argparse.Namespace) -> None:
 def _check_same(opt: argparse.Namespace, saved: dict[str, Any], folder: Path) -> None:
     """Hold the conditions now asked for against those that the folder's nets were trained under."""
     fixed = [name for name in train_options(opt, Net("", "")) if name not in CHANGEABLE | {"cfg", "weights"}]
-    changed = [name for name in fixed if name in saved and saved[name] != getattr(opt, name)]
+    changed = [name for name in fixed if name in saved and not _same(name, saved[name], getattr(opt, name))]
     if "data" in saved and data_path(saved["data"]) != data_path(opt.data):
         changed.append("data")
     if changed:
@@ -181,21 +236,30 @@ def _check_same(opt: argparse.Namespace, saved: dict[str, Any], folder: Path) ->
         )
 
 
+def _same(name: str, saved: Any, now: Any) -> bool:
+    """Whether an option has its saved value, by whatever path it was named."""
+    if name == "backbone_weights":
+        saved, now = _absolute_start(saved), _absolute_start(now)
+    return saved == now
+
+
 def list_nets(opt: argparse.Namespace) -> list[Net]:
-    """The nets that the options name, each once; folders are numbered where names would be equal."""
+    """The nets that the options name, each once; folders are those of `keys`, or new ones that are free."""
     nets: list[Net] = []
+    keys = opt.keys
     for text in opt.cfg:
         cfg, start = split_cfg(text)
         start = opt.backbone_weights if start is None else start
         # A network's name may end in its weights' tag, as in timm:lcnet_050.ra2_in1k.
         name = cfg.replace(":", "-") if cfg.startswith(_NAMED) else Path(cfg).stem
         label, key = (f"{name} ({_start_label(start)})", f"{name}-{start}") if start else (name, name)
-        nets.append(Net(_free(key, nets), label, cfg=cfg, backbone_weights=start))
+        key = keys.get(text) or _free(key, nets, keys)
+        nets.append(Net(key, label, cfg=cfg, backbone_weights=start))
     for text in opt.weights:
         path = Path(text)
         # Every run has a best.pt; its folder tells them apart.
         name = run_folder(path).name if path.stem in ("best", "last") else path.stem
-        nets.append(Net(_free(f"weights-{name}", nets), name, weights=text))
+        nets.append(Net(keys.get(text) or _free(f"weights-{name}", nets, keys), name, weights=text))
     return nets
 
 
@@ -215,18 +279,26 @@ def _start_label(start: str) -> str:
     """Pretrained weights as a label has room for: their name, or their file's."""
     if start == "imagenet":
         return "ImageNet"
-    return Path(start).name if Path(start).is_file() else start
+    if Path(start).is_file() or Path(start).is_absolute():
+        return Path(start).name
+    source, mark, file = start.rpartition("=")
+    return f"{source}{mark}{Path(file).name if Path(file).is_absolute() else file}"
 
 
-def _free(key: str, nets: list[Net]) -> str:
-    """A folder's name that none of the nets has."""
+def _free(key: str, nets: list[Net], keys: Mapping[str, str]) -> str:
+    """A folder's name that none of the nets has, and none of `keys`."""
     key = re.sub(r"[^\w.-]+", "-", key).strip(".-")[:80] or "net"
-    taken = {net.key for net in nets}
+    taken = {net.key for net in nets} | set(keys.values())
     return key if key not in taken else next(k for n in range(2, 10**6) if (k := f"{key}-{n}") not in taken)
 
 
+def _shortened(value: Any) -> str:
+    """A value as it would be typed: paths below this folder are relative to it."""
+    return re.sub(rf"(^|[+=]){re.escape(f'{Path.cwd()}{os.sep}')}", r"\1", str(value))
+
+
 def command_line(opt: argparse.Namespace) -> str:
-    """The command line that gives these options."""
+    """The command line that gives these options, files named from this folder."""
     words = ["python", "compare.py"]
     for action in build_parser()._actions:
         value = getattr(opt, action.dest, action.default)
@@ -235,5 +307,5 @@ def command_line(opt: argparse.Namespace) -> str:
             continue
         words.append(next(name for name in action.option_strings if name.startswith("--")))
         if value is not True:
-            words += map(str, value) if isinstance(value, list) else [str(value)]
+            words += map(_shortened, value if isinstance(value, list) else [value])
     return shlex.join(words)

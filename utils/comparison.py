@@ -1,7 +1,8 @@
 """Nets side by side: rows of figures, groups of equal conditions, the Pareto front, CSV and Markdown.
 
 Figures are comparable only where data, image size and recipe are the same. So rows are put into groups by
-their conditions, and a best figure or a front is looked for inside one group only.
+the conditions they were trained under and by what they were measured on, and a best figure or a front is
+looked for inside one group only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ UNKNOWN = "conditions unknown"
 # What makes two trainings comparable besides the data and the hyperparameters; train.py's option names.
 RECIPE = ("imgsz", "epochs", "batch_size", "optimizer", "seed", "cos_lr", "label_smoothing", "amp", "rect")
 RECIPE += ("multi_scale", "image_weights", "single_cls", "freeze", "backbone_lr", "noautoanchor", "patience")
-_TITLED = {"imgsz": "{} px", "epochs": "{} epochs", "batch_size": "batch {}", "optimizer": "{}"}
+_TITLED = {"epochs": "{} epochs", "batch_size": "batch {}", "optimizer": "{}"}
 _TITLED |= {"seed": "seed {}"}
+_MEASURED = {"on": "{}", "at": "{} px"}
 _USUAL = {"cos_lr": False, "label_smoothing": 0.0, "amp": "auto", "rect": False, "multi_scale": False}
 _USUAL |= {"image_weights": False, "single_cls": False, "freeze": [0], "backbone_lr": None}
 _USUAL |= {"noautoanchor": False, "patience": None}
@@ -78,6 +80,8 @@ class Row:
         values: figures by the keys of COLUMNS. weights: the checkpoint's path.
         failed: why there are no figures, as a sentence; '' when there are.
         note: what else is to be said about it.
+        data, imgsz: the data set (as `data_path` gives it) and the pixels that the figures were measured
+            with; '' and 0 for those of its training.
     """
 
     key: str
@@ -88,14 +92,23 @@ class Row:
     weights: str = ""
     failed: str = ""
     note: str = ""
+    data: str = ""
+    imgsz: int = 0
+
+    @property
+    def measured(self) -> tuple[str, int]:
+        """The data set and the image size that the figures hold for."""
+        trained = self.conditions or {"data": "", "imgsz": 0}
+        return self.data or trained["data"], self.imgsz or trained["imgsz"]
 
 
 @dataclass
 class Group:
-    """Rows of the same conditions, best mAP50-95 first.
+    """Rows trained under the same conditions and measured on the same, best mAP50-95 first.
 
-    `title` names the conditions, `difference` says how they differ from the first group's. Rows whose
-    conditions are unknown are not `ranked`: nothing says that they may be held against one another.
+    `title` says what was measured and names the conditions, `difference` says how they differ from the first
+    group's. Rows whose conditions are unknown are not `ranked`: nothing says that they may be held against
+    one another.
     """
 
     number: int
@@ -180,24 +193,25 @@ def group_rows(
         first: the conditions to begin with, if any row has them.
         hyp_names: hyperparameter files to know hyperparameters by, besides those in data/hyps.
     """
-    found: list[tuple[dict[str, Any] | None, list[Row]]] = []
+    found: list[list[Row]] = []
     for row in rows:
         if row.failed:
             continue
-        same = next((members for conditions, members in found if conditions == row.conditions), None)
+        alike = (r for r in found if r[0].conditions == row.conditions and r[0].measured == row.measured)
+        same = next(alike, None)
         if same is None:
-            found.append((row.conditions, same := []))
+            found.append(same := [])
         same.append(row)
-    found.sort(key=lambda entry: (entry[0] is None, entry[0] != first))
+    found.sort(key=lambda members: (members[0].conditions is None, members[0].conditions != first))
     files = [*hyp_names, *sorted((ROOT / "data" / "hyps").glob("*.yaml"))]
     groups = []
-    for number, (conditions, members) in enumerate(found, 1):
-        title = UNKNOWN if conditions is None else describe_conditions(conditions, files)
+    for number, members in enumerate(found, 1):
+        one, leader = members[0], found[0][0]
         difference = ""
-        if number > 1 and conditions is not None and found[0][0] is not None:
-            difference = describe_difference(conditions, found[0][0])
+        if number > 1 and one.conditions is not None and leader.conditions is not None:
+            difference = describe_difference(one, leader)
         members.sort(key=lambda row: -row.values["map"])
-        groups.append(Group(number, title, difference, members, conditions))
+        groups.append(Group(number, describe_row(one, files), difference, members, one.conditions))
     return groups
 
 
@@ -209,9 +223,16 @@ def tell_apart(rows: list[Row]) -> None:
             row.label = f"{row.label} [{row.key}]"
 
 
-def describe_conditions(conditions: Mapping[str, Any], hyp_files: Sequence[str | Path] = ()) -> str:
-    """Conditions as one line; options that are as usual are not named."""
-    parts = [Path(conditions["data"]).name, f"{conditions['nc']} classes"]
+def describe_row(row: Row, hyp_files: Sequence[str | Path] = ()) -> str:
+    """What a row was measured on and trained under, as one line; options that are as usual are not named."""
+    (data, imgsz), conditions = row.measured, row.conditions
+    if conditions is None:
+        return f"{UNKNOWN}, measured on {Path(data).name} at {imgsz} px" if data else UNKNOWN
+    parts = [Path(data).name, f"{conditions['nc']} classes", f"{imgsz} px"]
+    if not _as_trained(row):
+        trained = Path(conditions["data"])
+        namesake = trained.name == Path(data).name and conditions["data"] != data
+        parts.append(f"trained on {trained if namesake else trained.name} at {conditions['imgsz']} px")
     parts += [form.format(conditions[name]) for name, form in _TITLED.items()]
     parts = [{"1 classes": "1 class", "1 epochs": "1 epoch"}.get(part, part) for part in parts]
     parts.append(hyp_name(conditions["hyp"], hyp_files))
@@ -219,6 +240,11 @@ def describe_conditions(conditions: Mapping[str, Any], hyp_files: Sequence[str |
         if conditions[name] != usual:
             parts.append(_option(name, conditions[name]))
     return ", ".join(parts)
+
+
+def _as_trained(row: Row) -> bool:
+    """Whether a row's figures hold for the data set and the image size of its training."""
+    return row.conditions is not None and row.measured == (row.conditions["data"], row.conditions["imgsz"])
 
 
 def _option(name: str, value: Any) -> str:
@@ -244,12 +270,19 @@ def hyp_name(hyp: Mapping[str, float], files: Sequence[str | Path]) -> str:
     return "hyperparameters of its own"
 
 
-def describe_difference(conditions: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """Which conditions differ from another group's, with both values."""
+def describe_difference(row: Row, other: Row) -> str:
+    """How what a row was measured on and trained under differs from another's, with both values."""
     parts = []
-    for name in [name for name in conditions if name != "hyp" and conditions[name] != other.get(name)]:
-        parts.append(f"{name} {_plain(conditions[name])} instead of {_plain(other.get(name))}")
-    mine, theirs = conditions["hyp"], other["hyp"]
+    as_trained = _as_trained(row) and _as_trained(other)
+    if not as_trained:
+        for (name, form), mine, theirs in zip(_MEASURED.items(), row.measured, other.measured):
+            if mine != theirs:
+                parts.append(f"measured {name} {form.format(mine)} instead of {form.format(theirs)}")
+    mine, theirs = row.conditions, other.conditions
+    for name in [name for name in mine if name != "hyp" and mine[name] != theirs.get(name)]:
+        when = "trained with " if name in ("data", "imgsz") and not as_trained else ""
+        parts.append(f"{when}{name} {_plain(mine[name])} instead of {_plain(theirs.get(name))}")
+    mine, theirs = mine["hyp"], theirs["hyp"]
     for name in [name for name in {**theirs, **mine} if mine.get(name) != theirs.get(name)]:
         parts.append(f"hyp {name} {_plain(mine.get(name))} instead of {_plain(theirs.get(name))}")
     return "; ".join(parts)
@@ -292,7 +325,7 @@ def to_markdown(groups: Sequence[Group], failed: Sequence[Row], measured: Sequen
         if group.difference:
             lines[:1] = [lines[0] + "  ", f"Not comparable with conditions 1: {_md(group.difference)}"]
         if not group.ranked:
-            lines[:1] = [f"**{_md(group.title.capitalize())}** (not ranked)"]
+            lines[:1] = [f"**{_md(group.title[:1].upper() + group.title[1:])}** (not ranked)"]
         blocks.append("\n".join(lines + _md_table(group)))
     if failed:
         lines = ["| net | start | status |", "|---|---|---|"]

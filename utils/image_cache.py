@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from multiprocessing.pool import ThreadPool
@@ -62,15 +63,23 @@ class ImageReader:
 
 
 class RamReader(ImageReader):
-    """Decodes every image once, into one block of memory that all workers share."""
+    """Decodes every image once, when it is filled, into one block of memory that all workers share."""
 
     def __init__(self, images: ImageSet, imgsz: int, *, augment: bool) -> None:
         super().__init__(images, imgsz, augment=augment)
         self._offsets = np.zeros(len(images) + 1, np.int64)
         np.cumsum(self._bytes(), out=self._offsets[1:])
         self._cached = np.zeros(len(images), bool)
-        self._block = SharedBlock(int(self._offsets[-1]))
-        _in_parallel(self._store, len(images), f"Caching images ({self._offsets[-1] / 2**30:.2f} GiB RAM)")
+
+    def room(self) -> list[tuple[int, int | None]]:
+        """Bytes that filling takes, and those that are free."""
+        return [(int(self._offsets[-1]), free_memory())]
+
+    def fill(self) -> None:
+        """Decode all images."""
+        size = int(self._offsets[-1])
+        self._block = SharedBlock(size)
+        _in_parallel(self._store, len(self.images), f"Caching images ({size / 2**30:.2f} GiB RAM)")
 
     def _store(self, index: int) -> None:
         image, native = super().read(index)
@@ -94,15 +103,36 @@ class RamReader(ImageReader):
 class DiskReader(ImageReader):
     """Keeps every image at training scale as a .npy file, named by the size and time of the image file.
 
-    The files lie in a folder `.decoded` beside the images, or in the user's cache folder where that is
-    read-only.
+    Filling it writes those that are not there yet. They lie in a folder `.decoded` beside the images, or in
+    the user's cache folder where that is read-only.
     """
 
     def __init__(self, images: ImageSet, imgsz: int, *, augment: bool) -> None:
         super().__init__(images, imgsz, augment=augment)
         self._folders: dict[str, Path] = {}
         self._remove_stale()
-        _in_parallel(self._store, len(images), f"Caching images ({self._bytes().sum() / 2**30:.2f} GiB disk)")
+
+    def room(self) -> list[tuple[int, int]]:
+        """For each disk that the files lie on: bytes that filling adds to it, and those that are free.
+
+        Raises:
+            UserError: an image is gone.
+        """
+        added: Counter[int] = Counter()
+        places: dict[int, Path] = {}
+        for index, size in enumerate(self._bytes()):
+            file = self.file(index)
+            if not file.is_file():
+                place = _existing(file.parent)
+                disk = place.stat().st_dev
+                places.setdefault(disk, place)
+                added[disk] += int(size)
+        return [(added[disk], shutil.disk_usage(place).free) for disk, place in places.items()]
+
+    def fill(self) -> None:
+        """Write the files that are not there yet."""
+        title = f"Caching images ({self._bytes().sum() / 2**30:.2f} GiB disk)"
+        _in_parallel(self._store, len(self.images), title)
 
     def file(self, index: int) -> Path:
         """The cache file of image `index` as it is now.
@@ -161,7 +191,7 @@ class DiskReader(ImageReader):
 def open_reader(images: ImageSet, imgsz: int, *, augment: bool, cache: str | None = None) -> ImageReader:
     """A reader of `images` at training scale, filled at once when `cache` is 'ram' or 'disk'.
 
-    When 1.1 times the estimate is not free, it says so and caches nothing.
+    When 1.1 times the estimate of what is not cached yet is not free, it says so and caches nothing.
 
     Raises:
         UserError: an unknown cache, or an image that cannot be read.
@@ -173,24 +203,19 @@ def open_reader(images: ImageSet, imgsz: int, *, augment: bool, cache: str | Non
         raise UserError(f"--cache {cache}: not a cache; use one of {', '.join(CACHES)}")
     if not len(images):
         return plain
-    need = MARGIN * float(plain._bytes().sum())
-    if cache == "ram":
-        free = free_memory()
-        reader: Callable[..., ImageReader] = RamReader
-    else:
-        free = shutil.disk_usage(
-            _existing(_cache_folder(os.path.dirname(os.path.abspath(images.path(0)))))
-        ).free
-        reader = DiskReader
-    if free is not None and need > free:
-        LOGGER.warning(
-            "--cache %s needs %.1f GiB and %.1f GiB are free: images are not cached, the run goes on without",
-            cache,
-            need / 2**30,
-            free / 2**30,
-        )
-        return plain
-    return reader(images, imgsz, augment=augment)
+    reader = (RamReader if cache == "ram" else DiskReader)(images, imgsz, augment=augment)
+    for need, free in reader.room():
+        if free is not None and MARGIN * need > free:
+            LOGGER.warning(
+                "--cache %s needs %.1f GiB and %.1f GiB are free: images are not cached, the run goes on "
+                "without",
+                cache,
+                MARGIN * need / 2**30,
+                free / 2**30,
+            )
+            return plain
+    reader.fill()
+    return reader
 
 
 def _in_parallel(task: Callable[[int], None], count: int, title: str) -> None:

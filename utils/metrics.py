@@ -270,7 +270,7 @@ def save_metrics(
     """Write metrics.json, whole or not at all.
 
     `speed` holds ms per image of each stage; `ms_per_image` is their sum. `parameters` and `gflops` are None
-    for a format that does not tell.
+    for a format that does not tell, `gflops` also for a network that cannot be counted.
     """
     report = {
         **metrics.as_dict(),

@@ -19,22 +19,33 @@ MIN_WARMUP_ITERATIONS = 100
 MIN_STEPS_PER_EPOCH = 10
 # The order that results.csv's x/lr0, x/lr1, x/lr2 follow.
 BIASES, WEIGHTS, NORMS = range(3)
+_NORMS = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
 BACKBONE = "backbone"  # the section of a model's rows that may learn at a rate of its own
 
 
 def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Split parameters into biases, other weights (which alone decay) and norm weights, in this order."""
-    groups: tuple[list[nn.Parameter], ...] = ([], [], [])
+    """Split parameters into biases, other weights (which alone decay) and norm weights, in this order.
+
+    Each parameter stands in one group once, also where several modules share it: one that is a bias or a
+    norm's weight anywhere does not decay.
+    """
+    found: dict[nn.Parameter, int] = {}
     for module in model.modules():
-        is_norm = "Norm" in type(module).__name__ and type(module).__module__.startswith("torch.nn")
         for name, parameter in module.named_parameters(recurse=False):
-            if name.endswith("bias"):
-                groups[BIASES].append(parameter)
-            elif is_norm:
-                groups[NORMS].append(parameter)
-            else:
-                groups[WEIGHTS].append(parameter)
-    return groups
+            group = BIASES if name.endswith("bias") else NORMS if _normalises(module, parameter) else WEIGHTS
+            found[parameter] = min(group, found.get(parameter, WEIGHTS), key=(BIASES, NORMS, WEIGHTS).index)
+    return tuple([p for p, group in found.items() if group == wanted] for wanted in (BIASES, WEIGHTS, NORMS))
+
+
+def _normalises(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether a module's own parameter is a norm's weight.
+
+    Besides torch.nn's norms and their subclasses (timm's BatchNormAct2d, LayerNorm2d) those of other parents,
+    such as timm's RmsNorm, EvoNorm2dS0 and GlobalResponseNorm: they can be told by their names only, and by
+    one value a channel, which a normalised convolution's weight has not.
+    """
+    named = any("Norm" in kind.__name__ for kind in type(module).__mro__)
+    return isinstance(module, _NORMS) or (named and parameter.ndim == 1)
 
 
 def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
@@ -172,11 +183,17 @@ class ModelEMA:
         self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
 
     def _tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The float entries of both state_dicts in one order; they alias the models', so once is enough."""
+        """The float entries of both state_dicts in one order; they alias the models', so once is enough.
+
+        A tensor that several modules share is among them once, or it would be moved twice.
+        """
         if self._pairs is None:
             source = model.state_dict()
+            unique = {key for key, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
             pairs = [
-                (own, source[key]) for key, own in self.model.state_dict().items() if own.is_floating_point()
+                (own, source[key])
+                for key, own in self.model.state_dict().items()
+                if key in unique and own.is_floating_point()
             ]
             self._pairs = [own for own, _ in pairs], [theirs for _, theirs in pairs]
         return self._pairs

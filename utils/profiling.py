@@ -7,6 +7,7 @@ included) at the stated size, in 10^9. Normalisation, activations, pooling and r
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.device import synchronize
 from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.profiling")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -32,9 +36,21 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def gflops(model: nn.Module, imgsz: Size = 640) -> float:
-    """GFLOPs of one image of (h, w) pixels, as defined above. The model itself is not touched."""
-    return 2 * sum(_macs(model, imgsz).values()) / 1e9
+class CannotCountError(UserError):
+    """A layer cannot be run to be counted; the sentence names it."""
+
+
+def gflops(model: nn.Module, imgsz: Size = 640) -> float | None:
+    """GFLOPs of one image of (h, w) pixels, as defined above. The model itself is not touched.
+
+    None where a layer cannot be counted, with a warning that names it: a figure of the report is no reason to
+    lose a finished training.
+    """
+    try:
+        return 2 * sum(_macs(model, imgsz).values()) / 1e9
+    except CannotCountError as error:
+        LOGGER.warning("no GFLOPs: %s", error)
+        return None
 
 
 def latency(
@@ -95,10 +111,10 @@ def interleaved(
     return {name: percentiles(series) for name, series in times.items()}
 
 
-def summary(model: nn.Module, imgsz: Size = 640) -> dict[str, float]:
+def summary(model: nn.Module, imgsz: Size = 640) -> dict[str, float | None]:
     """A DetectionModel's layers, parameters before and after fusion, and GFLOPs.
 
-    Layers are the modules that do something and hold no others.
+    Layers are the modules that do something and hold no others. GFLOPs are None as in `gflops`.
     """
     fused = _on_copy(model, lambda twin: count_parameters(twin.fuse()))
     return {
@@ -114,12 +130,15 @@ def layer_table(model: nn.Module, imgsz: Size = 640, timed: bool = False) -> lis
 
     `shape` is the output's for one image, without the batch; a list of shapes for the detector's output. With
     `timed` also gflops and ms, the median of five runs on the model's own device.
+
+    Raises:
+        UserError: with `timed`, a layer that cannot be counted.
     """
+    macs = _macs(model, imgsz) if timed else {}
     if timed:
         shapes, times = _shapes_and_times(model, imgsz, repeats=5)
     else:
         shapes, times = _on_copy(model, lambda twin: _shapes_and_times(twin, imgsz, repeats=0))
-    macs = _macs(model, imgsz) if timed else {}
     table = []
     for row in model.rows:
         entry = {
@@ -159,7 +178,7 @@ def _on_copy(model: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
     """Do something to a copy: one without weights, or a real one where an operation needs numbers to run."""
     try:
         return work(_weightless_copy(model))
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, CannotCountError):
         return work(copy.deepcopy(model).cpu().float().eval())
 
 
@@ -180,16 +199,27 @@ def _macs(model: nn.Module, imgsz: Size) -> Counter[int]:
 
 
 def _count_macs(model: nn.Module, image: Tensor) -> Counter[int]:
-    """Run a copy under thop, our counters in place of its own, and the counter of functional products."""
+    """Run a copy under thop, our counters in place of its own, and the counter of functional products.
+
+    Raises:
+        CannotCountError: the network, or a counter, fails at a layer.
+    """
     from thop import (
         profile,
     )  # here: it prints nothing, but importing it costs a second that no other use needs
 
     functional = _FunctionalMacs(model)
-    with functional:
-        total, _, tree = profile(
-            model, (image,), custom_ops=_counters(model), verbose=False, ret_layer_info=True
-        )
+    try:
+        with functional:
+            total, _, tree = profile(
+                model, (image,), custom_ops=_counters(model), verbose=False, ret_layer_info=True
+            )
+    except Exception as error:  # whatever a plug-in's block raises with one image
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        size = "x".join(map(str, image.shape[2:]))
+        raise CannotCountError(
+            f"{functional.place()} cannot be counted on one image of {size} px: {reason}"
+        ) from error
     macs = functional.macs
     rows = tree["model"][2] if functional.rows else {}
     for name, (ops, _, _) in rows.items():
@@ -248,6 +278,7 @@ class _FunctionalMacs(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.macs: Counter[int] = Counter()
+        self._model = model
         self._row = -1
         self._depth = 0
         layers = getattr(model, "model", None)
@@ -260,6 +291,14 @@ class _FunctionalMacs(TorchFunctionMode):
                 module.register_forward_pre_hook(lambda *_: self._enter(1))
                 module.register_forward_hook(lambda *_: self._enter(-1))
 
+    def place(self) -> str:
+        """The layer that is being run, in words."""
+        if self._row < 0:
+            return "the network"
+        rows = getattr(self._model, "rows", None)
+        name = rows[self._row].name if rows else type(self.rows[self._row]).__name__
+        return f"layer {self._row}, {name},"
+
     def _enter_row(self, index: int) -> None:
         self._row = index
 
@@ -268,13 +307,39 @@ class _FunctionalMacs(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._depth == 0 and func in _DECOMPOSED:
+            with _Products() as products:
+                result = func(*args, **kwargs)
+            self.macs[self._row] += products.macs
+            return result
         result = func(*args, **kwargs)
         if self._depth == 0 and isinstance(result, Tensor):
             self.macs[self._row] += _functional_macs(func, args, kwargs, result)
         return result
 
 
+class _Products(TorchDispatchMode):
+    """Counts the matrix products that a function of torch is carried out by.
+
+    Their sizes are neither in a tensordot's arguments nor in an einsum's equation alone: `...` stands for any
+    axes, some letters are summed before anything is multiplied, and three operands are multiplied in
+    the order that torch chooses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS:
+            self.macs += result.numel() * args[0].shape[-1]
+        return result
+
+
 _F = nn.functional
+_DECOMPOSED = {torch.einsum, torch.tensordot}
+_PRODUCTS = {torch.ops.aten.bmm.default, torch.ops.aten.mm.default}
 _MATMUL = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm}
 _ADD_MATMUL = {torch.addmm, Tensor.addmm, torch.baddbmm, Tensor.baddbmm}
 _CONV = {torch.conv1d, torch.conv2d, torch.conv3d, _F.conv1d, _F.conv2d, _F.conv3d}
@@ -302,29 +367,7 @@ def _functional_macs(func: Any, args: Any, kwargs: Any, result: Tensor) -> int:
         query, key, value = tensors[:3]
         per_pair = query.shape[-1] + value.shape[-1]
         return query.shape[:-1].numel() * key.shape[-2] * per_pair
-    if func is torch.einsum and isinstance(args[0], str):
-        return _einsum_macs(args[0], tensors or list(args[1]))
     return 0
-
-
-def _einsum_macs(equation: str, tensors: list[Tensor]) -> int:
-    """Product of the sizes of all letters: exact for two operands, which is what attention uses.
-
-    Raises:
-        UserError: three or more operands or an ellipsis, whose cost the equation alone does not tell.
-    """
-    inputs = equation.replace(" ", "").split("->")[0].split(",")
-    if len(inputs) < 2:
-        return 0
-    if len(inputs) > 2 or "." in equation:
-        raise UserError(
-            f"einsum {equation!r}: its cost cannot be counted; write it as products of two tensors"
-        )
-    sizes = {c: n for labels, tensor in zip(inputs, tensors) for c, n in zip(labels, tensor.shape)}
-    macs = 1
-    for size in sizes.values():
-        macs *= size
-    return macs
 
 
 def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list[Any], list[float]]:

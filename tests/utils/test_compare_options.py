@@ -18,6 +18,7 @@ from utils.compare_options import (
     train_options,
 )
 from utils.errors import UserError
+from utils.files import load_yaml, save_yaml
 from utils.hyp import load_hyp
 
 
@@ -103,6 +104,47 @@ def test_a_resumed_run_keeps_its_conditions(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=says) as caught:
             open_run(changes)
         assert "\n" not in str(caught.value)
+
+
+def test_files_are_saved_by_paths_that_hold_everywhere(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place in (here, there):
+        place.mkdir()
+    files = ("a.yaml", "w.pt", "best.pt", "set.yaml", "blocks.py")
+    for name in files:
+        (here / name).touch()
+    monkeypatch.chdir(here)
+    given = {"cfg": ["a.yaml+w.pt", "a.yaml+timm/x=w.pt", "a.yaml", "timm:x"], "weights": ["best.pt"]}
+    given |= {"data": "set.yaml", "plugins": ["blocks.py"], "backbone_weights": "w.pt", "name": "run"}
+    opt, _ = open_run(given | {"project": str(tmp_path)})
+    cfg, start = str(here / "a.yaml"), str(here / "w.pt")
+    assert opt.cfg == [f"{cfg}+{start}", f"{cfg}+timm/x={start}", cfg, "timm:x"]
+    assert opt.weights == [str(here / "best.pt")] and opt.data == str(here / "set.yaml")
+    assert opt.plugins == [str(here / "blocks.py")] and opt.backbone_weights == start
+    found = list_nets(opt)
+    assert [net.key for net in found] == [
+        "a-w.pt",
+        "a-timm-x-w.pt",
+        "a-w.pt-2",
+        "timm-x-w.pt",
+        "weights-here",
+    ]
+    assert [net.label for net in found[:2]] == ["a (w.pt)", "a (timm/x=w.pt)"]
+    assert "a.yaml+w.pt" in command_line(opt) and str(here) not in command_line(opt)
+
+    (tmp_path / "run").mkdir()
+    save_options(opt, tmp_path / "run")
+    monkeypatch.chdir(there)
+    again, _ = open_run({"resume": str(tmp_path / "run"), "cfg": ["../here/a.yaml", "b.yaml"]})
+    assert list_nets(again)[:4] == found[:4] and list_nets(again)[-1] == found[-1]
+    assert again.cfg[4:] == ["b.yaml"]  # a.yaml was there already
+    assert (again.data, again.plugins) == (opt.data, opt.plugins)
+
+    older = load_yaml(tmp_path / "run" / "compare.yaml")
+    older = {name: value for name, value in older.items() if name != "keys"} | given
+    save_yaml(tmp_path / "run" / "compare.yaml", older)  # as an earlier version wrote it
+    monkeypatch.chdir(here)
+    assert list_nets(open_run({"resume": str(tmp_path / "run")})[0]) == found
 
 
 @pytest.mark.parametrize(

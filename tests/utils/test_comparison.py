@@ -97,6 +97,30 @@ def test_other_conditions_are_kept_apart_and_said():
         assert conditions_of(meta(**changes), classes) != first
 
 
+def test_what_was_measured_heads_a_table_and_another_training_is_said():
+    small, digits = str(ROOT / "data" / "coco128.yaml"), str(ROOT / "data" / "digits.yaml")
+    here, there = conditions_of(meta(data=small, imgsz=128), 10), conditions_of(meta(imgsz=64), 10)
+    rows = [row("there", 0.9, there), row("here", 0.2, here), row("own", 0.1, there), row("odd", 0.1)]
+    rows[0].data, rows[0].imgsz = small, 128
+    rows[1].data, rows[1].imgsz = small, 128
+    rows[2].data, rows[2].imgsz = digits, 64
+    rows[3].data, rows[3].imgsz = small, 640
+    groups = group_rows(rows, here)
+    assert [[r.key for r in group.rows] for group in groups] == [["here"], ["there"], ["own"], ["odd"]]
+    recipe = "30 epochs, batch 16, SGD, seed 0, hyp.digits.yaml"
+    assert groups[0].title == f"coco128.yaml, 10 classes, 128 px, {recipe}"
+    told = "trained on digits.yaml at 64 px"
+    assert groups[1].title == f"coco128.yaml, 10 classes, 128 px, {told}, {recipe}"
+    said = f"trained with data {digits} instead of {small}; trained with imgsz 64 instead of 128"
+    assert groups[1].difference == said
+    assert groups[2].title == f"digits.yaml, 10 classes, 64 px, {recipe}"
+    assert groups[2].difference == f"data {digits} instead of {small}; imgsz 64 instead of 128"
+    assert groups[3].title == "conditions unknown, measured on coco128.yaml at 640 px"
+    assert "**Conditions unknown, measured on coco128.yaml" in to_markdown(groups, [], ())
+    other = group_rows([rows[0], rows[2]], None)[1]  # one training, measured twice
+    assert other.difference == f"measured on {digits} instead of {small}; measured at 64 px instead of 128 px"
+
+
 def test_a_step_fitted_to_the_data_does_not_hide_the_hyperparameters_file():
     stock = ROOT / "data" / "hyps" / "hyp.scratch-low.yaml"
     hyp = load_hyp(stock)

@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections import namedtuple
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -103,6 +104,37 @@ def test_what_does_not_fit_is_not_cached(tmp_path, monkeypatch, caplog, cache):
         monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _, free=free: usage(free))
         assert type(open_reader(images, 64, augment=True, cache=cache)) is expected
     assert caplog.text.count("images are not cached") == 1
+
+
+def test_files_that_are_there_need_no_room(tmp_path, monkeypatch):
+    images = write_images(tmp_path, SIZES)
+    first = open_reader(images, 64, augment=True, cache="disk")
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: usage(64 * 64 * 3 * 1.1 + 1))
+    assert type(open_reader(images, 64, augment=True, cache="disk")) is DiskReader
+    first.file(2).unlink()  # 64 x 64: what is missing fits
+    assert type(open_reader(images, 64, augment=True, cache="disk")) is DiskReader
+    assert first.file(2).is_file()
+    for index in (2, 3):
+        first.file(index).unlink()
+    assert type(open_reader(images, 64, augment=True, cache="disk")) is ImageReader
+    assert not first.file(2).is_file()
+
+
+def test_each_disk_is_asked_for_its_own_share(tmp_path, monkeypatch):
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or os.stat(memory).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("no second disk")
+    images = write_images(tmp_path, SIZES)
+    places = (tmp_path, memory / "no such folder")
+    monkeypatch.setattr(DiskReader, "file", lambda _, index: places[index % 2] / f"{index}.npy")
+    usage = namedtuple("usage", "free")
+    free = {tmp_path: 2**30, memory: 0}
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage(free[path]))
+    reader = DiskReader(images, 64, augment=True)
+    sizes = reader._bytes()
+    assert reader.room() == [(sizes[::2].sum(), 2**30), (sizes[1::2].sum(), 0)]
+    assert type(open_reader(images, 64, augment=True, cache="disk")) is ImageReader
 
 
 def test_unknown_caches_and_missing_images_are_refused(tmp_path):

@@ -41,6 +41,77 @@ def test_groups_are_biases_weights_norms() -> None:
     assert all(p.ndim >= 2 for p in weights) and all(p.ndim == 1 for p in biases + norms)
 
 
+class NormAct(nn.BatchNorm2d):
+    """A norm as timm and torchvision derive theirs."""
+
+
+class ChannelNorm(nn.Module):
+    """A norm of no known parent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+
+class NormedConv(nn.Module):
+    """A convolution that its name calls a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4, 1, 1))
+
+
+def test_norms_of_other_libraries_do_not_decay() -> None:
+    norms = [NormAct(4), nn.LayerNorm((4, 2, 2)), ChannelNorm()]
+    conv = NormedConv()
+    found = param_groups(nn.Sequential(*norms, conv))
+    assert [*map(id, found[2])] == [id(norms[0].weight), id(norms[1].weight), id(norms[2].gain)]
+    assert [*map(id, found[1])] == [id(conv.weight)]
+
+
+def test_timms_norms_do_not_decay() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv4_conv_small", features_only=True)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 45
+    assert {id(p) for p in param_groups(model)[2]} == {id(m.weight) for m in norms}
+    others = [
+        getattr(timm.layers, name)(4) for name in ("FilterResponseNormAct2d", "RmsNorm2d", "EvoNorm2dS0")
+    ]
+    assert not param_groups(nn.Sequential(*others))[1]  # none of them is torch.nn's kind
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_shared_parameter_is_stepped_once_and_not_decayed_if_it_is_a_norms(turned: bool) -> None:
+    shared, single = nn.Parameter(torch.ones(4)), nn.Conv2d(4, 4, 1, bias=False)
+    norm, scale = nn.BatchNorm2d(4), nn.Module()
+    norm.weight = scale.weight = shared
+    twin = nn.Conv2d(4, 4, 1, bias=False)
+    twin.weight = single.weight
+    parts = [scale, norm, single, twin]
+    model = nn.Sequential(*(reversed(parts) if turned else parts))
+    biases, weights, norms = param_groups(model)
+    assert [*map(id, biases)] == [id(norm.bias)]
+    assert [*map(id, weights)] == [id(single.weight)] and [*map(id, norms)] == [id(shared)]
+    optimizer = build_optimizer(model, "SGD", HYP, 64)
+    start = single.weight.detach().clone()
+    single.weight.grad = torch.ones_like(start)
+    optimizer.step()  # Nesterov's first step: (1 + momentum) times the gradient, decay in it
+    step = HYP["lr0"] * (1 + HYP["momentum"]) * (1 + HYP["weight_decay"] * start)
+    torch.testing.assert_close(single.weight.detach(), start - step)
+
+
+def test_a_shared_parameter_is_averaged_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    ema = ModelEMA(model, decay=0.5, tau=1e-6)
+    start = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 1
+    ema.update(model)
+    torch.testing.assert_close(ema.model[1].weight, start + 0.5)
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_only_weights_decay_scaled_to_the_real_step(name: str) -> None:
     optimizer = build_optimizer(Tiny(), name, HYP, batch_size=24)  # 3 batches of 24: 72 of nominal 64

@@ -78,18 +78,57 @@ class Attention(nn.Module):
         if self.how == "einsum":
             scores = torch.einsum("bhld,bhmd->bhlm", q, k)
             return torch.einsum("bhlm,bhmd->bhld", scores.softmax(-1), v)
+        if self.how == "ellipsis":
+            scores = torch.einsum("...ld,...md->...lm", q, k)
+            return torch.einsum("...lm,...md", scores.softmax(-1), v)
+        if self.how == "list of operands":
+            return torch.einsum("oh,...hld->...old", [torch.ones(5, 2, device=q.device), q])
+        if self.how == "sublists":
+            return torch.einsum(q, [0, 1, 2, 3], k, [0, 1, 4, 3])
+        if self.how == "tensordot":
+            return torch.tensordot(q, k, dims=([0, 1, 3], [0, 1, 3]))
         return torch.einsum("bhld,bhmd,bhmd->bhl", q, k, v)
 
 
-@pytest.mark.parametrize("how", ["sdpa", "matmul", "torch.matmul", "bmm", "einsum"])
+EINSUMS = ["einsum", "ellipsis", "list of operands", "sublists", "three operands", "tensordot"]
+
+
+@pytest.mark.parametrize("how", ["sdpa", "matmul", "torch.matmul", "bmm", *EINSUMS])
 def test_attention_by_functions_is_counted(how):
     module = Attention(how)
     assert gflops(module, (8, 12)) == pytest.approx(reference(module, (8, 12)), rel=1e-6)
 
 
-def test_what_cannot_be_counted_is_said():
-    with pytest.raises(UserError, match="einsum"):
-        gflops(Attention("three operands"), (8, 12))
+def test_an_einsum_with_an_ellipsis_costs_what_the_same_convolution_costs():
+    class Pointwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(5, 3))
+
+        def forward(self, x):
+            return torch.einsum("oc,...chw->...ohw", self.weight, x)
+
+    assert gflops(Pointwise(), (8, 12)) == pytest.approx(2 * 5 * 3 * 8 * 12 / 1e9)
+
+
+class Pairs(nn.Module):
+    """A block that takes no single image."""
+
+    def forward(self, x):
+        if len(x) < 2:
+            raise ValueError("needs two images")
+        return x
+
+
+def test_what_cannot_be_counted_is_said_and_is_no_error(log):
+    model = DetectionModel("yolov5n.yaml", nc=2)
+    model.model[3].conv = nn.Sequential(model.model[3].conv, Pairs())
+    model.fuse = lambda: model
+    assert gflops(model, 64) is None
+    assert summary(model, 64)["gflops"] is None
+    assert "layer 3, Conv, cannot be counted on one image of 64x64 px: needs two images" in log.text
+    with pytest.raises(UserError, match="layer 3, Conv, cannot"):
+        layer_table(model, 64, timed=True)
 
 
 class Functional(nn.Module):
