@@ -172,7 +172,7 @@ def export(opt: Namespace) -> list[ExportResult]:
     quantiser = None
     if opt.int8:  # first of all: it fetches a data set that is not there yet
         shape = (opt.batch_size, model.ch, *size)
-        quantiser = Quantiser(opt.data, opt.calibration_images, weights, shape, device, opt.dynamic)
+        quantiser = Quantiser(opt.data, opt.calibration_images, weights, shape, device)
     photograph = _photograph(opt.data)
     example = _check_batch(photograph, model.ch, opt.batch_size, size).to(device)
     batches = [example]

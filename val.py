@@ -185,11 +185,13 @@ class _Validation:
             rect=rect,
             pad=0.5 if rect else 0.0,
             stride=backend.stride,
+            frame=backend.fixed_size,
             single_cls=opt.single_cls,
             workers=workers_beside(backend.device, opt.workers),
         )
         try:
-            backend.warmup((1 if backend.pytorch else batch_size, 3, imgsz, imgsz))
+            size = backend.fixed_size or (imgsz, imgsz)
+            backend.warmup((1 if backend.pytorch else batch_size, 3, *size))
             return evaluate(
                 backend,
                 loader,
@@ -234,15 +236,10 @@ class _Validation:
 
 
 def _fit_size(imgsz: int, backend: Backend) -> int:
-    """The image size the backend can take: its only one, or the next multiple of its stride."""
+    """The longer side the backend can take: that of its only size, or the next multiple of its stride."""
     if backend.fixed_size is not None:
         height, width = backend.fixed_size
-        if height != width:
-            raise UserError(
-                f"{backend.path}: takes images of {height}x{width} only, and validation needs a square; "
-                "export it square or with --dynamic"
-            )
-        fitted, why = height, "the only size it was exported for"
+        fitted, why = max(height, width), f"of {height}x{width}, the only size it was exported for"
     else:
         fitted, why = -(-imgsz // backend.stride) * backend.stride, f"a multiple of stride {backend.stride}"
     if fitted != imgsz:

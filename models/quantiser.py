@@ -42,7 +42,6 @@ class Quantiser:
         weights: Path,
         shape: tuple[int, int, int, int],
         device: torch.device,
-        dynamic: bool = False,
     ) -> None:
         """
         Args:
@@ -51,11 +50,10 @@ class Quantiser:
             weights: the checkpoint, to measure against.
             shape: (N, ch, H, W) of the export.
             device: which it is for.
-            dynamic: whether the file takes other shapes too.
 
         Raises:
-            UserError: no train or val split, no image, classes other than the checkpoint's, a network whose
-                channels no image has, or a fixed size that mAP cannot be measured at.
+            UserError: no train or val split, no image, classes other than the checkpoint's, or a network
+                whose channels no image has.
         """
         self.weights, self.device = weights, device
         self._known: dict[bool, Metrics] = {}
@@ -63,11 +61,6 @@ class Quantiser:
         self.size = (size[0], size[1])
         if self.ch not in (1, 3):
             raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
-        if size[0] != size[1] and not dynamic:
-            raise UserError(
-                f"--imgsz {size[0]} {size[1]}: mAP, which --int8 is judged by, is measured on squares; give "
-                "one side, or add --dynamic"
-            )
         self.config = load_dataset(data)
         images = load_images(self.config, "train")
         # Evenly over the list, which is sorted: a set in which the classes come one after the other is
@@ -106,20 +99,16 @@ def measure(
     """Validate on a data set's val images as val.py does.
 
     Args:
-        size: (height, width) in pixels; square, unless images may have rectangles of their own.
+        size: (height, width) in pixels; of rectangles of their own the images have its longer side.
         batch: images a batch.
         rect: whether every batch has the rectangle that suits it; None: where the file allows it. A file of a
-            fixed size sees squares, and other figures are comparable with its own only from squares too.
+            fixed size sees every image letterboxed into that, and other figures are comparable with its own
+            only from such images too.
 
     Raises:
-        UserError: a size that is not square for a file of fixed size, or classes that differ.
+        UserError: classes that differ.
     """
-    height, width = size
     rect = backend.rect_ok if rect is None else rect
-    if height != width and not rect:
-        raise UserError(
-            f"{backend.path}: mAP is measured on squares, not {height}x{width}; give one --imgsz or --dynamic"
-        )
     check_classes(backend, config)
     loader = build_loader(
         load_images(config, "val"),
@@ -128,6 +117,7 @@ def measure(
         rect=rect,
         pad=0.5 if rect else 0.0,
         stride=backend.stride,
+        frame=None if rect else size,
         workers=workers_beside(backend.device, None),
     )
     try:

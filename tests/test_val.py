@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch import nn
 
+import export
 import val
 from models.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
@@ -247,6 +248,21 @@ def test_ensemble_of_two_checkpoints(project, tmp_path):
     one = val.run(**options(project, tmp_path))
     two = val.run(**options(project, tmp_path, weights=weights))
     assert two.metrics.map50 == pytest.approx(one.metrics.map50, abs=1e-6)  # twins suppress each other
+
+
+def test_a_file_of_one_rectangle_sees_every_image_in_it(project, tmp_path):
+    shapes = []
+    export.run(weights=str(project / "tiny.pt"), include=["onnx"], imgsz=[64, 96])
+    original = val.evaluate
+
+    def spy(backend, loader, **kwargs):
+        shapes.extend(tuple(batch[0].shape) for batch in loader)
+        return original(backend, loader, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(val, "evaluate", spy)
+        result = val.run(**options(project, tmp_path, weights=project / "tiny.onnx"))
+    assert set(shapes) == {(1, 3, 64, 96)} and len(shapes) == result.seen == 5
 
 
 @pytest.mark.parametrize(

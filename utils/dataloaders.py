@@ -65,6 +65,8 @@ class DetectionDataset(Dataset):
         rect: batches of rectangles, sorted by aspect ratio, instead of squares; turns mosaic off.
         stride: sides of rectangles are multiples of this.
         pad: extra padding of rectangles, in strides (0 for training, 0.5 for validation).
+        frame: (height, width) that every image is letterboxed into, whatever its own shape, for networks of
+            one size; None: the square of `imgsz`, or the rectangles of `rect`.
         cache: None, 'ram' or 'disk' (see `utils.image_cache`).
         single_cls: every label becomes class 0.
         seed: seed of all augmentation.
@@ -81,6 +83,7 @@ class DetectionDataset(Dataset):
         rect: bool = False,
         stride: int = 32,
         pad: float = 0.0,
+        frame: tuple[int, int] | None = None,
         cache: str | None = None,
         single_cls: bool = False,
         seed: int = 0,
@@ -89,6 +92,7 @@ class DetectionDataset(Dataset):
         self.single_cls = single_cls
         self.hyp = {key: float(value) for key, value in (hyp or {}).items() if isinstance(value, int | float)}
         self.rect = rect_batches(images.sizes, imgsz, batch_size, stride, pad) if rect else None
+        self.frame = frame or (imgsz, imgsz)
         self.mosaic = augment and not rect
         # The images that mosaic and mixup draw from. Shared memory, so that drawing images by weight also
         # reaches workers that are already running.
@@ -147,7 +151,7 @@ class DetectionDataset(Dataset):
     def _letterboxed(self, index: int) -> tuple[Sample, Shape]:
         image, native = self._reader.read(index)
         scaled = image.shape[:2]
-        target = self.rect.shape(index) if self.rect else (self.imgsz, self.imgsz)
+        target = self.rect.shape(index) if self.rect else self.frame
         image, ratio, pad = letterbox(image, target, auto=False, scaleup=self.augment)
         height, width = scaled[0] * ratio[0], scaled[1] * ratio[1]
         labels = self._labels(index)
@@ -383,6 +387,7 @@ def build_loader(
     rect: bool = False,
     pad: float = 0.0,
     stride: int = 32,
+    frame: tuple[int, int] | None = None,
     cache: str | None = None,
     single_cls: bool = False,
     workers: int = 8,
@@ -410,9 +415,9 @@ def build_loader(
         raise UserError("there is no usable image to load; check the paths in the dataset's YAML")
     if seed < 0:
         raise UserError(f"--seed {seed}: a seed cannot be negative; use 0 or more")
-    options = {"hyp": hyp, "augment": augment, "rect": rect, "stride": stride, "pad": pad, "cache": cache}
+    options = {"hyp": hyp, "augment": augment, "rect": rect, "stride": stride, "pad": pad, "frame": frame}
     dataset = DetectionDataset(
-        images, imgsz, batch_size=batch_size, single_cls=single_cls, seed=seed, **options
+        images, imgsz, batch_size=batch_size, cache=cache, single_cls=single_cls, seed=seed, **options
     )
     sampler = BatchSampler(
         len(images),
@@ -424,7 +429,7 @@ def build_loader(
         even=augment or shuffle,
         order=dataset.rect.order if dataset.rect else None,
     )
-    pixels = int(dataset.rect.shapes.prod(1).max()) if dataset.rect else imgsz * imgsz
+    pixels = int(dataset.rect.shapes.prod(1).max()) if dataset.rect else dataset.frame[0] * dataset.frame[1]
     processes = count_workers(workers, batch_size, len(sampler), pixels * 3 * batch_size, world_size)
     loader = Loader(dataset, sampler, workers=processes)
     if image_weights is not None:

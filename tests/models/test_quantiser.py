@@ -1,8 +1,11 @@
 """What int8 takes from a data set: the same images every time, as validation sees them; mAP beside mAP."""
 
+import shutil
+
 import pytest
 import torch
 
+import export
 from models import quantiser
 from models.backends import load_backend
 from models.checkpoint import save_checkpoint
@@ -44,7 +47,7 @@ def test_images_are_spread_over_the_training_list(weights, data):
 
 
 def test_images_keep_their_aspect_on_grey(weights, data):
-    batch = next(Quantiser(data, 1, weights, (1, 3, 32, 96), CPU, dynamic=True).batches())
+    batch = next(Quantiser(data, 1, weights, (1, 3, 32, 96), CPU).batches())
     assert batch.shape == (1, 3, 32, 96)
     assert torch.all(batch[..., :32] == 114 / 255)
     assert batch[..., 32:64].std() > 0.01
@@ -70,14 +73,22 @@ def test_loader_has_as_many_workers_as_in_validation(weights, data, monkeypatch)
     assert seen == [workers_beside(torch.device("cpu"), None)]
 
 
-@pytest.mark.parametrize(
-    ("shape", "sentence"),
-    [((1, 4, 32, 32), "takes 4 channels"), ((1, 3, 32, 64), "--imgsz 32 64: mAP, .* measured on squares")],
-)
-def test_what_cannot_be_measured_is_refused_before_any_work(weights, data, shape, sentence):
-    with pytest.raises(UserError, match=sentence):
-        Quantiser(data, 1, weights, shape, CPU)
+def test_what_no_image_has_is_refused(weights, data):
+    with pytest.raises(UserError, match="takes 4 channels"):
+        Quantiser(data, 1, weights, (1, 4, 32, 32), CPU)
 
 
-def test_a_free_size_is_measured_on_rectangles(weights, data):
-    assert Quantiser(data, 1, weights, (1, 3, 32, 64), CPU, dynamic=True).accuracy(weights).map >= 0
+def test_a_fixed_rectangle_is_measured_in_that_rectangle(weights, data, tmp_path, monkeypatch):
+    """The file and the checkpoint beside it see the same images."""
+    shapes = []
+    original = quantiser.evaluate
+
+    def spy(backend, loader, **kwargs):
+        shapes.append((backend.path.suffix, {tuple(batch[0].shape) for batch in loader}))
+        return original(backend, loader, **kwargs)
+
+    monkeypatch.setattr(quantiser, "evaluate", spy)
+    copy = shutil.copy(weights, tmp_path)
+    (result,) = export.run(weights=str(copy), include=["onnx"], imgsz=[32, 64])
+    Quantiser(data, 1, weights, (1, 3, 32, 64), CPU).accuracy(result.path)
+    assert shapes == [(".onnx", {(1, 3, 32, 64)}), (".pt", {(1, 3, 32, 64)})]
