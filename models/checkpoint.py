@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from models.metadata import PROJECT, SCHEMA, TASK
 from models.official import OfficialFile, is_official, parse_official, read_file
+from models.parsing import KEYS
 from models.registry import lookup
 from models.yolo import DetectionModel
 from utils.device import seeded
@@ -235,7 +236,8 @@ def _rebuild(
     """Build the YAML's network and fill every tensor of it from `state`, or say which does not fit."""
     try:
         with seeded(0):  # the initial weights are overwritten: loading must not move the caller's generator
-            model = DetectionModel(yaml)
+            # Keys that do nothing were told of when the YAML was read: no reason to refuse the weights.
+            model = DetectionModel({key: value for key, value in yaml.items() if key in KEYS})
     except UserError as error:
         raise UserError(f"{path}: its model cannot be rebuilt from its YAML: {error}") from None
     report = transfer(model, state)

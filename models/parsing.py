@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
+import logging
 import math
 import types
 import typing
@@ -19,6 +21,8 @@ import models.catalogue  # noqa: F401 registers the blocks
 from models.activations import Activation, activation_factory, default_activation
 from models.registry import REGISTRY, BlockSpec, blame, lookup
 from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.models")
 
 PROBE = 512  # pixels per side of the image that the rows' shapes are inferred with: strides up to 512
 MOST_REPEATS = 1000  # beyond it a slip of the pen would build for minutes
@@ -104,10 +108,11 @@ def check_keys(cfg: dict[str, Any], source: str) -> None:
     Raises:
         UserError: a key that is missing, misspelt or of the wrong kind.
     """
-    for key in cfg:
-        close = difflib.get_close_matches(str(key), KEYS, 1, 0.8)
-        if key not in KEYS and close:
+    for key in [key for key in cfg if key not in KEYS]:
+        close = difflib.get_close_matches(str(key).strip().lower(), KEYS, 1, 0.8)
+        if close:
             raise UserError(f"{source}: key {key!r} is not known; did you mean {close[0]!r}?")
+        _warn_unknown(source, str(key))
     for key in ("nc", "anchors", "backbone", "head"):
         if cfg.get(key) is None:
             raise UserError(f"{source}: key '{key}' is missing; {_REMEDY[key]}")
@@ -127,6 +132,11 @@ def check_keys(cfg: dict[str, Any], source: str) -> None:
         activation_factory(activation or "SiLU")
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+@functools.cache  # a training builds its YAML twice: first to look at it, then with the data's classes
+def _warn_unknown(source: str, key: str) -> None:
+    LOGGER.warning("%s: key %r is not known and does nothing; known are %s", source, key, ", ".join(KEYS))
 
 
 _REMEDY = {

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -62,25 +63,19 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = f".{path.name[:_TEMPORARY_NAME]}."  # not the whole name: that may be as long as names can be
-    descriptor, temporary = tempfile.mkstemp(prefix=beside, suffix=".part", dir=path.parent)
+    temporary = path.with_name(f"{beside}{uuid.uuid4().hex}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        # Not tempfile's, which nobody else may read: to give it an ordinary file's rights the process's umask
+        # would have to be read, and that means changing it under the feet of other threads.
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
-
-
-def _umask() -> int:
-    """The process's umask; reading it means setting it, so it is put back at once."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def atomic_text(path: str | Path, text: str) -> None:

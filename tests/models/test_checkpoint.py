@@ -99,6 +99,14 @@ def test_round_trip_keeps_tensors_names_meta_and_training(tmp_path):
     assert torch.equal(loaded.model(images)[0], model.eval()(images)[0]), "mean and std come back by the YAML"
 
 
+def test_a_key_that_does_nothing_is_no_reason_to_refuse_the_weights(tmp_path):
+    model = tiny()
+    model.yaml |= {"Mean": [0.5, 0.5, 0.5], "author": "me"}  # a training of an earlier version took both
+    save_checkpoint(tmp_path / "a.pt", model, meta={})
+    again = load_checkpoint(tmp_path / "a.pt").model
+    assert set(again.yaml) == set(tiny().yaml) and torch.equal(again.mean, tiny().mean)
+
+
 def test_file_names_no_code_at_all(tmp_path):
     path = tmp_path / "a.pt"
     save_checkpoint(path, tiny(), meta={"n": np.int64(1), "b": np.bool_(True)}, training={"x": np.zeros(2)})

@@ -96,6 +96,8 @@ def broken(**changes):
         ({"width_multiple": 0}, ["width_multiple: 0"]),
         ({"depth_multiple": "deep"}, ["depth_multiple: 'deep'"]),
         ({"widht_multiple": 1.0}, ["widht_multiple", "width_multiple"]),
+        ({"Mean": [0.5, 0.5, 0.5]}, ["'Mean'", "did you mean 'mean'"]),
+        ({"STD": [0.5, 0.5, 0.5]}, ["'STD'", "did you mean 'std'"]),
         ({"activation": "exit()"}, ["activation", "exit"]),
         ({"activation": 3}, ["activation: 3"]),
         ({"backbone": "rows"}, ["'backbone' is text"]),
@@ -140,6 +142,19 @@ def test_the_posts_models_build_unchanged_and_the_incomplete_one_is_refused():
         assert sum(p.numel() for p in model.parameters()) == parameters
     with pytest.raises(UserError, match=r"yolov5-efficient\.yaml: head row 8 .*no row is Detect"):
         DetectionModel(POSTS / "yolov5-efficient.yaml")
+
+
+def test_an_unknown_key_is_said_once_and_known_files_make_no_noise(tmp_path, log):
+    save_yaml(tmp_path / "mine.yaml", BASE | {"stdev": [0.5, 0.5, 0.5]})
+    for _ in range(2):
+        DetectionModel(tmp_path / "mine.yaml")
+    messages = {id(record): record.getMessage() for record in log.records}.values()
+    assert [m.partition(" is not known")[0] for m in messages] == [f"{tmp_path / 'mine.yaml'}: key 'stdev'"]
+    log.clear()
+    for file in [*(ROOT / "models").glob("*.yaml"), *POSTS.glob("*.yaml")]:
+        cfg = load_yaml(file)
+        parsing.check_keys(cfg | {"anchors": cfg.get("anchors") or 3}, str(file))
+    assert not log.records
 
 
 def test_repeats_with_a_stride_and_new_channels():

@@ -59,6 +59,13 @@ def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
         (tmp_path / name).unlink()
 
 
+def test_atomic_write_leaves_the_umask_of_other_threads_alone(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "umask", lambda mask: asked.append(mask) or 0)
+    files.atomic_text(tmp_path / "a.txt", "text")
+    assert asked == [] and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_atomic_write_honours_the_umask(tmp_path):
     old = os.umask(0o027)
     try:
