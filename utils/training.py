@@ -189,7 +189,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any], average: dict[str, Tensor] | None = None) -> None:
-        """Go on from `state_dict()`; `average` is the EMA model's state."""
+        """Go on from `state_dict()`; `average` is the EMA model's state.
+
+        Raises:
+            UserError: a state whose optimizer groups the parameters in another way.
+        """
         batches = self.schedule.batches
         saved_batches = state.get("batches", batches)  # older checkpoints do not say
         if saved_batches != batches:
@@ -198,6 +202,15 @@ class Trainer:
                 "what follows is not what it would have been",
                 saved_batches,
                 batches,
+            )
+        had, has = (
+            [len(group["params"]) for group in optimizer["param_groups"]]
+            for optimizer in (state["optimizer"], self.optimizer.state_dict())
+        )
+        if had != has:  # which norms decay has changed once
+            raise UserError(
+                f"the checkpoint's optimizer has groups of {had} parameters, this version's {has}, so its run "
+                "cannot be resumed; start a new one with the checkpoint as --weights"
             )
         waiting = state["epochs"] * saved_batches - 1 - state["last_step"]  # batches since the last step
         # Below 0: an older checkpoint of an epoch broken off, or of more batches an epoch than now.

@@ -110,6 +110,20 @@ def test_resumed_training_equals_uninterrupted_to_the_bit() -> None:
     assert whole.ema.updates == second.ema.updates
 
 
+def test_a_state_of_other_parameter_groups_is_a_sentence() -> None:
+    trainer = make()
+    state = trainer.state_dict(0)
+    moved = state["optimizer"]["param_groups"]
+    moved[0]["params"], moved[1]["params"] = (
+        moved[0]["params"][1:],
+        moved[1]["params"] + moved[0]["params"][:1],
+    )
+    with pytest.raises(
+        UserError, match="groups of .* cannot be resumed; start a new one with the checkpoint"
+    ):
+        trainer.load_state_dict(state)
+
+
 def steps_of(trainer: Trainer, epoch: int, count: int) -> int:
     """Optimizer steps that an epoch of `count` batches makes."""
     before = trainer.ema.updates
