@@ -209,8 +209,8 @@ class Trainer:
         )
         if had != has:  # which norms decay has changed once
             raise UserError(
-                f"the checkpoint's optimizer has groups of {had} parameters, this version's {has}, so its run "
-                "cannot be resumed; start a new one with the checkpoint as --weights"
+                f"the checkpoint's optimizer has groups of {had} parameters, this version's {has}, so its "
+                "run cannot be resumed; start a new one with the checkpoint as --weights"
             )
         waiting = state["epochs"] * saved_batches - 1 - state["last_step"]  # batches since the last step
         # Below 0: an older checkpoint of an epoch broken off, or of more batches an epoch than now.
