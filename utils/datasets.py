@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.downloads import fetch as fetch_file
-from utils.downloads import file_name, is_archive, is_url, unpack
+from utils.archives import fetch_archives
+from utils.downloads import is_archive, is_url, unpack
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, datasets_dir, find_file, load_yaml
 from utils.imageset import CORRUPT, ImageSet, Packed, ScanReport
@@ -81,7 +81,7 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
     root = _choose_root(candidates, entries)
     if root is None and fetch:
         if data.get("download"):
-            _download(yaml_path, data["download"], _home(given or ""))
+            _download(yaml_path, data["download"], given or "")
             root = _choose_root(candidates, entries)
         if root is None:
             raise UserError(_missing_sentence(yaml_path, candidates, entries))
@@ -277,10 +277,8 @@ def _home(given: str) -> Path:
     path = Path(given).expanduser()
     if path.is_absolute():
         return path
-    parts = [p for p in path.parts if p not in ("..", ".")]
-    if path.parts[:2] == ("..", "datasets"):
-        parts = list(path.parts[2:])
-    return datasets_dir().joinpath(*parts)
+    parts = path.parts[2:] if path.parts[:2] == ("..", "datasets") else path.parts
+    return datasets_dir().joinpath(*(p for p in parts if p not in ("..", ".")))
 
 
 def _locate(root: Path, entry: str) -> Path:
@@ -321,27 +319,35 @@ def _missing_sentence(yaml_path: Path, candidates: list[Path], entries: dict[str
     return f"{yaml_path}: images missing ({what}; looked below {looked}); put them there or mend the YAML"
 
 
-def _download(yaml_path: Path, how: Any, home: Path) -> None:
-    """Get a missing data set into `home` as the YAML's `download` key says. Nothing in it is ever run."""
-    LOGGER.info("%s: data set not found, making it in %s", yaml_path.name, home)
-    if how in ("digits", "voc", "coco"):
-        _make_bundled(how, home)
-        return
+def _download(yaml_path: Path, how: Any, given: str) -> None:
+    """Get a missing data set as the YAML's `download` key says. Nothing in it is ever run.
+
+    A YAML may be a stranger's, and so is what its addresses hold: that is written nowhere but in a folder of
+    its own below the datasets folder, not where `path` likes (the user's home, a folder of programs). The
+    makers of the project write images and labels alone, into a folder that is missing or empty.
+    """
+    home = Path(os.path.abspath(_home(given)))
+    datasets = Path(os.path.abspath(datasets_dir()))
+    bundled = how in ("digits", "voc", "coco")
     urls = how if isinstance(how, list) else [how]
-    if not urls or not all(isinstance(u, str) and is_url(u) for u in urls):
+    if not bundled and (not urls or not all(isinstance(u, str) and is_url(u) for u in urls)):
         shown = str(how).strip().splitlines()[0][:60]
         raise UserError(
             f"{yaml_path}: download is {shown!r}, and scripts are not run; get the data yourself and put it "
             f"in {home}, or give a URL or one of digits, voc, coco"
         )
-    for url in urls:
-        archive = home.parent / file_name(url)
-        try:
-            fetch_file(url, archive)
-            unpack(archive, home.parent)
-        except UserError as error:
-            raise UserError(f"{error}; or unpack it by hand, so that {home} exists") from None
-        archive.unlink()
+    below = home != datasets and home.is_relative_to(datasets) and not ROOT.is_relative_to(home)
+    if not below and not (bundled and Path(given).expanduser().is_absolute()):
+        raise UserError(
+            f"{yaml_path}: path {given!r} is no folder of its own below {datasets}, and data are fetched to "
+            "no other place; write 'path: ../datasets/NAME', set YOLOV5_DATASETS_DIR to the folder that path "
+            "is in, or put the data there yourself"
+        )
+    LOGGER.info("%s: data set not found, making it in %s", yaml_path.name, home)
+    if bundled:
+        _make_bundled(how, home)
+    else:
+        fetch_archives(urls, home)
 
 
 def _make_bundled(name: str, home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import gzip
 import hashlib
 import http.client
@@ -64,6 +65,13 @@ def file_name(url: str) -> str:
     """The file that a URL names, without folders, query or characters that a file system may refuse."""
     name = re.sub(r"[^\w.\-]", "_", PurePosixPath(unquote(split_url(url).path)).name).lstrip(".")
     return name or "download"
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a relative name leads, on any system, out of the folder that it is put below, or is none."""
+    windows = PureWindowsPath(name)
+    outside = name.startswith(("/", "\\")) or bool(windows.drive) or ".." in windows.parts
+    return outside or "\0" in name or not name
 
 
 def fetch(
@@ -297,17 +305,23 @@ class _Member(NamedTuple):
     handle: zipfile.ZipInfo | tarfile.TarInfo
 
 
-def unpack(archive: str | Path, folder: str | Path) -> Path:
+def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) -> Path:
     """Unpack a zip or tar into a folder, merging with what is there.
 
     Everything is unpacked and checked in a temporary folder first: a broken archive leaves nothing behind.
+
+    Args:
+        archive: the file.
+        folder: made when missing.
+        replace: put the archive's files in the place of others of their names. Only for folders that hold
+            nothing of the user's.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: not an archive, broken, too large for the disk, or with a member that leaves the folder or
-            is neither file nor folder (links, devices).
+        UserError: not an archive, broken, too large for the disk, with a member that leaves the folder or is
+            neither file nor folder (links, devices), or with one whose name another file has already.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +339,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
             raise UserError(
                 f"{archive}: neither a zip nor a tar (or cut short); delete it and fetch it again"
             )
-        _merge(temporary, folder)
+        merge(temporary, folder, str(archive), replace=replace)
     except _BROKEN as error:
         raise UserError(f"{archive}: broken archive ({error}); delete it and fetch it again") from None
     except OSError as error:
@@ -364,8 +378,7 @@ def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
 
 def _check_name(archive: Path, name: str) -> None:
     """Refuse names that leave the folder on any system."""
-    windows = PureWindowsPath(name)
-    if name.startswith(("/", "\\")) or windows.drive or ".." in windows.parts or "\0" in name or not name:
+    if leaves_folder(name):
         raise UserError(f"{archive}: member {name!r} would leave the folder; such archives are refused")
 
 
@@ -393,11 +406,46 @@ def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Pat
             )
 
 
-def _merge(source: Path, target: Path) -> None:
-    """Move a tree into another one, file by file where folders exist on both sides."""
+def merge(source: Path, target: Path, origin: str, *, replace: bool = False) -> None:
+    """Move what is in a tree into another one, folder by folder where both sides have them.
+
+    Args:
+        source: the tree; what `target` has already, byte for byte, stays in it.
+        target: a folder.
+        origin: where the tree came from, for the message.
+        replace: put files in the place of others of their names.
+
+    Raises:
+        UserError: without `replace`, a file would take the place of another; nothing was moved then.
+    """
+    taken = None if replace else _first_taken(source, target)
+    if taken:
+        raise UserError(
+            f"{taken}: is there already and is another than in {origin}, so nothing was changed; "
+            "move it away and start again"
+        )
     for entry in sorted(source.iterdir()):
         place = target / entry.name
-        if entry.is_dir() and place.is_dir() and not place.is_symlink():
-            _merge(entry, place)
-        else:
+        if _both_folders(entry, place):
+            merge(entry, place, origin, replace=replace)
+        elif replace or not os.path.lexists(place):
             os.replace(entry, place)
+
+
+def _first_taken(source: Path, target: Path) -> Path | None:
+    """The first place in `target` that holds something else than `source` would put there."""
+    for entry in sorted(source.iterdir()):
+        place = target / entry.name
+        if _both_folders(entry, place):
+            taken = _first_taken(entry, place)
+            if taken:
+                return taken
+        elif os.path.lexists(place):
+            same = entry.is_file() and place.is_file() and filecmp.cmp(entry, place, shallow=False)
+            if not same:
+                return place
+    return None
+
+
+def _both_folders(entry: Path, place: Path) -> bool:
+    return entry.is_dir() and place.is_dir() and not place.is_symlink()

@@ -19,7 +19,7 @@ BODY = bytes(range(256)) * 1500
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves server.body: at most server.break_after bytes an answer when set, in ranges if server.ranges."""
+    """Serves server.bodies[path] or server.body: server.break_after bytes at most, in ranges if .ranges."""
 
     def do_GET(self):
         server = self.server
@@ -27,19 +27,19 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/status/"):
             self.send_error(int(self.path.split("/")[-1]))
             return
-        begin, asked = 0, self.headers.get("Range")
+        begin, asked, body = 0, self.headers.get("Range"), server.bodies.get(self.path, server.body)
         if asked and server.ranges:
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if begin >= len(server.body):
+            if begin >= len(body):
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(server.body)}")
+                self.send_header("Content-Range", f"bytes */{len(body)}")
                 self.end_headers()
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {begin}-{len(server.body) - 1}/{len(server.body)}")
+            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        rest = server.body[begin:]
+        rest = body[begin:]
         if server.tell_length:
             self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server():
     running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     running.body, running.break_after, running.ranges, running.tell_length = BODY, 0, True, True
-    running.asked = []
+    running.asked, running.bodies = [], {}
     running.url = f"http://127.0.0.1:{running.server_port}"
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -315,3 +315,82 @@ def test_a_zip_is_a_data_set_too(remote, tmp_path):
     _zip(tmp_path / "mine.zip", {"m/data.yaml": "train: i\nval: i\nnames: [a]\n", "m/i/a.txt": ""})
     config = datasets.load_dataset(tmp_path / "mine.zip")
     assert config.root == tmp_path / "fetched" / "mine" / "m"
+
+
+def _pets(server, tmp_path, path, members, address="pets.zip"):
+    """A YAML `pets.yaml` with this `path`, its archive on the server."""
+    server.body = _zip(tmp_path / "served.zip", members).read_bytes()
+    text = "" if path is None else f"path: {path}\n"
+    yaml = tmp_path / "conf" / "pets.yaml"
+    yaml.write_text(f"{text}train: i\nval: i\nnames: [a]\ndownload: {server.url}/{address}\n")
+    return yaml
+
+
+def _tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("path", ["~/pets", "~", "{tmp}/home/pets", None, ".", "../datasets"])
+def test_a_strangers_yaml_writes_nowhere_but_below_the_datasets_folder(
+    server, remote, tmp_path, monkeypatch, path
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".bashrc").write_text("mine")
+    (tmp_path / "fetched").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    members = {".bashrc": "theirs", "light-yolo/train.py": "theirs", "pets/i/a.txt": ""}
+    yaml = _pets(server, tmp_path, path and path.format(tmp=tmp_path), members)
+    before = _tree(tmp_path)
+    with pytest.raises(UserError, match=f"no folder of its own below {tmp_path / 'fetched'}"):
+        datasets.load_dataset(yaml)
+    assert _tree(tmp_path) == before
+    assert server.asked == []
+
+
+def test_dots_do_not_lead_out_of_the_datasets_folder(server, remote, tmp_path):
+    yaml = _pets(server, tmp_path, "../datasets/../../home/pets", {"pets/i/a.txt": ""})
+    assert datasets.load_dataset(yaml).root == tmp_path / "fetched" / "home" / "pets"
+    assert not (tmp_path.parent / "home").exists()
+
+
+def test_what_lies_beside_the_data_sets_folder_in_an_archive_is_left_out(server, remote, tmp_path):
+    members = {".bashrc": "theirs", "light-yolo/train.py": "theirs", "pets/i/a.txt": "1"}
+    config = datasets.load_dataset(_pets(server, tmp_path, "../datasets/pets", members))
+    assert config.root == tmp_path / "fetched" / "pets"
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1"}
+
+
+def test_an_archive_without_that_folder_goes_into_it_whole(server, remote, tmp_path):
+    config = datasets.load_dataset(_pets(server, tmp_path, "pets", {"i/a.txt": "1", "data.yaml": ""}))
+    assert config.root == tmp_path / "fetched" / "pets"
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/data.yaml": b""}
+
+
+def test_fetching_never_replaces_a_file(server, remote, tmp_path):
+    home = tmp_path / "fetched" / "pets"
+    (home / "labels").mkdir(parents=True)
+    (home / "labels" / "a.txt").write_text("mended by hand")
+    members = {"pets/i/a.txt": "1", "pets/labels/a.txt": "theirs", "pets/labels/b.txt": "2"}
+    yaml = _pets(server, tmp_path, "../datasets/pets", members)
+    with pytest.raises(UserError, match="pets/labels/a.txt: is there already.*nothing was changed"):
+        datasets.load_dataset(yaml)
+    assert _tree(home) == {"labels/a.txt": b"mended by hand"}
+    (home / "labels" / "a.txt").write_text("theirs")  # the same bytes are in nobody's way
+    assert datasets.load_dataset(yaml).root == home
+    assert _tree(tmp_path / "fetched") == {name: data.encode() for name, data in members.items()}
+    assert len(server.asked) == 1  # the archive stayed for the second run
+
+
+def test_several_archives_of_one_name_complete_each_other(server, remote, tmp_path):
+    yaml = _pets(server, tmp_path, "../datasets/pets", {"pets/i/a.txt": "1"})
+    first = server.body
+    _pets(server, tmp_path, "../datasets/pets", {"pets/labels/a.txt": "2"})
+    server.bodies = {"/x/data.zip": first, "/y/data.zip": server.body}
+    yaml.write_text(
+        "path: ../datasets/pets\ntrain: i\nval: i\nnames: [a]\n"
+        f"download: [{server.url}/x/data.zip, {server.url}/y/data.zip]\n"
+    )
+    datasets.load_dataset(yaml)
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/labels/a.txt": b"2"}
