@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from utils.downloads import fetch, file_name, merge, unpack
+from utils.downloads import ARCHIVE_SUFFIXES, fetch, file_name, merge, unpack
 from utils.errors import UserError
+from utils.files import datasets_dir
+from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.archives")
+
+STAMP = ".archive.json"
+"""In the folder of an unpacked archive: which one it came from."""
 
 _LONGEST_NAME = 100  # of a file that an address names; with what is added it stays below every system's limit
 
@@ -82,3 +90,94 @@ def _settle(tree: Path, home: Path, origin: str) -> None:
         raise UserError(f"{home}: is there already and is no folder; move it away and start again")
     else:
         os.replace(tree, home)
+
+
+def open_archive(archive: Path) -> Path:
+    """The YAML of a zip or tar that is a data set, unpacked into a folder of the datasets folder.
+
+    The folder is named as the archive, without its suffix. It is used again, with whatever the user changed
+    in it, as long as the archive is the one that it came from: the same file unchanged, or one of the same
+    bytes. Another archive of that name is unpacked beside it, into `name2`, `name3`, ...
+
+    Returns:
+        The YAML nearest to the folder, the first in the alphabet of several.
+
+    Raises:
+        UserError: no such file, no archive, or none with a YAML.
+    """
+    if not archive.is_file():
+        raise UserError(f"{archive}: no such archive; check the path")
+    suffix = next(s for s in ARCHIVE_SUFFIXES if archive.name.lower().endswith(s))
+    stem = archive.name[: -len(suffix)].strip(".") or "archive"
+    folder, done = _place(archive, stem)
+    if not done:
+        with exclusive(datasets_dir() / f".{stem}.lock", str(archive)):
+            folder, done = _place(archive, stem)  # another run may have been faster
+            if not done:
+                LOGGER.info("%s: unpacking it into %s", archive, folder)
+                _unpack_whole(archive, folder)
+    return _first_yaml(folder, archive)
+
+
+def _place(archive: Path, stem: str) -> tuple[Path, bool]:
+    """The folder of an archive, and whether it is unpacked there already."""
+    number = 1
+    while True:
+        folder = datasets_dir() / (stem if number == 1 else f"{stem}{number}")
+        if not os.path.lexists(folder):
+            return folder, False
+        if _came_from(folder, archive):
+            return folder, True
+        number += 1
+
+
+def _came_from(folder: Path, archive: Path) -> bool:
+    """Whether this folder holds what this archive holds, or held when it was unpacked."""
+    try:
+        stamp = json.loads((folder / STAMP).read_bytes())
+        known = {key: stamp[key] for key in ("path", "size", "time", "sha256")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # made by the user, or by a version that left no word
+    found = _look(archive)
+    if found == {key: known[key] for key in found}:
+        return True
+    return found["size"] == known["size"] and _digest(archive) == known["sha256"]
+
+
+def _look(archive: Path) -> dict[str, Any]:
+    stat = archive.stat()
+    return {"path": os.path.abspath(archive), "size": stat.st_size, "time": stat.st_mtime_ns}
+
+
+def _digest(archive: Path) -> str:
+    digest = hashlib.sha256()
+    with archive.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _unpack_whole(archive: Path, folder: Path) -> None:
+    """Unpack an archive and its stamp into a folder that does not exist, all or nothing."""
+    temporary = Path(
+        tempfile.mkdtemp(prefix=f".{folder.name[:_LONGEST_NAME]}.", suffix=".part", dir=folder.parent)
+    )
+    try:
+        stamp = _look(archive)  # before: a file that changes meanwhile is then another one
+        tree = unpack(archive, temporary / "tree")
+        _first_yaml(tree, archive)
+        (tree / STAMP).write_text(json.dumps(stamp | {"sha256": _digest(archive)}), encoding="utf-8")
+        os.replace(tree, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); set YOLOV5_DATASETS_DIR to a writable folder"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _first_yaml(folder: Path, archive: Path) -> Path:
+    found = list(folder.rglob("*.yaml"))
+    if not found:
+        raise UserError(f"{archive}: no dataset YAML in it; unpack it and write one, as in data/coco128.yaml")
+    return min(found, key=lambda p: (len(p.parts), p))

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.archives import fetch_archives
-from utils.downloads import is_archive, is_url, unpack
+from utils.archives import fetch_archives, open_archive
+from utils.downloads import is_archive, is_url
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, datasets_dir, find_file, load_yaml
 from utils.imageset import CORRUPT, ImageSet, Packed, ScanReport
@@ -66,7 +66,7 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
         UserError: the YAML is wrong, or the images are not there (the message says where they were looked
             for).
     """
-    yaml_path = _open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
+    yaml_path = open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
     data = load_yaml(yaml_path)
     label_names = _read_names(yaml_path, data)
     entries = {split: _read_split(yaml_path, split, data[split]) for split in SPLITS if data.get(split)}
@@ -361,21 +361,6 @@ def _make_bundled(name: str, home: Path) -> None:
         from data.published import fetch_coco, fetch_voc
 
         (fetch_voc if name == "voc" else fetch_coco)(home)
-
-
-def _open_archive(archive: Path) -> Path:
-    """Unpack a zip or tar that is a data set into the datasets folder; its first YAML."""
-    if not archive.is_file():
-        raise UserError(f"{archive}: no such archive; check the path")
-    stem = archive.name.split(".")[0]
-    folder = datasets_dir() / stem
-    found = sorted(folder.rglob("*.yaml"))
-    if not found:
-        unpack(archive, folder)
-        found = sorted(folder.rglob("*.yaml"))
-    if not found:
-        raise UserError(f"{archive}: no dataset YAML in it; unpack it and write one, as in data/coco128.yaml")
-    return min(found, key=lambda p: (len(p.parts), p))
 
 
 def _check_classes(config: DatasetConfig, packed: Packed) -> None:

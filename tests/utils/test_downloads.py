@@ -311,12 +311,6 @@ def test_without_the_server_the_sentence_says_what_to_put_where(server, remote, 
         datasets.load_dataset(remote)
 
 
-def test_a_zip_is_a_data_set_too(remote, tmp_path):
-    _zip(tmp_path / "mine.zip", {"m/data.yaml": "train: i\nval: i\nnames: [a]\n", "m/i/a.txt": ""})
-    config = datasets.load_dataset(tmp_path / "mine.zip")
-    assert config.root == tmp_path / "fetched" / "mine" / "m"
-
-
 def _pets(server, tmp_path, path, members, address="pets.zip"):
     """A YAML `pets.yaml` with this `path`, its archive on the server."""
     server.body = _zip(tmp_path / "served.zip", members).read_bytes()
