@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, datasets_dir, find_file, load_yaml
 from utils.imageset import CORRUPT, ImageSet, Packed, ScanReport
 from utils.labels import label_path
+from utils.locks import exclusive
 from utils.scan import cache_path, log_report, scan
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -81,8 +83,9 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
     root = _choose_root(candidates, entries)
     if root is None and fetch:
         if data.get("download"):
-            _download(yaml_path, data["download"], given or "")
-            root = _choose_root(candidates, entries)
+            root = _download(
+                yaml_path, data["download"], given or "", lambda: _choose_root(candidates, entries)
+            )
         if root is None:
             raise UserError(_missing_sentence(yaml_path, candidates, entries))
     root = root or next((c for c in candidates if c.is_dir()), candidates[0])
@@ -319,8 +322,8 @@ def _missing_sentence(yaml_path: Path, candidates: list[Path], entries: dict[str
     return f"{yaml_path}: images missing ({what}; looked below {looked}); put them there or mend the YAML"
 
 
-def _download(yaml_path: Path, how: Any, given: str) -> None:
-    """Get a missing data set as the YAML's `download` key says. Nothing in it is ever run.
+def _download(yaml_path: Path, how: Any, given: str, find: Callable[[], Path | None]) -> Path | None:
+    """Get a missing data set as the YAML's `download` key says, and `find` it. Nothing in it is ever run.
 
     A YAML may be a stranger's, and so is what its addresses hold: that is written nowhere but in a folder of
     its own below the datasets folder, not where `path` likes (the user's home, a folder of programs). The
@@ -337,17 +340,22 @@ def _download(yaml_path: Path, how: Any, given: str) -> None:
             f"in {home}, or give a URL or one of digits, voc, coco"
         )
     below = home != datasets and home.is_relative_to(datasets) and not ROOT.is_relative_to(home)
-    if not below and not (bundled and Path(given).expanduser().is_absolute()):
+    if not below and not (bundled and home.name and Path(given).expanduser().is_absolute()):
         raise UserError(
             f"{yaml_path}: path {given!r} is no folder of its own below {datasets}, and data are fetched to "
             "no other place; write 'path: ../datasets/NAME', set YOLOV5_DATASETS_DIR to the folder that path "
             "is in, or put the data there yourself"
         )
     LOGGER.info("%s: data set not found, making it in %s", yaml_path.name, home)
-    if bundled:
-        _make_bundled(how, home)
-    else:
-        fetch_archives(urls, home)
+    with exclusive(home.with_name(f".{home.name}.lock"), str(home)):
+        found = find()
+        if found is None:  # else a run that was waited for has made it
+            if bundled:
+                _make_bundled(how, home)
+            else:
+                fetch_archives(urls, home)
+            found = find()
+    return found
 
 
 def _make_bundled(name: str, home: Path) -> None:

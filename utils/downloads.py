@@ -28,6 +28,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.downloads")
 
@@ -89,7 +90,8 @@ def fetch(
     """Download a file, whole or not at all.
 
     Bytes arrive in `<dest>.part`; after a broken connection, or in a later run, the rest is asked for with an
-    HTTP range. A file that is already there with the right size is kept.
+    HTTP range. A file that is already there with the right size is kept. Of several runs that want the same
+    file one fetches it and the others wait.
 
     Args:
         url: http or https.
@@ -111,14 +113,19 @@ def fetch(
     if not is_url(url):
         raise UserError(f"{url}: only http and https addresses are fetched; put the file at {dest} yourself")
     advice = "fetch it yourself and give its path" if passing else f"put the file at {dest}"
-    if dest.is_file() and (size is None or dest.stat().st_size == size):
+    if _is_whole(dest, size):
         return dest
-    dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(dest.name + ".part")
-    total = _receive_all(url, part, dest, size, attempts, pause, limit, advice)
-    _check(part, url, size if size is not None else total, sha256, md5)
-    os.replace(part, dest)
+    with exclusive(dest.with_name(dest.name + ".lock"), str(dest)):
+        if not _is_whole(dest, size):  # a run that was waited for has it
+            total = _receive_all(url, part, dest, size, attempts, pause, limit, advice)
+            _check(part, url, size if size is not None else total, sha256, md5)
+            os.replace(part, dest)
     return dest
+
+
+def _is_whole(dest: Path, size: int | None) -> bool:
+    return dest.is_file() and (size is None or dest.stat().st_size == size)
 
 
 def _receive_all(

@@ -6,7 +6,9 @@ import io
 import stat
 import tarfile
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -43,7 +45,11 @@ class _Handler(BaseHTTPRequestHandler):
         if server.tell_length:
             self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
-        self.wfile.write(rest[: server.break_after] if server.break_after else rest)
+        rest = rest[: server.break_after] if server.break_after else rest
+        half = len(rest) // 2
+        self.wfile.write(rest[:half])
+        time.sleep(server.pause)
+        self.wfile.write(rest[half:])
         self.close_connection = True
 
     def log_message(self, *args):
@@ -54,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server():
     running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     running.body, running.break_after, running.ranges, running.tell_length = BODY, 0, True, True
-    running.asked, running.bodies = [], {}
+    running.asked, running.bodies, running.pause = [], {}, 0.0
     running.url = f"http://127.0.0.1:{running.server_port}"
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -151,6 +157,19 @@ def test_no_server_and_other_schemes(server, tmp_path):
         fetch(f"{server.url}/a", tmp_path / "a", attempts=1, pause=0, passing=True)
     with pytest.raises(UserError, match="only http"):
         fetch(tmp_path.as_uri(), tmp_path / "a")
+
+
+def test_two_runs_that_want_the_same_file_fetch_it_once(server, tmp_path):
+    server.pause = 0.4
+
+    def run(delay):
+        time.sleep(delay)
+        return fetch(f"{server.url}/a.bin", tmp_path / "a.bin", len(BODY)).read_bytes()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 0.2))) == [BODY, BODY]
+    assert server.asked == [None]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_file_names_of_urls_stay_in_the_folder():
@@ -375,6 +394,19 @@ def test_fetching_never_replaces_a_file(server, remote, tmp_path):
     assert datasets.load_dataset(yaml).root == home
     assert _tree(tmp_path / "fetched") == {name: data.encode() for name, data in members.items()}
     assert len(server.asked) == 1  # the archive stayed for the second run
+
+
+def test_two_runs_that_want_the_same_data_set_fetch_it_once(server, remote, tmp_path):
+    server.pause = 0.4
+
+    def run(delay):
+        time.sleep(delay)
+        return datasets.load_dataset(remote).root
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 0.2))) == [tmp_path / "fetched" / "tiny"] * 2
+    assert server.asked == [None]
+    assert [p.name for p in (tmp_path / "fetched").iterdir()] == ["tiny"]
 
 
 def test_several_archives_of_one_name_complete_each_other(server, remote, tmp_path):
