@@ -238,6 +238,19 @@ def test_coco_splits_gather_in_one_yaml_with_the_same_classes(tmp_path):
     other = _coco(tmp_path, [_annotation([0, 0, 9, 9])], categories=[{"id": 3, "name": "bus"}])
     with pytest.raises(UserError, match="has other classes"):
         _run("coco", other, tmp_path / "pictures", tmp_path / "out", "--split", "test")
+    assert not list((tmp_path / "out").rglob("test"))
+    path = _coco(tmp_path, [_annotation([0, 0, 9, 9])])  # mended, it is converted as if nothing had been
+    assert _run("coco", path, tmp_path / "pictures", tmp_path / "out", "--split", "test")["test"].images == 2
+
+
+def test_voc_splits_of_other_classes_are_refused_before_they_are_written(tmp_path):
+    items = {"a": [_object("cat", (1, 1, 9, 9))], "b": [_object("dog", (1, 1, 9, 9))]}
+    root = _voc(tmp_path / "voc", items, {"train": ["a"], "val": ["b"]})
+    lists = [f"{s}=ImageSets/Main/{s}.txt" for s in ("train", "val")]
+    _run("voc", root, tmp_path / "out", "--split", lists[0])
+    with pytest.raises(UserError, match="has other classes"):
+        _run("voc", root, tmp_path / "out", "--split", lists[1])
+    assert not list((tmp_path / "out").rglob("val"))
 
 
 def test_coco_file_names_stay_below_the_images(tmp_path):
