@@ -195,7 +195,8 @@ def _write_split(
     with _unfinished(out, split) as folder:
         for item in tqdm(found, desc=f"converting {split}", unit="image", dynamic_ncols=True):
             label = folder / "labels" / PurePosixPath(item.name).with_suffix(".txt")
-            if label.exists():
+            image = folder / "images" / item.name
+            if os.path.lexists(label) or os.path.lexists(image):
                 report.messages.append(f"{item.image}: a second image of that name; image left out")
                 continue
             try:
@@ -207,9 +208,10 @@ def _write_split(
                 report.messages.append(f"{item.image}: {note}")
             _compare_sizes(item, width, height, report)
             rows = _rows(item, width, height, report)
-            _place_image(item.image, folder / "images" / item.name, copy)
+            _place_image(item.image, image, copy)
             label.parent.mkdir(parents=True, exist_ok=True)
-            label.write_text("".join(rows), encoding="utf-8")
+            with label.open("x", encoding="utf-8") as file:
+                file.write("".join(rows))
             report.images += 1
     for message in report.messages[:_SHOWN]:
         LOGGER.warning("%s", message)
@@ -252,7 +254,7 @@ def _rows(item: Annotated, width: int, height: int, report: ConvertReport) -> li
 
 
 def _place_image(source: Path, target: Path, copy: bool) -> None:
-    """Hard-link an image, or copy it where links do not work."""
+    """Hard-link an image, or copy it where links do not work; never over another file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         try:
@@ -260,7 +262,8 @@ def _place_image(source: Path, target: Path, copy: bool) -> None:
             return
         except OSError:
             pass  # another file system, or one without links: the copy below does it
-    shutil.copyfile(source, target)
+    with source.open("rb") as read, target.open("xb") as written:
+        shutil.copyfileobj(read, written)
 
 
 def _parse_splits(given: list[str] | None, root: Path) -> dict[str, Path]:
