@@ -58,9 +58,7 @@ def fetch_archives(urls: Iterable[str], home: Path) -> None:
         for archive in archives.values():
             archive.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{home}: cannot be written ({error.strerror}); set YOLOV5_DATASETS_DIR to a writable folder"
-        ) from None
+        raise _unwritable(home, error) from None
     finally:
         shutil.rmtree(tree, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: archives wait for the next run
@@ -169,9 +167,7 @@ def _unpack_whole(archive: Path, folder: Path) -> None:
         (tree / STAMP).write_text(json.dumps(stamp | {"sha256": _digest(archive)}), encoding="utf-8")
         os.replace(tree, folder)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); set YOLOV5_DATASETS_DIR to a writable folder"
-        ) from None
+        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -181,3 +177,8 @@ def _first_yaml(folder: Path, archive: Path) -> Path:
     if not found:
         raise UserError(f"{archive}: no dataset YAML in it; unpack it and write one, as in data/coco128.yaml")
     return min(found, key=lambda p: (len(p.parts), p))
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"{folder}: cannot be written ({reason}); set YOLOV5_DATASETS_DIR to a writable folder")

@@ -46,10 +46,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
         rest = rest[: server.break_after] if server.break_after else rest
-        half = len(rest) // 2
-        self.wfile.write(rest[:half])
-        time.sleep(server.pause)
-        self.wfile.write(rest[half:])
+        if server.pause:
+            self.wfile.write(rest[:100])
+            time.sleep(server.pause)
+            rest = rest[100:]
+        self.wfile.write(rest)
         self.close_connection = True
 
     def log_message(self, *args):
@@ -227,6 +228,20 @@ def test_archives_unpack_and_merge(tmp_path, kind):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["d"]
 
 
+@pytest.mark.parametrize("mine", ["d/b.txt", "d/b.txt/c", "d"])
+def test_unpacking_replaces_a_file_only_when_told_to(tmp_path, mine):
+    archive = _zip(tmp_path / "x.zip", {"a.txt": "1", "d/b.txt": "2"})
+    place = tmp_path / "out" / mine
+    place.parent.mkdir(parents=True)
+    place.write_text("mine")
+    with pytest.raises(UserError, match=r"out/d.*: is there already and is another than in .*x\.zip"):
+        unpack(archive, tmp_path / "out")
+    assert _tree(tmp_path / "out") == {mine: b"mine"}
+    if mine == "d/b.txt":
+        unpack(archive, tmp_path / "out", replace=True)
+        assert _tree(tmp_path / "out") == {"a.txt": b"1", "d/b.txt": b"2"}
+
+
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "C:\\evil", "..\\evil", "\\evil"])
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_no_member_leaves_the_folder(tmp_path, name, kind):
@@ -370,9 +385,11 @@ def test_dots_do_not_lead_out_of_the_datasets_folder(server, remote, tmp_path):
 
 def test_what_lies_beside_the_data_sets_folder_in_an_archive_is_left_out(server, remote, tmp_path):
     members = {".bashrc": "theirs", "light-yolo/train.py": "theirs", "pets/i/a.txt": "1"}
+    (tmp_path / "fetched" / "pets.part").mkdir(parents=True)  # where the archive gathers; not emptied of more
+    (tmp_path / "fetched" / "pets.part" / "mine.txt").write_text("mine")
     config = datasets.load_dataset(_pets(server, tmp_path, "../datasets/pets", members))
     assert config.root == tmp_path / "fetched" / "pets"
-    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1"}
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets.part/mine.txt": b"mine"}
 
 
 def test_an_archive_without_that_folder_goes_into_it_whole(server, remote, tmp_path):
