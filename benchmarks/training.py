@@ -178,8 +178,16 @@ def in_own_process(opt: argparse.Namespace, part: str) -> dict[str, float]:
             command += [f"--{name.replace('_', '-')}", str(getattr(opt, name))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"part {part}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        told = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise UserError(f"part {part}: {told[-1] if told else _silent_end(done.returncode)}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _silent_end(code: int) -> str:
+    """One sentence for a process that ended without a word, as one that the system kills does."""
+    if code < 0:
+        return f"was killed by signal {-code}; free some memory or give a smaller --batch-size"
+    return f"ended with exit code {code} without a word; run it alone with --part"
 
 
 def compare(opt: argparse.Namespace) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.downloads import leaves_folder
 from utils.errors import UserError
 
 
@@ -76,12 +77,7 @@ def _images(
     crowds = 0
     for key, image in listed.items():
         name = str(image.get("file_name", "")).replace("\\", "/")
-        if (
-            not name
-            or name.startswith("/")
-            or PureWindowsPath(name).drive
-            or ".." in PurePosixPath(name).parts
-        ):
+        if leaves_folder(name):
             messages.append(f"{annotations}: image {key} has the file name {name!r}; image left out")
             continue
         boxes, polygons = [], []

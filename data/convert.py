@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -108,7 +109,14 @@ def convert_voc(
 
 
 def convert_coco(
-    annotations: Path, images: Path, out: Path, split: str, *, segments: bool = False, copy: bool = False
+    annotations: Path,
+    images: Path,
+    out: Path,
+    split: str,
+    *,
+    segments: bool = False,
+    copy: bool = False,
+    yaml_path: Path | None = None,
 ) -> tuple[list[str], ConvertReport]:
     """Convert a COCO annotation file.
 
@@ -121,30 +129,41 @@ def convert_coco(
         split: name of the split.
         segments: write polygons instead of boxes.
         copy: copy images even where a hard link would do.
+        yaml_path: the dataset YAML that the split is for; when it is there, its classes have to be the same.
 
     Returns:
         The class names and the report.
 
     Raises:
-        UserError: not such a JSON, a category it does not define, a split that is there already.
+        UserError: not such a JSON, a category it does not define, a split that is there already, other
+            classes than the YAML has. Nothing was written then.
     """
     report = ConvertReport()
     names, found = coco_json.read(annotations, images, report.messages, segments)
+    if yaml_path is not None:
+        read_yaml(yaml_path, names)
     _write_split(out, split, (Annotated(**entry) for entry in found), report, copy=copy)
     return names, report
 
 
+def read_yaml(path: Path, names: list[str]) -> dict[str, Any]:
+    """The dataset YAML of an earlier conversion, without its names; the beginning of a new one if none.
+
+    Raises:
+        UserError: it has other classes, or is no YAML.
+    """
+    if not path.exists():
+        return {"path": "."}
+    data = load_yaml(path)
+    known = data.pop("names", None)
+    if known != dict(enumerate(names)):
+        raise UserError(f"{path}: has other classes ({known}) than {names}; choose another --name")
+    return data
+
+
 def write_yaml(path: Path, names: list[str], splits: Iterable[str]) -> None:
     """Write the dataset YAML, or add splits to the one of an earlier conversion with the same classes."""
-    data: dict = {"path": "."}
-    if path.exists():
-        data = load_yaml(path)
-        if data.get("names") != dict(enumerate(names)):
-            raise UserError(
-                f"{path}: has other classes ({data.get('names')}) than {names}; choose another --name"
-            )
-        data.pop("names")
-    data |= {split: f"images/{split}" for split in splits}
+    data = read_yaml(path, names) | {split: f"images/{split}" for split in splits}
     save_yaml(path, data | {"names": dict(enumerate(names))})
 
 
@@ -176,7 +195,8 @@ def _write_split(
     with _unfinished(out, split) as folder:
         for item in tqdm(found, desc=f"converting {split}", unit="image", dynamic_ncols=True):
             label = folder / "labels" / PurePosixPath(item.name).with_suffix(".txt")
-            if label.exists():
+            image = folder / "images" / item.name
+            if os.path.lexists(label) or os.path.lexists(image):
                 report.messages.append(f"{item.image}: a second image of that name; image left out")
                 continue
             try:
@@ -188,9 +208,10 @@ def _write_split(
                 report.messages.append(f"{item.image}: {note}")
             _compare_sizes(item, width, height, report)
             rows = _rows(item, width, height, report)
-            _place_image(item.image, folder / "images" / item.name, copy)
+            _place_image(item.image, image, copy)
             label.parent.mkdir(parents=True, exist_ok=True)
-            label.write_text("".join(rows), encoding="utf-8")
+            with label.open("x", encoding="utf-8") as file:
+                file.write("".join(rows))
             report.images += 1
     for message in report.messages[:_SHOWN]:
         LOGGER.warning("%s", message)
@@ -233,7 +254,7 @@ def _rows(item: Annotated, width: int, height: int, report: ConvertReport) -> li
 
 
 def _place_image(source: Path, target: Path, copy: bool) -> None:
-    """Hard-link an image, or copy it where links do not work."""
+    """Hard-link an image, or copy it where links do not work; never over another file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         try:
@@ -241,7 +262,8 @@ def _place_image(source: Path, target: Path, copy: bool) -> None:
             return
         except OSError:
             pass  # another file system, or one without links: the copy below does it
-    shutil.copyfile(source, target)
+    with source.open("rb") as read, target.open("xb") as written:
+        shutil.copyfileobj(read, written)
 
 
 def _parse_splits(given: list[str] | None, root: Path) -> dict[str, Path]:
@@ -296,6 +318,7 @@ def run(options: argparse.Namespace) -> dict[str, ConvertReport]:
     if options.kind == "voc":
         splits = _parse_splits(options.split, options.root)
         names = options.names or voc_xml.find_names(options.root, splits.values())
+        read_yaml(yaml_path, names)  # other classes are refused before images and labels are written
         reports = convert_voc(
             options.root,
             options.out,
@@ -315,6 +338,7 @@ def run(options: argparse.Namespace) -> dict[str, ConvertReport]:
             options.split,
             segments=options.segments,
             copy=options.copy,
+            yaml_path=yaml_path,
         )
         reports = {options.split: report}
     write_yaml(yaml_path, names, reports)

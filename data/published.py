@@ -100,7 +100,7 @@ def _fetch_and_unpack(archive: Archive, work: Path, folder: Path) -> None:
     if done.exists():
         return
     fetch(archive.url, path, archive.size, md5=archive.md5)
-    unpack(path, folder)
+    unpack(path, folder, replace=True)  # the workplace: all that lies there came from such archives
     done.touch()
     path.unlink()
 

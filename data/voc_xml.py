@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from utils.downloads import leaves_folder
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES
 
@@ -39,6 +40,9 @@ def read(
     }
     offset = 0.0 if zero_based else 1.0
     for stem in read_list(listed):
+        if leaves_folder(stem):  # the name is also that of the image and the label to be written
+            messages.append(f"{listed}: the image name {stem!r} leads out of the folder; image left out")
+            continue
         xml = root / "Annotations" / f"{stem}.xml"
         tree = _parse(xml, messages)
         if tree is None:
@@ -77,6 +81,8 @@ def find_names(root: Path, lists: Iterable[Path]) -> list[str]:
     found: set[str] = set()
     for listed in lists:
         for stem in read_list(listed):
+            if leaves_folder(stem):
+                continue
             tree = _parse(root / "Annotations" / f"{stem}.xml", ignored)
             if tree is not None:
                 found |= {(item.findtext("name") or "").strip() for item in tree.iter("object")}

@@ -56,6 +56,8 @@ _VALUES = (
     "numpy.ndarray",
     "pathlib.PosixPath",
     "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",  # as Python 3.13 calls them
+    "pathlib._local.WindowsPath",
 )
 _ACTIVATIONS = "torch.nn.modules.activation."
 _DEEPEST = 64  # nesting of modules; official models have 6, a file that points into itself has no end
@@ -144,7 +146,10 @@ def _refuse_other_archives(path: Path) -> None:
 
 def _sentence(path: Path, error: Exception) -> str:
     """One sentence for a file that torch refused: the name it refused, or that it is no checkpoint."""
-    refused = sorted(refused_names(path))
+    try:
+        refused = sorted(refused_names(path))
+    except (ImportError, AttributeError, TypeError):
+        refused = []  # torch keeps the list that is compared with in a private place, and may move it
     if refused:
         return (
             f"{path}: refused, because the pickle in it names {', '.join(refused[:3])}, which is neither a "

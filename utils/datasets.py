@@ -10,18 +10,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.downloads import fetch as fetch_file
-from utils.downloads import file_name, is_archive, is_url, unpack
+from utils.archives import fetch_archives, open_archive
+from utils.downloads import is_archive, is_url
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, datasets_dir, find_file, load_yaml
 from utils.imageset import CORRUPT, ImageSet, Packed, ScanReport
 from utils.labels import label_path
+from utils.locks import exclusive
 from utils.scan import cache_path, log_report, scan
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -66,7 +68,7 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
         UserError: the YAML is wrong, or the images are not there (the message says where they were looked
             for).
     """
-    yaml_path = _open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
+    yaml_path = open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
     data = load_yaml(yaml_path)
     label_names = _read_names(yaml_path, data)
     entries = {split: _read_split(yaml_path, split, data[split]) for split in SPLITS if data.get(split)}
@@ -81,8 +83,9 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
     root = _choose_root(candidates, entries)
     if root is None and fetch:
         if data.get("download"):
-            _download(yaml_path, data["download"], _home(given or ""))
-            root = _choose_root(candidates, entries)
+            root = _download(
+                yaml_path, data["download"], given or "", lambda: _choose_root(candidates, entries)
+            )
         if root is None:
             raise UserError(_missing_sentence(yaml_path, candidates, entries))
     root = root or next((c for c in candidates if c.is_dir()), candidates[0])
@@ -277,10 +280,8 @@ def _home(given: str) -> Path:
     path = Path(given).expanduser()
     if path.is_absolute():
         return path
-    parts = [p for p in path.parts if p not in ("..", ".")]
-    if path.parts[:2] == ("..", "datasets"):
-        parts = list(path.parts[2:])
-    return datasets_dir().joinpath(*parts)
+    parts = path.parts[2:] if path.parts[:2] == ("..", "datasets") else path.parts
+    return datasets_dir().joinpath(*(p for p in parts if p not in ("..", ".")))
 
 
 def _locate(root: Path, entry: str) -> Path:
@@ -321,27 +322,40 @@ def _missing_sentence(yaml_path: Path, candidates: list[Path], entries: dict[str
     return f"{yaml_path}: images missing ({what}; looked below {looked}); put them there or mend the YAML"
 
 
-def _download(yaml_path: Path, how: Any, home: Path) -> None:
-    """Get a missing data set into `home` as the YAML's `download` key says. Nothing in it is ever run."""
-    LOGGER.info("%s: data set not found, making it in %s", yaml_path.name, home)
-    if how in ("digits", "voc", "coco"):
-        _make_bundled(how, home)
-        return
+def _download(yaml_path: Path, how: Any, given: str, find: Callable[[], Path | None]) -> Path | None:
+    """Get a missing data set as the YAML's `download` key says, and `find` it. Nothing in it is ever run.
+
+    A YAML may be a stranger's, and so is what its addresses hold: that is written nowhere but in a folder of
+    its own below the datasets folder, not where `path` likes (the user's home, a folder of programs). The
+    makers of the project write images and labels alone, into a folder that is missing or empty.
+    """
+    home = Path(os.path.abspath(_home(given)))
+    datasets = Path(os.path.abspath(datasets_dir()))
+    bundled = how in ("digits", "voc", "coco")
     urls = how if isinstance(how, list) else [how]
-    if not urls or not all(isinstance(u, str) and is_url(u) for u in urls):
+    if not bundled and (not urls or not all(isinstance(u, str) and is_url(u) for u in urls)):
         shown = str(how).strip().splitlines()[0][:60]
         raise UserError(
             f"{yaml_path}: download is {shown!r}, and scripts are not run; get the data yourself and put it "
             f"in {home}, or give a URL or one of digits, voc, coco"
         )
-    for url in urls:
-        archive = home.parent / file_name(url)
-        try:
-            fetch_file(url, archive)
-            unpack(archive, home.parent)
-        except UserError as error:
-            raise UserError(f"{error}; or unpack it by hand, so that {home} exists") from None
-        archive.unlink()
+    below = home != datasets and home.is_relative_to(datasets) and not ROOT.is_relative_to(home)
+    if not below and not (bundled and home.name and Path(given).expanduser().is_absolute()):
+        raise UserError(
+            f"{yaml_path}: path {given!r} is no folder of its own below {datasets}, and data are fetched to "
+            "no other place; write 'path: ../datasets/NAME', set YOLOV5_DATASETS_DIR to the folder that path "
+            "is in, or put the data there yourself"
+        )
+    LOGGER.info("%s: data set not found, making it in %s", yaml_path.name, home)
+    with exclusive(home.with_name(f".{home.name}.lock"), str(home)):
+        found = find()
+        if found is None:  # else a run that was waited for has made it
+            if bundled:
+                _make_bundled(how, home)
+            else:
+                fetch_archives(urls, home)
+            found = find()
+    return found
 
 
 def _make_bundled(name: str, home: Path) -> None:
@@ -355,21 +369,6 @@ def _make_bundled(name: str, home: Path) -> None:
         from data.published import fetch_coco, fetch_voc
 
         (fetch_voc if name == "voc" else fetch_coco)(home)
-
-
-def _open_archive(archive: Path) -> Path:
-    """Unpack a zip or tar that is a data set into the datasets folder; its first YAML."""
-    if not archive.is_file():
-        raise UserError(f"{archive}: no such archive; check the path")
-    stem = archive.name.split(".")[0]
-    folder = datasets_dir() / stem
-    found = sorted(folder.rglob("*.yaml"))
-    if not found:
-        unpack(archive, folder)
-        found = sorted(folder.rglob("*.yaml"))
-    if not found:
-        raise UserError(f"{archive}: no dataset YAML in it; unpack it and write one, as in data/coco128.yaml")
-    return min(found, key=lambda p: (len(p.parts), p))
 
 
 def _check_classes(config: DatasetConfig, packed: Packed) -> None:

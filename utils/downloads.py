@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import gzip
 import hashlib
 import http.client
@@ -27,6 +28,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.downloads")
 
@@ -66,6 +68,13 @@ def file_name(url: str) -> str:
     return name or "download"
 
 
+def leaves_folder(name: str) -> bool:
+    """Whether a relative name leads, on any system, out of the folder that it is put below, or is none."""
+    windows = PureWindowsPath(name)
+    outside = name.startswith(("/", "\\")) or bool(windows.drive) or ".." in windows.parts
+    return outside or "\0" in name or not name
+
+
 def fetch(
     url: str,
     dest: str | Path,
@@ -81,7 +90,8 @@ def fetch(
     """Download a file, whole or not at all.
 
     Bytes arrive in `<dest>.part`; after a broken connection, or in a later run, the rest is asked for with an
-    HTTP range. A file that is already there with the right size is kept.
+    HTTP range. A file that is already there with the right size is kept. Of several runs that want the same
+    file one fetches it and the others wait.
 
     Args:
         url: http or https.
@@ -103,14 +113,19 @@ def fetch(
     if not is_url(url):
         raise UserError(f"{url}: only http and https addresses are fetched; put the file at {dest} yourself")
     advice = "fetch it yourself and give its path" if passing else f"put the file at {dest}"
-    if dest.is_file() and (size is None or dest.stat().st_size == size):
+    if _is_whole(dest, size):
         return dest
-    dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(dest.name + ".part")
-    total = _receive_all(url, part, dest, size, attempts, pause, limit, advice)
-    _check(part, url, size if size is not None else total, sha256, md5)
-    os.replace(part, dest)
+    with exclusive(dest.with_name(dest.name + ".lock"), str(dest)):
+        if not _is_whole(dest, size):  # a run that was waited for has it
+            total = _receive_all(url, part, dest, size, attempts, pause, limit, advice)
+            _check(part, url, size if size is not None else total, sha256, md5)
+            os.replace(part, dest)
     return dest
+
+
+def _is_whole(dest: Path, size: int | None) -> bool:
+    return dest.is_file() and (size is None or dest.stat().st_size == size)
 
 
 def _receive_all(
@@ -297,17 +312,23 @@ class _Member(NamedTuple):
     handle: zipfile.ZipInfo | tarfile.TarInfo
 
 
-def unpack(archive: str | Path, folder: str | Path) -> Path:
+def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) -> Path:
     """Unpack a zip or tar into a folder, merging with what is there.
 
     Everything is unpacked and checked in a temporary folder first: a broken archive leaves nothing behind.
+
+    Args:
+        archive: the file.
+        folder: made when missing.
+        replace: put the archive's files in the place of others of their names. Only for folders that hold
+            nothing of the user's.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: not an archive, broken, too large for the disk, or with a member that leaves the folder or
-            is neither file nor folder (links, devices).
+        UserError: not an archive, broken, too large for the disk, with a member that leaves the folder or is
+            neither file nor folder (links, devices), or with one whose name another file has already.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -325,7 +346,7 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
             raise UserError(
                 f"{archive}: neither a zip nor a tar (or cut short); delete it and fetch it again"
             )
-        _merge(temporary, folder)
+        merge(temporary, folder, str(archive), replace=replace)
     except _BROKEN as error:
         raise UserError(f"{archive}: broken archive ({error}); delete it and fetch it again") from None
     except OSError as error:
@@ -364,8 +385,7 @@ def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
 
 def _check_name(archive: Path, name: str) -> None:
     """Refuse names that leave the folder on any system."""
-    windows = PureWindowsPath(name)
-    if name.startswith(("/", "\\")) or windows.drive or ".." in windows.parts or "\0" in name or not name:
+    if leaves_folder(name):
         raise UserError(f"{archive}: member {name!r} would leave the folder; such archives are refused")
 
 
@@ -393,11 +413,46 @@ def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Pat
             )
 
 
-def _merge(source: Path, target: Path) -> None:
-    """Move a tree into another one, file by file where folders exist on both sides."""
+def merge(source: Path, target: Path, origin: str, *, replace: bool = False) -> None:
+    """Move what is in a tree into another one, folder by folder where both sides have them.
+
+    Args:
+        source: the tree; what `target` has already, byte for byte, stays in it.
+        target: a folder.
+        origin: where the tree came from, for the message.
+        replace: put files in the place of others of their names.
+
+    Raises:
+        UserError: without `replace`, a file would take the place of another; nothing was moved then.
+    """
+    taken = None if replace else _first_taken(source, target)
+    if taken:
+        raise UserError(
+            f"{taken}: is there already and is another than in {origin}, so nothing was changed; "
+            "move it away and start again"
+        )
     for entry in sorted(source.iterdir()):
         place = target / entry.name
-        if entry.is_dir() and place.is_dir() and not place.is_symlink():
-            _merge(entry, place)
-        else:
+        if _both_folders(entry, place):
+            merge(entry, place, origin, replace=replace)
+        elif replace or not os.path.lexists(place):
             os.replace(entry, place)
+
+
+def _first_taken(source: Path, target: Path) -> Path | None:
+    """The first place in `target` that holds something else than `source` would put there."""
+    for entry in sorted(source.iterdir()):
+        place = target / entry.name
+        if _both_folders(entry, place):
+            taken = _first_taken(entry, place)
+            if taken:
+                return taken
+        elif os.path.lexists(place):
+            same = entry.is_file() and place.is_file() and filecmp.cmp(entry, place, shallow=False)
+            if not same:
+                return place
+    return None
+
+
+def _both_folders(entry: Path, place: Path) -> bool:
+    return entry.is_dir() and place.is_dir() and not place.is_symlink()

@@ -140,6 +140,34 @@ def test_the_source_is_read_only_and_copies_are_independent(tmp_path):
         _run("voc", root, tmp_path / "copy")
 
 
+@pytest.mark.parametrize("copy", [[], ["--copy"]])
+@pytest.mark.parametrize("line", ["../../../victim", "{tmp}/victim", "C:\\victim", "..\\victim"])
+def test_voc_lists_do_not_lead_out_of_the_folder(tmp_path, line, copy):
+    root = _voc(tmp_path / "top" / "voc", {"victim": [_object("cat", (1, 1, 9, 9))]})
+    (tmp_path / "victim.xml").write_bytes((root / "Annotations" / "victim.xml").read_bytes())
+    (tmp_path / "victim.jpg").write_text("precious")
+    (tmp_path / "victim.txt").write_text("precious")
+    stem = line.format(tmp=tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"{stem}\nvictim\n")
+    # Three folders up lies tmp_path, from Annotations as from the temporary images and labels in OUT.
+    report = _run("voc", root, tmp_path / "out", *copy)["train"]
+    assert report.images == 1
+    assert report.messages == [
+        f"{root / 'ImageSets' / 'Main' / 'train.txt'}: the image name {stem!r} leads out of the folder; "
+        "image left out"
+    ]
+    assert (tmp_path / "victim.jpg").read_text() == (tmp_path / "victim.txt").read_text() == "precious"
+
+
+def test_an_image_is_never_put_over_another_file(tmp_path):
+    _image(tmp_path / "a.jpg")
+    (tmp_path / "mine.jpg").write_text("mine")
+    for copy in (False, True):
+        with pytest.raises(FileExistsError):
+            convert._place_image(tmp_path / "a.jpg", tmp_path / "mine.jpg", copy)
+    assert (tmp_path / "mine.jpg").read_text() == "mine"
+
+
 def test_voc_lists_and_folders_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="no train.txt"):
         _run("voc", tmp_path, tmp_path / "out")
@@ -238,6 +266,19 @@ def test_coco_splits_gather_in_one_yaml_with_the_same_classes(tmp_path):
     other = _coco(tmp_path, [_annotation([0, 0, 9, 9])], categories=[{"id": 3, "name": "bus"}])
     with pytest.raises(UserError, match="has other classes"):
         _run("coco", other, tmp_path / "pictures", tmp_path / "out", "--split", "test")
+    assert not list((tmp_path / "out").rglob("test"))
+    path = _coco(tmp_path, [_annotation([0, 0, 9, 9])])  # mended, it is converted as if nothing had been
+    assert _run("coco", path, tmp_path / "pictures", tmp_path / "out", "--split", "test")["test"].images == 2
+
+
+def test_voc_splits_of_other_classes_are_refused_before_they_are_written(tmp_path):
+    items = {"a": [_object("cat", (1, 1, 9, 9))], "b": [_object("dog", (1, 1, 9, 9))]}
+    root = _voc(tmp_path / "voc", items, {"train": ["a"], "val": ["b"]})
+    lists = [f"{s}=ImageSets/Main/{s}.txt" for s in ("train", "val")]
+    _run("voc", root, tmp_path / "out", "--split", lists[0])
+    with pytest.raises(UserError, match="has other classes"):
+        _run("voc", root, tmp_path / "out", "--split", lists[1])
+    assert not list((tmp_path / "out").rglob("val"))
 
 
 def test_coco_file_names_stay_below_the_images(tmp_path):

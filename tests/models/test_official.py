@@ -4,6 +4,8 @@ import copy
 import os
 import pathlib
 import pickle
+import sys
+import types
 import zipfile
 from argparse import Namespace
 
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 import models.common
+import models.official
 import models.yolo
 from models.checkpoint import load_checkpoint
 from models.official import SHELLS, Shell, read_file, refused_names
@@ -171,6 +174,52 @@ def test_pickle_that_would_run_code_is_refused_by_name_and_does_not_run(tmp_path
     if how.startswith("pickle") and place == "top":
         pickle.loads(path.read_bytes())
         assert trap.exists(), "the trap works, so its silence above means something"
+
+
+@pytest.mark.parametrize("name", ["PosixPath", "WindowsPath"])
+def test_paths_are_read_as_python_3_13_names_them(tmp_path, monkeypatch, name):
+    module = "pathlib._local"
+
+    class Ours:
+        def __init__(self, *parts):
+            self.parts = parts
+
+        def __reduce__(self):
+            return type(self), self.parts
+
+    Ours.__module__, Ours.__name__, Ours.__qualname__ = module, name, name
+    path = tmp_path / "official.pt"
+    with monkeypatch.context() as patch:
+        place = types.ModuleType(module)
+        setattr(place, name, Ours)
+        patch.setitem(sys.modules, module, place)
+        opt = Namespace(save_dir=Ours("runs", "exp"))
+        torch.save({**training_file(as_official(tiny(), patch)), "opt": opt}, path)
+    with zipfile.ZipFile(path) as archive:
+        member = next(n for n in archive.namelist() if n.endswith("/data.pkl"))
+        assert f"c{module}\n{name}\n".encode() in archive.read(member)
+    assert refused_names(path) == set()
+    assert load_checkpoint(path).model.names == {0: "cat", 1: "dog"}
+
+
+@pytest.mark.parametrize("missing", ["_get_allowed_globals", "NAME_MAPPING"])
+def test_a_torch_that_keeps_its_list_elsewhere_still_refuses_in_a_sentence(tmp_path, monkeypatch, missing):
+    trap, path = tmp_path / "ran", tmp_path / "evil.pt"
+    torch.save(Evil(trap), path)
+    sentences = []
+
+    def note(path, error):
+        with monkeypatch.context() as patch:
+            patch.delattr(f"torch._weights_only_unpickler.{missing}")
+            sentences.append(sentence(path, error))
+        return sentences[0]
+
+    sentence = models.official._sentence
+    monkeypatch.setattr(models.official, "_sentence", note)
+    with pytest.raises(UserError, match=r"evil\.pt: is not a checkpoint or is damaged .*give a \.pt file"):
+        load_checkpoint(path)
+    assert len(sentences) == 1
+    assert not trap.exists()
 
 
 @pytest.mark.parametrize(

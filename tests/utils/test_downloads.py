@@ -6,7 +6,9 @@ import io
 import stat
 import tarfile
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,7 +21,7 @@ BODY = bytes(range(256)) * 1500
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves server.body: at most server.break_after bytes an answer when set, in ranges if server.ranges."""
+    """Serves server.bodies[path] or server.body: server.break_after bytes at most, in ranges if .ranges."""
 
     def do_GET(self):
         server = self.server
@@ -27,23 +29,28 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith("/status/"):
             self.send_error(int(self.path.split("/")[-1]))
             return
-        begin, asked = 0, self.headers.get("Range")
+        begin, asked, body = 0, self.headers.get("Range"), server.bodies.get(self.path, server.body)
         if asked and server.ranges:
             begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if begin >= len(server.body):
+            if begin >= len(body):
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(server.body)}")
+                self.send_header("Content-Range", f"bytes */{len(body)}")
                 self.end_headers()
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {begin}-{len(server.body) - 1}/{len(server.body)}")
+            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
-        rest = server.body[begin:]
+        rest = body[begin:]
         if server.tell_length:
             self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
-        self.wfile.write(rest[: server.break_after] if server.break_after else rest)
+        rest = rest[: server.break_after] if server.break_after else rest
+        if server.pause:
+            self.wfile.write(rest[:100])
+            time.sleep(server.pause)
+            rest = rest[100:]
+        self.wfile.write(rest)
         self.close_connection = True
 
     def log_message(self, *args):
@@ -54,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server():
     running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     running.body, running.break_after, running.ranges, running.tell_length = BODY, 0, True, True
-    running.asked = []
+    running.asked, running.bodies, running.pause = [], {}, 0.0
     running.url = f"http://127.0.0.1:{running.server_port}"
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -153,6 +160,19 @@ def test_no_server_and_other_schemes(server, tmp_path):
         fetch(tmp_path.as_uri(), tmp_path / "a")
 
 
+def test_two_runs_that_want_the_same_file_fetch_it_once(server, tmp_path):
+    server.pause = 0.4
+
+    def run(delay):
+        time.sleep(delay)
+        return fetch(f"{server.url}/a.bin", tmp_path / "a.bin", len(BODY)).read_bytes()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 0.2))) == [BODY, BODY]
+    assert server.asked == [None]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
 def test_file_names_of_urls_stay_in_the_folder():
     assert file_name("https://x.org/a/b.zip?token=1#f") == "b.zip"
     assert file_name("https://x.org/a/..%2f..%2fetc%2fpasswd") == "passwd"
@@ -206,6 +226,20 @@ def test_archives_unpack_and_merge(tmp_path, kind):
     found = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*.txt")}
     assert found == names | {"d/mine.txt": b"stays"}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("mine", ["d/b.txt", "d/b.txt/c", "d"])
+def test_unpacking_replaces_a_file_only_when_told_to(tmp_path, mine):
+    archive = _zip(tmp_path / "x.zip", {"a.txt": "1", "d/b.txt": "2"})
+    place = tmp_path / "out" / mine
+    place.parent.mkdir(parents=True)
+    place.write_text("mine")
+    with pytest.raises(UserError, match=r"out/d.*: is there already and is another than in .*x\.zip"):
+        unpack(archive, tmp_path / "out")
+    assert _tree(tmp_path / "out") == {mine: b"mine"}
+    if mine == "d/b.txt":
+        unpack(archive, tmp_path / "out", replace=True)
+        assert _tree(tmp_path / "out") == {"a.txt": b"1", "d/b.txt": b"2"}
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "C:\\evil", "..\\evil", "\\evil"])
@@ -311,7 +345,95 @@ def test_without_the_server_the_sentence_says_what_to_put_where(server, remote, 
         datasets.load_dataset(remote)
 
 
-def test_a_zip_is_a_data_set_too(remote, tmp_path):
-    _zip(tmp_path / "mine.zip", {"m/data.yaml": "train: i\nval: i\nnames: [a]\n", "m/i/a.txt": ""})
-    config = datasets.load_dataset(tmp_path / "mine.zip")
-    assert config.root == tmp_path / "fetched" / "mine" / "m"
+def _pets(server, tmp_path, path, members, address="pets.zip"):
+    """A YAML `pets.yaml` with this `path`, its archive on the server."""
+    server.body = _zip(tmp_path / "served.zip", members).read_bytes()
+    text = "" if path is None else f"path: {path}\n"
+    yaml = tmp_path / "conf" / "pets.yaml"
+    yaml.write_text(f"{text}train: i\nval: i\nnames: [a]\ndownload: {server.url}/{address}\n")
+    return yaml
+
+
+def _tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("path", ["~/pets", "~", "{tmp}/home/pets", None, ".", "../datasets"])
+def test_a_strangers_yaml_writes_nowhere_but_below_the_datasets_folder(
+    server, remote, tmp_path, monkeypatch, path
+):
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".bashrc").write_text("mine")
+    (tmp_path / "fetched").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    members = {".bashrc": "theirs", "light-yolo/train.py": "theirs", "pets/i/a.txt": ""}
+    yaml = _pets(server, tmp_path, path and path.format(tmp=tmp_path), members)
+    before = _tree(tmp_path)
+    with pytest.raises(UserError, match=f"no folder of its own below {tmp_path / 'fetched'}"):
+        datasets.load_dataset(yaml)
+    assert _tree(tmp_path) == before
+    assert server.asked == []
+
+
+def test_dots_do_not_lead_out_of_the_datasets_folder(server, remote, tmp_path):
+    yaml = _pets(server, tmp_path, "../datasets/../../home/pets", {"pets/i/a.txt": ""})
+    assert datasets.load_dataset(yaml).root == tmp_path / "fetched" / "home" / "pets"
+    assert not (tmp_path.parent / "home").exists()
+
+
+def test_what_lies_beside_the_data_sets_folder_in_an_archive_is_left_out(server, remote, tmp_path):
+    members = {".bashrc": "theirs", "light-yolo/train.py": "theirs", "pets/i/a.txt": "1"}
+    (tmp_path / "fetched" / "pets.part").mkdir(parents=True)  # where the archive gathers; not emptied of more
+    (tmp_path / "fetched" / "pets.part" / "mine.txt").write_text("mine")
+    config = datasets.load_dataset(_pets(server, tmp_path, "../datasets/pets", members))
+    assert config.root == tmp_path / "fetched" / "pets"
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets.part/mine.txt": b"mine"}
+
+
+def test_an_archive_without_that_folder_goes_into_it_whole(server, remote, tmp_path):
+    config = datasets.load_dataset(_pets(server, tmp_path, "pets", {"i/a.txt": "1", "data.yaml": ""}))
+    assert config.root == tmp_path / "fetched" / "pets"
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/data.yaml": b""}
+
+
+def test_fetching_never_replaces_a_file(server, remote, tmp_path):
+    home = tmp_path / "fetched" / "pets"
+    (home / "labels").mkdir(parents=True)
+    (home / "labels" / "a.txt").write_text("mended by hand")
+    members = {"pets/i/a.txt": "1", "pets/labels/a.txt": "theirs", "pets/labels/b.txt": "2"}
+    yaml = _pets(server, tmp_path, "../datasets/pets", members)
+    with pytest.raises(UserError, match="pets/labels/a.txt: is there already.*nothing was changed"):
+        datasets.load_dataset(yaml)
+    assert _tree(home) == {"labels/a.txt": b"mended by hand"}
+    (home / "labels" / "a.txt").write_text("theirs")  # the same bytes are in nobody's way
+    assert datasets.load_dataset(yaml).root == home
+    assert _tree(tmp_path / "fetched") == {name: data.encode() for name, data in members.items()}
+    assert len(server.asked) == 1  # the archive stayed for the second run
+
+
+def test_two_runs_that_want_the_same_data_set_fetch_it_once(server, remote, tmp_path):
+    server.pause = 0.4
+
+    def run(delay):
+        time.sleep(delay)
+        return datasets.load_dataset(remote).root
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, (0, 0.2))) == [tmp_path / "fetched" / "tiny"] * 2
+    assert server.asked == [None]
+    assert [p.name for p in (tmp_path / "fetched").iterdir()] == ["tiny"]
+
+
+def test_several_archives_of_one_name_complete_each_other(server, remote, tmp_path):
+    yaml = _pets(server, tmp_path, "../datasets/pets", {"pets/i/a.txt": "1"})
+    first = server.body
+    _pets(server, tmp_path, "../datasets/pets", {"pets/labels/a.txt": "2"})
+    server.bodies = {"/x/data.zip": first, "/y/data.zip": server.body}
+    yaml.write_text(
+        "path: ../datasets/pets\ntrain: i\nval: i\nnames: [a]\n"
+        f"download: [{server.url}/x/data.zip, {server.url}/y/data.zip]\n"
+    )
+    datasets.load_dataset(yaml)
+    assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/labels/a.txt": b"2"}
