@@ -6,11 +6,10 @@ The cache is an `.npz` of plain arrays. Each image in it stands with the size an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
 import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,6 +22,7 @@ from utils.device import available_cpus
 from utils.files import atomic_write
 from utils.imageset import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
 from utils.labels import label_path, verify, verify_many
+from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.datasets")
 
@@ -49,6 +49,9 @@ def scan(
 
     Returns:
         The packed images, those dropped (CORRUPT) included, and the report.
+
+    Raises:
+        UserError: the system ended a process.
     """
     labels = [label_path(image) for image in images]
     keys = _stat_keys(images, labels)
@@ -103,17 +106,20 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> li
                 records.append(verify(image, label))
                 bar.update()
             return records
-        chunks = [pairs[i : i + _CHUNK] for i in range(0, len(pairs), _CHUNK)]
-        with multiprocessing.get_context().Pool(workers, initializer=_ignore_interrupt) as pool:
-            for part in pool.imap(verify_many, chunks):
+        chunks = (pairs[i : i + _CHUNK] for i in range(0, len(pairs), _CHUNK))
+        found = in_processes(
+            verify_many,
+            chunks,
+            workers,
+            doing="verifying",
+            name=lambda pair: pair[0],
+            remedy="run with fewer --workers, and if it happens again take the damaged image away",
+        )
+        with contextlib.closing(found):
+            for part in found:
                 records += part
                 bar.update(len(part))
     return records
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C is the parent's to handle; its pool ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:
