@@ -2,6 +2,8 @@
 
 The cache is an `.npz` of plain arrays. Each image in it stands with the size and the modification time
 (ns) of the image and of its label file: what changed is verified again, the rest is taken over.
+What could not be looked at for a fault of the system is verified again, too, and so is everything when the
+decoders have another version.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import numpy as np
+import PIL
 from tqdm import tqdm
 
 from utils.device import available_cpus
@@ -26,13 +30,17 @@ from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.datasets")
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised whenever the rules of verification or the arrays change, so that old caches are not believed."""
+
+DECODERS = f"Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+"""The judges of what is an image; another version may judge otherwise."""
 
 MAX_WORKERS = 8
 _CHUNK = 32
 _SHOWN = 20
 _KEYS = "stat_keys"
+_NEVER = -2  # a key that no file has
 _FIELDS = tuple(f.name for f in fields(Packed))
 
 
@@ -66,6 +74,7 @@ def scan(
             kept[i] = record
         packed = Packed.from_records(images, [kept[i] for i in range(len(images))])
         if cache:
+            keys[[i for i, record in kept.items() if record.passing]] = _NEVER
             _write_cache(cache, packed, keys)
     return packed, _report(packed)
 
@@ -191,7 +200,7 @@ def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:
     for path in (cache, user_cache_path(cache)):
         try:
             with np.load(path, allow_pickle=False) as file:
-                if int(file["version"]) != CACHE_VERSION:
+                if int(file["version"]) != CACHE_VERSION or str(file["decoders"]) != DECODERS:
                     continue
                 packed, keys = Packed(**{name: file[name] for name in _FIELDS}), file[_KEYS]
         except FileNotFoundError:
@@ -232,6 +241,7 @@ def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
     arrays = {name: getattr(packed, name) for name in _FIELDS} | {
         _KEYS: keys,
         "version": np.int64(CACHE_VERSION),
+        "decoders": np.array(DECODERS),
     }
     reasons = []
     for path in (cache, user_cache_path(cache)):
