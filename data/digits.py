@@ -314,11 +314,11 @@ def _run(jobs: list[tuple[str, int, str, int]], workers: int) -> int:
     bar = {"total": len(jobs), "desc": "drawing digits", "unit": "image", "dynamic_ncols": True}
     if workers < 2:
         return sum(tqdm(map(_write, jobs), **bar))
-    chunks = (jobs[i : i + _CHUNK] for i in range(0, len(jobs), _CHUNK))
     drawn = in_processes(
         _write_many,
-        chunks,
+        jobs,
         workers,
+        chunk=_CHUNK,
         doing="drawing",
         name=lambda job: _stem(job[2], job[3]),
         remedy="free some memory and run again",

@@ -1,4 +1,4 @@
-"""Which font draws a text: DejaVu Sans, which comes with matplotlib, else an installed one. Never a download."""
+"""Which font draws a text: DejaVu Sans, which comes with matplotlib, else an installed one; no download."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -20,21 +20,23 @@ Result = TypeVar("Result")
 
 def in_processes(
     work: Callable[[Sequence[Job]], Result],
-    chunks: Iterable[Sequence[Job]],
+    jobs: Sequence[Job],
     workers: int,
     *,
+    chunk: int,
     doing: str,
     name: Callable[[Job], str],
     remedy: str,
 ) -> Iterator[Result]:
-    """Yield `work(chunk)` for each chunk, in order; a few chunks per process are under way at any time.
+    """Yield `work` of each `chunk` jobs, in order; two chunks per process are under way at any time.
 
     Close the generator (`contextlib.closing`) where it may be left early: that ends the processes at once.
 
     Args:
         work: a function of a module, which processes can be told by its name.
-        chunks: each becomes one call; not empty.
+        jobs: what there is to do.
         workers: processes.
+        chunk: jobs of one call.
         doing: what is being done, for the message: `verifying`.
         name: how a message calls a job.
         remedy: what the user can do when a process was ended.
@@ -49,8 +51,9 @@ def in_processes(
     pool = ProcessPoolExecutor(workers, initializer=_start_worker)
     waiting: deque[tuple[Sequence[Job], Future[Result]]] = deque()
     try:
-        for chunk in chunks:
-            waiting.append((chunk, pool.submit(work, chunk)))
+        for start in range(0, len(jobs), chunk):
+            part = jobs[start : start + chunk]
+            waiting.append((part, pool.submit(work, part)))
             if len(waiting) >= 2 * workers:
                 yield waiting[0][1].result()
                 waiting.popleft()
@@ -59,8 +62,8 @@ def in_processes(
             waiting.popleft()
     except BrokenProcessPool:
         # Processes take chunks in order, so those in hand are the first that are not done.
-        unfinished = [chunk for chunk, done in waiting if not done.done() or done.exception() is not None]
-        in_hand = " or ".join(_span(chunk, name) for chunk in unfinished[:workers])
+        unfinished = [part for part, done in waiting if not done.done() or done.exception() is not None]
+        in_hand = " or ".join(_span(part, name) for part in unfinished[:workers])
         raise UserError(
             f"a process was ended by the system while {doing} {in_hand}, which happens when memory is full "
             f"or a file makes the decoder crash; {remedy}"

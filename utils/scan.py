@@ -115,11 +115,11 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> li
                 records.append(verify(image, label))
                 bar.update()
             return records
-        chunks = (pairs[i : i + _CHUNK] for i in range(0, len(pairs), _CHUNK))
         found = in_processes(
             verify_many,
-            chunks,
+            pairs,
             workers,
+            chunk=_CHUNK,
             doing="verifying",
             name=lambda pair: pair[0],
             remedy="run with fewer --workers, and if it happens again take the damaged image away",

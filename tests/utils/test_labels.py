@@ -217,7 +217,7 @@ def test_a_lack_of_memory_is_no_verdict_on_the_file(tmp_path):
     large = str(tmp_path / "large.png")
     cv2.imwrite(large, np.zeros((6000, 6000, 3), np.uint8))
     ((record,),) = in_processes(
-        _verify_in_little_memory, [(large,)], 1, doing="verifying", name=str, remedy="none"
+        _verify_in_little_memory, [large], 1, chunk=1, doing="verifying", name=str, remedy="none"
     )
     assert (record.status, record.passing) == (CORRUPT, True) and "lack of memory" in record.messages[0]
     assert verify(large, "none").status == MISSING
