@@ -8,13 +8,13 @@ processes nor the number of images changes any of them. Boxes are measured on th
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from utils.cli import Parser, setup_logging
 from utils.device import available_cpus
 from utils.errors import UserError
 from utils.files import datasets_dir
+from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.digits")
 
@@ -49,6 +50,7 @@ MAX_COMMON = 0.2
 MIN_CONTRAST = 55.0
 """Least difference in luminance (0..255) between a digit and a plain ground; a restless one needs more."""
 QUALITY = 90
+_CHUNK = 8
 LETTERS = "ACEFHKLMNRTUVWXYcefhkmnrtuvwx"
 """Distractors: letters that are no digit's double."""
 
@@ -241,11 +243,16 @@ def _label(digit: _Placed, width: int, height: int) -> tuple[float, ...]:
     return digit.number, (digit.left + w / 2) / width, (digit.top + h / 2) / height, w / width, h / height
 
 
+def _stem(split: str, index: int) -> str:
+    """Name of an image and of its label file, without their suffixes."""
+    return f"{split}_{index:05d}"
+
+
 def _write(job: tuple[str, int, str, int]) -> int:
-    """Draw and write one image and its labels; what a worker process runs. Returns the number of digits."""
+    """Draw and write one image and its labels. Returns the number of digits."""
     folder, seed, split, index = job
     image, labels = scene(seed, split, index)
-    stem = f"{split}_{index:05d}"
+    stem = _stem(split, index)
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     if not done:
         raise RuntimeError(f"OpenCV could not encode {stem}")
@@ -255,9 +262,9 @@ def _write(job: tuple[str, int, str, int]) -> int:
     return len(rows)
 
 
-def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _write_many(jobs: Sequence[tuple[str, int, str, int]]) -> list[int]:
+    """`_write` over a chunk of jobs; what a worker process runs."""
+    return [_write(job) for job in jobs]
 
 
 def generate(
@@ -275,7 +282,7 @@ def generate(
         `folder`.
 
     Raises:
-        UserError: `folder` exists with something in it, or cannot be made.
+        UserError: `folder` exists with something in it or cannot be made, or the system ended a process.
     """
     folder = Path(folder).absolute()
     if folder.is_dir() and any(folder.iterdir()):
@@ -307,15 +314,21 @@ def _run(jobs: list[tuple[str, int, str, int]], workers: int) -> int:
     bar = {"total": len(jobs), "desc": "drawing digits", "unit": "image", "dynamic_ncols": True}
     if workers < 2:
         return sum(tqdm(map(_write, jobs), **bar))
-    # One OpenCV thread, since there is a process per core. Said before the fork: a forked child that asks for
-    # one thread waits for ever for the pool of threads that only its parent has.
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with multiprocessing.get_context().Pool(workers, initializer=_start_worker) as pool:
-            return sum(tqdm(pool.imap_unordered(_write, jobs, chunksize=8), **bar))
-    finally:
-        cv2.setNumThreads(threads)
+    drawn = in_processes(
+        _write_many,
+        jobs,
+        workers,
+        chunk=_CHUNK,
+        doing="drawing",
+        name=lambda job: _stem(job[2], job[3]),
+        remedy="free some memory and run again",
+    )
+    digits = 0
+    with contextlib.closing(drawn), tqdm(**bar) as shown:
+        for counts in drawn:
+            digits += sum(counts)
+            shown.update(len(counts))
+    return digits
 
 
 def _rename(temporary: Path, folder: Path) -> None:

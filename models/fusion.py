@@ -109,6 +109,7 @@ def adjacent_pairs(model: nn.Module, *inputs: Any) -> list[tuple[nn.Module, nn.M
         for conv, norm in recorder.pairs(outputs)
         if norm.running_mean is not None and not norm.training and not (_ids(conv) | _ids(norm)) & shared
         if _is_plain(conv) and (_is_plain(norm) or _rest_of(norm) is not None)
+        if _holds_its_weights(conv) and _holds_its_weights(norm)
     ]
 
 
@@ -120,6 +121,15 @@ def _is_plain(module: nn.Module) -> bool:
     kind = type(module)
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
     return owner.__module__.startswith(("torch.nn.", "models.")) or kind.__name__ == "Conv2dSame"
+
+
+def _holds_its_weights(module: nn.Module) -> bool:
+    """Whether weight and bias are parameters themselves, and not computed at each run from others.
+
+    Weight and spectral normalisation and pruning, as parametrizations or as hooks, take them off the module
+    and work them out anew; what is folded into them would be lost.
+    """
+    return module._parameters.keys() >= {"weight", "bias"}
 
 
 def _rest_of(norm: nn.Module) -> nn.Module | None:

@@ -253,6 +253,14 @@ def test_render_save_and_crop(folder, tmp_path, model):
     assert results.crop(save=False)[0]["label"] == crops[0]["label"]
 
 
+def test_results_are_saved_below_the_working_folder(folder, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results = model(folder / "wide.png", size=128)
+    assert [str(path) for path in results.save()] == [str(Path("runs", "hub", "exp", "wide.jpg"))]
+    assert results.crop() and len(list((tmp_path / "runs/hub/exp2/crops").rglob("*.jpg"))) == 20
+    assert (tmp_path / "runs" / "hub" / "exp" / "wide.jpg").is_file()
+
+
 def test_show_without_a_display_is_a_sentence(folder, model, monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):

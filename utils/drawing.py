@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+from utils.fonts import default_font, font_for
+
+if TYPE_CHECKING:
+    from PIL import ImageFont
+
+LOGGER = logging.getLogger("yolo.drawing")
 
 # Okabe & Ito (2008) without black, then Paul Tol's "muted" scheme: both made to stay apart under
 # deuteranopia, protanopia and tritanopia. RGB; the class index picks one, modulo the length.
@@ -55,19 +63,35 @@ def draw_detections(
     `det` is (n,6): x1, y1, x2, y2 in pixels of the image, confidence, class; an array or a CPU tensor. The
     most confident box is drawn last, so that it lies on top. `line_thickness` is in pixels and sets the text
     size too. A label box never leaves the image: it sits on the box, else inside its top edge, and is moved
-    left or made smaller where it would not fit.
+    left or made smaller where it would not fit. A name whose letters no installed font has is `class<index>`.
     """
     canvas = np.ascontiguousarray(image).copy()
     rows = np.asarray(det, dtype=np.float64).reshape(-1, 6)
     rows = rows[np.isfinite(rows).all(axis=1)]
     for x1, y1, x2, y2, confidence, class_index in rows[np.argsort(rows[:, 4], kind="stable")]:
-        label = ""
-        if not hide_labels:
-            label = class_name(names, int(class_index))
-            label = label if hide_conf else f"{label} {confidence:.2f}"
+        label = "" if hide_labels else _label(names, int(class_index), None if hide_conf else confidence)
         box = (round(x1), round(y1), round(x2), round(y2))
         draw_box(canvas, box, label, colour(int(class_index)), line_thickness)
     return canvas
+
+
+def _label(names: Mapping[int, str] | Sequence[str], index: int, confidence: float | None) -> str:
+    """What a box says: name and confidence; `class<index>` for a name whose letters no font here has."""
+    number = "" if confidence is None else f" {confidence:.2f}"
+    label = class_name(names, index) + number
+    if label.isascii() or font_for(label):
+        return label
+    _warn_of_letters()
+    return f"class{index}{number}"
+
+
+@lru_cache(maxsize=1)
+def _warn_of_letters() -> None:
+    """Say once how to get a font."""
+    LOGGER.warning(
+        "class names with letters that no installed font has are drawn as class<number>; install a font that "
+        "has them, such as Noto Sans CJK (apt install fonts-noto-cjk, or from fonts.google.com/noto)"
+    )
 
 
 def draw_box(
@@ -124,7 +148,8 @@ def _pil_patch(label: str, background: tuple[int, int, int], scale: float, strok
     """Any other label through PIL: cv2's stroke font prints '?' for everything outside ASCII."""
     from PIL import Image, ImageDraw
 
-    font = _font(max(round(30 * scale), 9))  # cap height like cv2's 22 px at scale 1
+    pixels = max(round(30 * scale), 9)  # cap height like cv2's 22 px at scale 1
+    font = _font(font_for(label) or default_font(), pixels)
     left, top, right, bottom = font.getbbox(label)
     margin = stroke + 2
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
@@ -135,11 +160,8 @@ def _pil_patch(label: str, background: tuple[int, int, int], scale: float, strok
 
 
 @lru_cache(maxsize=16)
-def _font(size: int):
-    """DejaVu Sans at a pixel size, from the copy in every matplotlib: no download, no system font."""
-    import matplotlib
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    """A font file at a size in pixels."""
     from PIL import ImageFont
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+    return ImageFont.truetype(path, size)

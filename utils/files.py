@@ -87,7 +87,8 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping with the safe loader.
 
     Raises:
-        UserError: missing, unreadable, a tab, a syntax error (with its line), or not a mapping.
+        UserError: missing, unreadable, a tab, a syntax error (with its line), nested too deep, or not a
+            mapping.
     """
     path = Path(path)
     try:
@@ -100,6 +101,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(io.StringIO(text))
     except yaml.YAMLError as error:
         raise UserError(_yaml_sentence(path, text, error)) from None
+    except RecursionError:
+        raise UserError(
+            f"{path}: lists or mappings lie too deep within one another to be read; close the brackets that "
+            "were left open"
+        ) from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise UserError(

@@ -28,6 +28,7 @@ class Record(NamedTuple):
     labels: np.ndarray  # (k, 5) float32: class, xc, yc, w, h normalised
     segments: list[np.ndarray]  # k polygons (p, 2) float32 normalised, or none at all
     messages: list[str]
+    passing: bool = False  # dropped for a fault of the system, not of the files: not to be remembered
 
 
 @dataclass

@@ -13,14 +13,12 @@ What a fault costs:
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from utils.images import JPEG_START, NoMemoryLeft, check_jpeg, decode_image, stated_size
 from utils.imageset import CORRUPT, EMPTY, FOUND, MISSING, Record
 
 MIN_SIDE = 10
@@ -28,10 +26,6 @@ MIN_SIDE = 10
 
 ROUNDING = 1e-5
 """How far a coordinate may overstep 0 or 1 as the rounding of a six-digit file; it is then clipped."""
-
-_ORIENTATION_TAG = 274
-_SWAPPED = (5, 6, 7, 8)
-"""EXIF orientations that turn width into height."""
 
 _NO_LABELS = np.zeros((0, 5), np.float32)
 
@@ -165,85 +159,51 @@ def _corners(box: np.ndarray) -> np.ndarray:
 def image_size(path: str) -> tuple[int, int, str]:
     """Width and height in pixels after EXIF rotation, and a note on what is odd, or ''.
 
-    The whole picture is decoded, except for a JPEG that ends as a JPEG should.
+    The picture is decoded, so that what is accepted here is what `load_image` reads.
 
     Raises:
         ValueError: the image cannot be used; the text says why.
-        OSError: the file cannot be opened.
+        NoMemoryLeft: (a ValueError) there was no memory to look at it.
+        OSError: the file cannot be opened or read.
     """
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise ValueError("empty file")
     note = ""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's notes on odd metadata; the decoder below is the judge
-        with open(path, "rb") as file:
-            _check_not_empty(file)
-            try:
-                with Image.open(file) as image:
-                    if image.format in ("JPEG", "MPO"):
-                        note = _check_jpeg_end(path)
-                    else:
-                        image.load()  # turns a TIFF upright and takes its orientation off
-                    width, height = image.size
-                    if image.getexif().get(_ORIENTATION_TAG) in _SWAPPED:
-                        width, height = height, width
-            except UnidentifiedImageError:
-                raise ValueError("not an image of a known format") from None
-            except Image.DecompressionBombError:
-                raise ValueError("more than 178 million pixels") from None
-            except (OSError, SyntaxError, EOFError, MemoryError, KeyError, IndexError, TypeError) as error:
-                raise ValueError(f"cannot be decoded ({error})") from None  # Pillow's many ways to say so
+    if data.startswith(JPEG_START):
+        width, height = stated_size(data)
+        note = check_jpeg(data)
+    else:
+        height, width = decode_image(data).shape[:2]
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{width} x {height} pixels, under {MIN_SIDE}")
     return width, height, note
 
 
-def _check_not_empty(file: io.BufferedReader) -> None:
-    if not file.read(1):
-        raise ValueError("empty file")
-    file.seek(0)
-
-
-def _check_jpeg_end(path: str) -> str:
-    """Check that a JPEG is whole; a note when only its end marker is missing.
-
-    Pillow refuses every JPEG without the end marker, OpenCV fills any missing part with one colour. What
-    counts as decodable here is between the two: with the marker put back in memory, the bottom right
-    corner has to hold a picture and not the decoder's flat filling.
-    """
-    with open(path, "rb") as file:
-        data = file.read()
-    if data.endswith(b"\xff\xd9"):
-        return ""
-    with Image.open(io.BytesIO(data)) as image:
-        try:
-            image.load()
-        except OSError:
-            pass
-        else:
-            return ""  # bytes after the end marker, as some cameras write them
-    with Image.open(io.BytesIO(data.rstrip(b"\0") + b"\xff\xd9")) as image:
-        corner = np.asarray(image)[-16:, -16:]
-    if (corner == corner[-1, -1]).all():
-        raise ValueError("truncated JPEG")
-    return "JPEG without its end marker, kept because it still decodes"
-
-
 def verify(image: str, label: str) -> Record:
-    """Check one image and its label file. Faults become messages and a status, never an exception."""
+    """Check one image and its label file. Faults become messages and a status, never an exception.
+
+    A fault of the system and not of the files (rights, a disk, memory) is marked as `passing`.
+    """
     try:
         width, height, note = image_size(image)
     except FileNotFoundError:
         return _dropped(image, "no such image")
+    except (NoMemoryLeft, MemoryError) as error:
+        return _dropped(image, str(error) or "cannot be read for lack of memory", passing=True)
     except ValueError as error:
         return _dropped(image, str(error))
     except OSError as error:
-        return _dropped(image, f"cannot be opened ({error.strerror or error})")
+        return _dropped(image, f"cannot be opened ({error.strerror or error})", passing=True)
     notes = [_one_line(f"{image}: {note}")] if note else []
     try:
         labels, segments, messages, written = read_labels(label)
     except FileNotFoundError:
         return Record(MISSING, width, height, _NO_LABELS, [], notes)
     except OSError as error:
-        return _dropped(image, f"its labels {label} cannot be read ({error.strerror or error})")
+        fault = f"its labels {label} cannot be read ({error.strerror or error})"
+        return _dropped(image, fault, passing=True)
     notes += [_one_line(m) for m in messages]
     if written and not len(labels):
         dropped = _dropped(image, f"no valid row in {label}")
@@ -251,8 +211,9 @@ def verify(image: str, label: str) -> Record:
     return Record(FOUND if written else EMPTY, width, height, labels, segments, notes)
 
 
-def _dropped(image: str, reason: str) -> Record:
-    return Record(CORRUPT, 0, 0, _NO_LABELS, [], [_one_line(f"{image}: {reason}; image ignored")])
+def _dropped(image: str, reason: str, *, passing: bool = False) -> Record:
+    message = _one_line(f"{image}: {reason}; image ignored")
+    return Record(CORRUPT, 0, 0, _NO_LABELS, [], [message], passing)
 
 
 def _one_line(text: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from utils.files import atomic_text
+from utils.files import atomic_text, atomic_write
 from utils.training import BatchReport
 
 LOGGER = logging.getLogger("yolo.train")
@@ -45,12 +43,18 @@ class ResultsCsv:
 
     Args:
         path: the file.
-        keep_below: a resumed run keeps the rows of earlier epochs; a new one starts empty (0).
+        keep_below: a resumed run keeps the rows of earlier epochs; a new one starts empty (0). Damaged rows
+            are left out with a warning, and the file that had them is kept beside it.
     """
 
     def __init__(self, path: Path, keep_below: int = 0) -> None:
         self.path = path
-        self.rows = [row for row in read_results(path) if row[0] < keep_below] if keep_below else []
+        self.rows = []
+        if keep_below:
+            rows, damaged = _parse(path)
+            if damaged:
+                _keep_copy(path, damaged)
+            self.rows = [row for row in rows if row[0] < keep_below]
 
     def append(self, values: Sequence[float]) -> None:
         """Add a row of values in the order of COLUMNS."""
@@ -63,15 +67,48 @@ class ResultsCsv:
 
 
 def read_results(path: Path) -> list[list[float]]:
-    """The rows of a results.csv; none when it is missing or a row is damaged."""
+    """The rows of a results.csv, without those that are damaged; none when it is missing."""
+    rows, damaged = _parse(path)
+    if damaged:
+        LOGGER.warning("%s: %s; left out", path, _named(damaged))
+    return rows
+
+
+def _parse(path: Path) -> tuple[list[list[float]], list[int]]:
+    """Rows of numbers, and the numbers of the lines that are none; blank lines are neither."""
+    rows: list[list[float]] = []
+    damaged: list[int] = []
     if not path.is_file():
-        return []
-    table = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"))))[1:]
-    try:
-        return [[float(value) for value in row] for row in table]
-    except ValueError:
-        LOGGER.warning("%s: holds a row that is no row of numbers; starting it anew", path)
-        return []
+        return rows, damaged
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            row = [float(cell) for cell in line.split(",")]
+        except ValueError:
+            row = []
+        if len(row) == len(COLUMNS):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
+def _keep_copy(path: Path, damaged: Sequence[int]) -> None:
+    """Lay a results.csv aside before its damaged lines are written over."""
+    number = 1
+    while (copy := path.with_name(f"{path.stem}.damaged{number if number > 1 else ''}.csv")).exists():
+        number += 1
+    text = path.read_bytes()
+    atomic_write(copy, lambda file: file.write(text))
+    LOGGER.warning("%s: %s; left out, and the file as it was kept as %s", path, _named(damaged), copy.name)
+
+
+def _named(damaged: Sequence[int]) -> str:
+    """Damaged lines as a message names them."""
+    more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return f"line {damaged[0]}{more} is no row of {len(COLUMNS)} numbers"
 
 
 class TensorBoard:

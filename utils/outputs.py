@@ -25,6 +25,8 @@ from utils.frames import Frame
 from utils.video import VideoFileWriter
 
 _WRITABLE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_FRAME = re.compile(r"(.*)_\d+", re.DOTALL)
+"""How the labels of a video's frame are called."""
 _CSV_HEADER = ("Image Name", "Prediction", "Confidence")
 
 
@@ -72,26 +74,35 @@ class StemBook:
     def __init__(self) -> None:
         self._taken: set[str] = set()
         self._videos: set[str] = set()
+        self._framed: set[str] = set()  # x of each x_7 taken
+        # Where counting goes on: what is taken stays taken, so no number below is ever free again.
+        self._next: dict[tuple[str, bool], int] = {}
 
     def claim(self, stem: str, is_video: bool) -> str:
         """A stem that nothing handed out before can clash with."""
-        number, candidate = 1, stem
-        while self._clashes(candidate.lower(), is_video):
+        key = stem.lower(), is_video
+        number = self._next.get(key, 1)
+        while self._clashes((candidate := _numbered(stem, number)).lower(), is_video):
             number += 1
-            candidate = f"{stem}-{number}"
-        self._taken.add(candidate.lower())
+        self._next[key] = number + 1
+        taken = candidate.lower()
+        self._taken.add(taken)
         if is_video:
-            self._videos.add(candidate.lower())
+            self._videos.add(taken)
+        frame_of = _FRAME.fullmatch(taken)
+        if frame_of:
+            self._framed.add(frame_of[1])
         return candidate
 
     def _clashes(self, stem: str, is_video: bool) -> bool:
-        if stem in self._taken:
+        if stem in self._taken or (is_video and stem in self._framed):
             return True
-        frame_of = re.fullmatch(r"(.*)_\d+", stem)
-        if frame_of and frame_of[1] in self._videos:
-            return True
-        frames = re.compile(re.escape(stem) + r"_\d+")
-        return is_video and any(frames.fullmatch(taken) for taken in self._taken)
+        frame_of = _FRAME.fullmatch(stem)
+        return frame_of is not None and frame_of[1] in self._videos
+
+
+def _numbered(stem: str, number: int) -> str:
+    return stem if number == 1 else f"{stem}-{number}"
 
 
 def folder_names(names: Mapping[int, str]) -> dict[int, str]:

@@ -63,6 +63,11 @@ def rgb(class_index: int) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
+def plain(text: str) -> str:
+    """Text as matplotlib has to be given it: two dollar signs would make a formula of what is between."""
+    return text.replace("$", r"\$")
+
+
 def write_jpeg(path: str | Path, image: np.ndarray) -> None:
     """Write a BGR image as JPEG, whole or not at all."""
     data = cv2.imencode(".jpg", image)[1]
@@ -153,7 +158,8 @@ def plot_labels(images: LabelledSizes, names: Mapping[int, str], folder: str | P
     axes[0].bar(np.arange(nc), np.bincount(cls, minlength=nc), color=[rgb(c) for c in range(nc)])
     axes[0].set_ylabel("instances")
     if nc <= 30:
-        axes[0].set_xticks(range(nc), [str(names.get(c, c)) for c in range(nc)], rotation=90, fontsize=8)
+        ticks = [plain(str(names.get(c, c))) for c in range(nc)]
+        axes[0].set_xticks(range(nc), ticks, rotation=90, fontsize=8)
     else:
         axes[0].set_xlabel("classes")
     _draw_centred_boxes(axes[1], cls, xywh)
@@ -220,7 +226,7 @@ def plot_results(path: str | Path) -> Path:
         axis.plot(epochs[known], column[known], marker=".", markersize=6, linewidth=1.5, color=rgb(1))
         if known.sum() > 4:
             axis.plot(epochs[known], smooth(column[known], 0.3), ":", linewidth=1.5, color=rgb(0))
-        axis.set_title(name, fontsize=11)
+        axis.set_title(plain(name), fontsize=11)
     picture = path.with_suffix(".png")
     save_figure(figure, picture)
     return picture
@@ -239,9 +245,9 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], path: str
     titles = ("P", "R", "mAP50", "mAP50-95", "pre-process (ms)", "inference (ms)", "NMS (ms)")
     for number, (title, table) in enumerate(tables.items()):
         for axis, name, column in zip(axes, titles, (0, 1, 2, 3, 7, 8, 9)):
-            axis.plot(sizes, table[:, column], marker=".", color=rgb(number), label=title)
+            axis.plot(sizes, table[:, column], marker=".", color=rgb(number), label=plain(title))
             axis.set(title=name, xlabel="image size (px)")
-        axes[7].plot(table[:, 8], table[:, 3], marker=".", color=rgb(number), label=title)
+        axes[7].plot(table[:, 8], table[:, 3], marker=".", color=rgb(number), label=plain(title))
     axes[7].set(title="mAP50-95 over inference (ms)", xlabel="ms per image")
     axes[7].legend(fontsize=7)
     save_figure(figure, path)
@@ -316,7 +322,7 @@ def _draw_group(axis: Axes, group: Group, cost: str, number: int) -> list[tuple[
         c=filled,
         edgecolors=[ink],
         linewidths=1.5,
-        label=name,
+        label=plain(name),
         zorder=3,
     )
     return points
@@ -330,9 +336,7 @@ def _name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None
     taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in pixels]
     room = axis.get_window_extent()
     for (x, y), (px, py), (_, _, label) in zip([p[:2] for p in points], pixels, points):
-        text = axis.annotate(
-            label.replace("$", r"\$"), (x, y), (0, 0), textcoords="offset points", fontsize=8.5, zorder=4
-        )
+        text = axis.annotate(plain(label), (x, y), (0, 0), textcoords="offset points", fontsize=8.5, zorder=4)
         size = text.get_window_extent()
         tries = []
         for radius in (9, 18, 30, 44, 60):

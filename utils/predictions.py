@@ -19,7 +19,7 @@ from utils.boxes import xyxy2xywh
 from utils.display import has_display
 from utils.drawing import class_name, draw_detections
 from utils.errors import UserError
-from utils.files import ROOT, atomic_text, increment_dir
+from utils.files import atomic_text, increment_dir
 from utils.outputs import StemBook, crop_box, folder_names, write_image
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _CENTRE = ("xcenter", "ycenter", "width", "height")
 _FORMS = {"xyxy": _CORNERS, "xyxyn": _CORNERS, "xywh": _CENTRE, "xywhn": _CENTRE}
-_SAVE_DIR = ROOT / "runs" / "detect" / "exp"
+_SAVE_DIR = Path("runs", "hub", "exp")
+"""Below the working folder, as in YOLOv5: what torch.hub fetched lies in a cache that nobody looks into."""
 
 
 class Detections:
@@ -168,7 +169,11 @@ class Detections:
     def save(
         self, labels: bool = True, save_dir: str | Path = _SAVE_DIR, exist_ok: bool = False
     ) -> list[Path]:
-        """Write the drawn images as JPEG into `save_dir`, numbered on unless `exist_ok`; their paths."""
+        """Write the drawn images as JPEG into `save_dir`; returns their paths.
+
+        The folder is `runs/hub/exp` below the working folder unless given, and is numbered on (`exp2`, ...)
+        when it is there already, unless `exist_ok`.
+        """
         folder = _folder(save_dir, exist_ok)
         paths = [folder / f"{stem}.jpg" for stem in self._stems()]
         for path, image in zip(paths, self.render(labels)):
@@ -186,7 +191,7 @@ class Detections:
 
         Returns:
             dicts of box (4 numbers), conf, cls, label (name and confidence) and im (RGB). With `save` each is
-            also written to `save_dir/crops/<class>/<file>.jpg`.
+            also written to `save_dir/crops/<class>/<file>.jpg`, numbered on as by `save()`.
         """
         folder = _folder(save_dir, exist_ok) if save else None
         folders = folder_names(self.names)

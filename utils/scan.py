@@ -2,37 +2,45 @@
 
 The cache is an `.npz` of plain arrays. Each image in it stands with the size and the modification time
 (ns) of the image and of its label file: what changed is verified again, the rest is taken over.
+What could not be looked at for a fault of the system is verified again, too, and so is everything when the
+decoders have another version.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import multiprocessing
 import os
-import signal
 import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import cv2
 import numpy as np
+import PIL
 from tqdm import tqdm
 
 from utils.device import available_cpus
 from utils.files import atomic_write
 from utils.imageset import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
 from utils.labels import label_path, verify, verify_many
+from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.datasets")
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 """Raised whenever the rules of verification or the arrays change, so that old caches are not believed."""
+
+DECODERS = f"Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+"""The judges of what is an image; another version may judge otherwise."""
 
 MAX_WORKERS = 8
 _CHUNK = 32
 _SHOWN = 20
 _KEYS = "stat_keys"
+_NEVER = -2  # a key that no file has
 _FIELDS = tuple(f.name for f in fields(Packed))
 
 
@@ -49,6 +57,9 @@ def scan(
 
     Returns:
         The packed images, those dropped (CORRUPT) included, and the report.
+
+    Raises:
+        UserError: the system ended a process.
     """
     labels = [label_path(image) for image in images]
     keys = _stat_keys(images, labels)
@@ -63,6 +74,7 @@ def scan(
             kept[i] = record
         packed = Packed.from_records(images, [kept[i] for i in range(len(images))])
         if cache:
+            keys[[i for i, record in kept.items() if record.passing]] = _NEVER
             _write_cache(cache, packed, keys)
     return packed, _report(packed)
 
@@ -103,17 +115,20 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> li
                 records.append(verify(image, label))
                 bar.update()
             return records
-        chunks = [pairs[i : i + _CHUNK] for i in range(0, len(pairs), _CHUNK)]
-        with multiprocessing.get_context().Pool(workers, initializer=_ignore_interrupt) as pool:
-            for part in pool.imap(verify_many, chunks):
+        found = in_processes(
+            verify_many,
+            pairs,
+            workers,
+            chunk=_CHUNK,
+            doing="verifying",
+            name=lambda pair: pair[0],
+            remedy="run with fewer --workers, and if it happens again take the damaged image away",
+        )
+        with contextlib.closing(found):
+            for part in found:
                 records += part
                 bar.update(len(part))
     return records
-
-
-def _ignore_interrupt() -> None:
-    """Ctrl-C is the parent's to handle; its pool ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -185,7 +200,7 @@ def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:
     for path in (cache, user_cache_path(cache)):
         try:
             with np.load(path, allow_pickle=False) as file:
-                if int(file["version"]) != CACHE_VERSION:
+                if int(file["version"]) != CACHE_VERSION or str(file["decoders"]) != DECODERS:
                     continue
                 packed, keys = Packed(**{name: file[name] for name in _FIELDS}), file[_KEYS]
         except FileNotFoundError:
@@ -226,6 +241,7 @@ def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
     arrays = {name: getattr(packed, name) for name in _FIELDS} | {
         _KEYS: keys,
         "version": np.int64(CACHE_VERSION),
+        "decoders": np.array(DECODERS),
     }
     reasons = []
     for path in (cache, user_cache_path(cache)):

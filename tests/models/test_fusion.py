@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from models.fusion import adjacent_pairs, fold, fuse_adjacent
 from models.yolo import DetectionModel
@@ -72,6 +73,33 @@ def test_shared_weights_are_not_folded():
     module = nn.Sequential(nn.Conv2d(4, 4, 1), trained_norm(nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 1)).eval()
     module[2].weight = module[0].weight
     assert adjacent_pairs(module, torch.rand(1, 4, 6, 6)) == []
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda module: prune.l1_unstructured(module, "weight", 0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "weight_norm hook", "spectral_norm hook", "pruning"],
+)
+def test_weights_computed_at_each_run_are_not_folded(wrap):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        wrap(nn.Conv2d(4, 4, 3)),
+        trained_norm(nn.BatchNorm2d(4)),
+        nn.Conv2d(4, 4, 1),  # this pair is a plain one
+        trained_norm(nn.BatchNorm2d(4)),
+    ).eval()
+    x = torch.rand(1, 4, 8, 8)
+    with torch.no_grad():
+        before = model(x)
+        assert fuse_adjacent(model, x) == 1
+        assert (model(x) - before).abs().max() <= 1e-5
+    assert isinstance(model[1], nn.BatchNorm2d) and isinstance(model[3], nn.Identity)
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_dropped_images_leave_no_gap(tmp_path):
     assert images.labels(1)[0, 0] == 1
     assert images.report.corrupt == 2
     assert images.segments(1) == []
-    assert any("1.png: not an image" in m for m in images.report.messages)
+    assert any("1.png: is not an image" in m for m in images.report.messages)
     assert any("3.txt, line 1: coordinate 9" in m for m in images.report.messages)
 
 

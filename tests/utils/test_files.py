@@ -101,6 +101,13 @@ def test_load_yaml_missing_and_binary(tmp_path):
         files.load_yaml(tmp_path / "b.yaml")
 
 
+@pytest.mark.parametrize("text", ["a: " + "[" * 3000, "a: " + "[" * 3000 + "]" * 3000, "{a: " * 3000])
+def test_load_yaml_of_too_many_brackets(tmp_path, text):
+    (tmp_path / "deep.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"deep\.yaml: lists or mappings lie too deep"):
+        files.load_yaml(tmp_path / "deep.yaml")
+
+
 def test_yaml_round_trip_keeps_order(tmp_path):
     data = {"z": 1, "a": {"name": "Größe"}, "m": [1.5, None]}
     files.save_yaml(tmp_path / "x.yaml", data)

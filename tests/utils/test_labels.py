@@ -1,5 +1,9 @@
 """Labels and images: what is read, what a fault costs, and what the message names."""
 
+import io
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ from PIL import Image
 from utils.images import load_image
 from utils.imageset import CORRUPT, EMPTY, FOUND, MISSING
 from utils.labels import image_size, label_path, read_labels, verify
+from utils.processes import in_processes
 
 
 @pytest.fixture
@@ -166,6 +171,56 @@ def test_jpeg_that_lost_only_its_end_marker_or_has_bytes_after_it_is_kept(tmp_pa
     assert "end marker" in note
     path.write_bytes(whole + b"camera notes")
     assert image_size(str(path)) == (96, 64, "")
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "CMYK"])
+def test_a_damaged_jpeg_that_is_kept_is_one_that_the_loader_reads(tmp_path, picture, kind):
+    path, data = tmp_path / "a.jpg", io.BytesIO()
+    image = Image.fromarray(picture).convert("CMYK" if kind == "CMYK" else "RGB")
+    image.save(data, "JPEG", progressive=kind == "progressive")
+    kept = dropped = 0
+    for at in range(2, len(data.getvalue()) - 2, 3):  # the end marker stays
+        damaged = bytearray(data.getvalue())
+        damaged[at] ^= 0x55
+        path.write_bytes(damaged)
+        record = verify(str(path), "none")
+        if record.status == CORRUPT:
+            dropped += 1
+        else:
+            kept += 1
+            assert load_image(path).shape[1::-1] == (record.width, record.height)
+    assert kept > 20 and dropped > 20
+
+
+def test_what_the_system_refuses_is_no_verdict_on_the_file(tmp_path, picture):
+    image, label = tmp_path / "a.png", tmp_path / "a.txt"
+    image.mkdir()
+    assert verify(str(image), str(label)).passing
+    image.rmdir()
+    cv2.imwrite(str(image), picture)
+    label.mkdir()
+    assert verify(str(image), str(label)).passing
+    image.write_bytes(b"no image")
+    assert not verify(str(image), str(label)).passing
+
+
+def _verify_in_little_memory(chunk):
+    import resource  # not on Windows
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20), resource.RLIM_INFINITY))
+    return [verify(path, "none") for path in chunk]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells how much memory is in use")
+def test_a_lack_of_memory_is_no_verdict_on_the_file(tmp_path):
+    large = str(tmp_path / "large.png")
+    cv2.imwrite(large, np.zeros((6000, 6000, 3), np.uint8))
+    ((record,),) = in_processes(
+        _verify_in_little_memory, [large], 1, chunk=1, doing="verifying", name=str, remedy="none"
+    )
+    assert (record.status, record.passing) == (CORRUPT, True) and "lack of memory" in record.messages[0]
+    assert verify(large, "none").status == MISSING
 
 
 def test_truncated_png_is_dropped(tmp_path, picture):

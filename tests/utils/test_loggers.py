@@ -35,10 +35,37 @@ def test_a_resumed_run_keeps_only_the_rows_before_it(tmp_path: Path) -> None:
     assert len(read_results(path)) == 1
 
 
-def test_a_damaged_table_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_blank_lines_are_stepped_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "results.csv"
-    path.write_text("epoch,box\n0,abc\n")
-    assert ResultsCsv(path, keep_below=5).rows == [] and str(path) in caplog.text
+    table = ResultsCsv(path)
+    for epoch in range(2):
+        table.append([epoch, *range(13)])
+    path.write_text(path.read_text().replace("\n", "\n\n \n"))
+    assert [row[0] for row in ResultsCsv(path, keep_below=5).rows] == [0, 1]
+    assert not caplog.text and [p.name for p in tmp_path.iterdir()] == ["results.csv"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"1,abc", b"1,2,3", b"1,2,3,4,5,6,7,8,9,10,11,12,13,14,15", b"\xff\0\xfe"]
+)
+def test_a_damaged_row_costs_itself_and_the_file_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
+    path = tmp_path / "results.csv"
+    table = ResultsCsv(path)
+    for epoch in range(3):
+        table.append([epoch, *range(13)])
+    lines = path.read_bytes().splitlines()
+    lines[2] = damage
+    before = b"\n".join(lines) + b"\n"
+    for copies in (1, 2):
+        path.write_bytes(before)
+        assert [row[0] for row in read_results(path)] == [0, 2]
+        ResultsCsv(path, keep_below=5).append([3, *range(13)])
+        assert [row[0] for row in read_results(path)] == [0, 2, 3]
+        kept = sorted(tmp_path.glob("results.damaged*.csv"))
+        assert len(kept) == copies and all(copy.read_bytes() == before for copy in kept)
+    assert f"{path}: line 3 is no row of 14 numbers" in caplog.text
 
 
 def test_wrong_number_of_values_is_refused(tmp_path: Path) -> None:

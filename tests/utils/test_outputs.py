@@ -23,6 +23,16 @@ def test_stems_never_clash():
     assert book.claim("film_7", False) == "film_7-2"  # the labels of frame 7 are called film_7.txt
 
 
+def test_many_equal_stems_are_counted_on_and_not_from_the_start(monkeypatch):
+    tries = []
+    clashes = StemBook._clashes
+    monkeypatch.setattr(StemBook, "_clashes", lambda *a: tries.append(a) or clashes(*a))
+    book = StemBook()
+    stems = [book.claim(("rgb", "RGB")[i % 2], i % 3 == 0) for i in range(3000)]
+    assert len({stem.lower() for stem in stems}) == 3000 and "rgb-3000" in map(str.lower, stems)
+    assert len(tries) <= 3 * 3000
+
+
 def test_folder_names_stay_inside_and_apart():
     names = {0: "../x", 1: "a/b", 2: "..", 3: "person", 4: "Person", 5: "", 6: "кот", 7: "/etc/passwd"}
     folders = folder_names(names)

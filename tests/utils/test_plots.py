@@ -100,6 +100,14 @@ def test_label_pictures_of_any_number_of_labels(tmp_path, count):
         assert cv2.imread(str(tmp_path / name)).shape == (1600, 1600, 3)
 
 
+@pytest.mark.parametrize("name", ["a$b_$", r"$\x$", "$5 and $10_$", "$"])
+def test_names_with_dollar_signs_are_no_formulas(tmp_path, name):
+    labels = np.float32([[0, 0.5, 0.5, 0.2, 0.2]])
+    plot_labels(SimpleNamespace(all_labels=labels), {0: name}, tmp_path)
+    plot_study({name: np.ones((2, 10))}, (256, 384), tmp_path / "study.png")
+    assert (tmp_path / "labels.jpg").is_file() and (tmp_path / "study.png").is_file()
+
+
 def write_results(path, rows: int) -> None:
     header = ",".join(f"{f'column{c}':>20}" for c in range(14))
     values = [",".join(f"{r + c / 10:>20.5g}" for c in range(14)) for r in range(rows)]

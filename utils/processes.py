@@ -1,0 +1,91 @@
+"""Work shared among processes, in order, that ends in a sentence when the system kills one of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+from utils.errors import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def in_processes(
+    work: Callable[[Sequence[Job]], Result],
+    jobs: Sequence[Job],
+    workers: int,
+    *,
+    chunk: int,
+    doing: str,
+    name: Callable[[Job], str],
+    remedy: str,
+) -> Iterator[Result]:
+    """Yield `work` of each `chunk` jobs, in order; two chunks per process are under way at any time.
+
+    Close the generator (`contextlib.closing`) where it may be left early: that ends the processes at once.
+
+    Args:
+        work: a function of a module, which processes can be told by its name.
+        jobs: what there is to do.
+        workers: processes.
+        chunk: jobs of one call.
+        doing: what is being done, for the message: `verifying`.
+        name: how a message calls a job.
+        remedy: what the user can do when a process was ended.
+
+    Raises:
+        UserError: the system ended a process; the message names what the processes had in hand.
+        Exception: whatever `work` raised.
+    """
+    others = set(multiprocessing.active_children())
+    # Not multiprocessing.Pool: it starts another process in place of one that died and waits for ever for
+    # the result that went with it.
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    waiting: deque[tuple[Sequence[Job], Future[Result]]] = deque()
+    try:
+        for start in range(0, len(jobs), chunk):
+            part = jobs[start : start + chunk]
+            waiting.append((part, pool.submit(work, part)))
+            if len(waiting) >= 2 * workers:
+                yield waiting[0][1].result()
+                waiting.popleft()
+        while waiting:
+            yield waiting[0][1].result()
+            waiting.popleft()
+    except BrokenProcessPool:
+        # Processes take chunks in order, so those in hand are the first that are not done.
+        unfinished = [part for part, done in waiting if not done.done() or done.exception() is not None]
+        in_hand = " or ".join(_span(part, name) for part in unfinished[:workers])
+        raise UserError(
+            f"a process was ended by the system while {doing} {in_hand}, which happens when memory is full "
+            f"or a file makes the decoder crash; {remedy}"
+        ) from None
+    except BaseException:  # Ctrl-C, too: nobody wants what is under way
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _span(chunk: Sequence[Job], name: Callable[[Job], str]) -> str:
+    """A chunk as a message names it: its first and its last job."""
+    first, last = name(chunk[0]), name(chunk[-1])
+    return first if len(chunk) == 1 else f"{first} to {last}"
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to handle, and there is a process per core already.
+
+    OpenCV gets 0 and not 1: with 1 it waits for the threads of the pool that the fork did not bring along.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
