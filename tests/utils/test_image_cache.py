@@ -126,7 +126,7 @@ def test_each_disk_is_asked_for_its_own_share(tmp_path, monkeypatch):
     if not memory.is_dir() or os.stat(memory).st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("no second disk")
     images = write_images(tmp_path, SIZES)
-    places = (tmp_path, memory / "no such folder")
+    places = (tmp_path, memory / f"absent-{os.getpid()}-{tmp_path.parent.name}")
     monkeypatch.setattr(DiskReader, "file", lambda _, index: places[index % 2] / f"{index}.npy")
     usage = namedtuple("usage", "free")
     free = {tmp_path: 2**30, memory: 0}
