@@ -105,6 +105,8 @@ def run_script(*options, separate=False, **popen):
         "3",
     ]
     environment = dict(os.environ, PYTHONUNBUFFERED="1", OMP_NUM_THREADS="1")
+    # A shell starts its background jobs with Ctrl-C ignored, and what is ignored is inherited.
+    popen["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
         [*script, *map(str, options)],
         stdout=subprocess.PIPE,
