@@ -54,10 +54,18 @@ def test_it_says_what_it_is(exported):
     assert "mean" in raw["normalisation"]
 
 
-@pytest.mark.parametrize("options", [{"dynamic": True}, {"batch_size": 2}, {"simplify": True}])
-def test_what_it_cannot_have_is_refused(exported, options):
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"dynamic": True}, "ncnn files cannot have --dynamic"),
+        ({"batch_size": 2}, "ncnn files cannot have --batch-size above 1"),
+        ({"simplify": True}, "--simplify: concerns --include onnx"),
+        ({"opset": 13}, "--opset: concerns --include onnx"),
+    ],
+)
+def test_what_it_cannot_have_is_refused(exported, options, sentence):
     weights = exported[0].with_name("best.pt")
-    with pytest.raises(UserError, match="ncnn files cannot have --"):
+    with pytest.raises(UserError, match=sentence):
         export.run(weights=str(weights), include=["ncnn"], imgsz=SIZE, **options)
 
 
