@@ -298,7 +298,7 @@ def _check_backend(opt: Namespace, backend: Backend) -> None:
         raise UserError(f"{opt.weights[0]}: --augment needs a .pt checkpoint, an exported file cannot do it")
     if opt.visualize and backend.model is None:
         raise UserError(f"{opt.weights[0]}: --visualize needs a single .pt checkpoint, its layers are hooked")
-    check_channels(backend)
+    check_channels(backend.path, backend.ch)
     bad = sorted(c for c in opt.classes or () if not 0 <= c < backend.nc)
     if bad:
         raise UserError(

@@ -347,16 +347,9 @@ def precision_of(opt: Namespace) -> str:
 
 def _check_exporter(exporter: Exporter, opt: Namespace) -> str:
     """How the file's name will end; what the platform or the format cannot do stops here."""
-    if reason := exporter.unavailable():
-        raise UserError(reason)
     precision = precision_of(opt)
-    if precision not in exporter.endings:
-        can = ", ".join(exporter.endings)
-        raise UserError(f"--include {exporter.name}: cannot be written in {precision}, only in {can}")
-    if precision in exporter.cuda_only and select_device(opt.device).type != "cuda":
-        raise UserError(
-            f"--half: {exporter.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
-        )
+    if reason := exporter.obstacle(precision, select_device(opt.device)):
+        raise UserError(reason)
     # What changes the file itself; what changes how it is made needs one format that honours it.
     asked = {"batch": opt.batch_size > 1, "dynamic": opt.dynamic, "nms": opt.nms}
     able = exporter.options if exporter.add_nms is None else exporter.options | {"nms"}

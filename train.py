@@ -72,7 +72,6 @@ __all__ = ["TrainResult", "parse_opt", "run"]
 
 DRAWN_BATCHES = 3
 VAL_CONF, VAL_IOU = 0.001, 0.6
-MAX_SEED = 2**64 - 1  # what torch's generators take
 
 
 @dataclass
@@ -94,8 +93,6 @@ def run(**options: Any) -> TrainResult:
     else:
         opt = overlay(build_parser(), options)
     check_options(opt)
-    if opt.seed > MAX_SEED:
-        raise UserError(f"--seed {opt.seed}: must be at most {MAX_SEED}")
     if checkpoint is None:
         starting_weights(opt.cfg, opt.weights)  # before a data set is fetched for nothing
     device = select_device(opt.device)

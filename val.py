@@ -143,7 +143,7 @@ class _Validation:
         self.backend = load_backend(
             weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names
         )
-        check_channels(self.backend)
+        check_channels(self.backend.path, self.backend.ch)
         check_classes(self.backend, self.config)
         self.split = opt.task if opt.task in ("train", "test") else "val"
         if self.split not in self.config.splits:

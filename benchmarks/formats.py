@@ -240,9 +240,7 @@ def _impossible(device: torch.device) -> set[tuple[str, str]]:
         (exporter.title, precision)
         for exporter in EXPORTERS.values()
         for precision in PRECISIONS
-        if exporter.unavailable()
-        or precision not in exporter.endings
-        or (precision in exporter.cuda_only and device.type != "cuda")
+        if exporter.obstacle(precision, device)
     }
 
 

@@ -365,14 +365,18 @@ def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: 
         raise UserError(f"{path}: is in float16, which needs a CUDA device; export it without --half")
 
 
-def check_channels(backend: Backend) -> None:
+def check_channels(path: Path, ch: int, remedy: str = "") -> None:
     """Refuse a network for images of other channels than files have.
+
+    Args:
+        path: where it is from. ch: how many channels it takes.
+        remedy: how the sentence ends where there is another way.
 
     Raises:
         UserError: how many it takes.
     """
-    if backend.ch not in (1, 3):
-        raise UserError(f"{backend.path}: takes {backend.ch} channels; images have 3 (RGB) or 1 (grey)")
+    if ch not in (1, 3):
+        raise UserError(f"{path}: takes {ch} channels; images have 3 (RGB) or 1 (grey){remedy}")
 
 
 def check_classes(backend: Backend, config: DatasetConfig) -> None:

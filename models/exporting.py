@@ -8,10 +8,10 @@ import importlib
 import importlib.util
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from models.yolo import LUMA, DetectionModel
 from utils.boxes import letterbox
 from utils.errors import UserError
 from utils.images import load_image
+
+T = TypeVar("T")
 
 
 def network_input(path: str | Path, size: tuple[int, int], ch: int) -> Tensor:
@@ -86,6 +88,17 @@ class Exporter:
     unavailable: Callable[[], str | None] = lambda: None
     add_nms: Callable[[Job, Path, Path], None] | None = None
 
+    def obstacle(self, precision: str, device: torch.device) -> str | None:
+        """Why no file of this precision can be made here for a device, in a sentence; None if one can."""
+        if reason := self.unavailable():
+            return reason
+        if precision not in self.endings:
+            can = ", ".join(self.endings)
+            return f"--include {self.name}: cannot be written in {precision}, only in {can}"
+        if precision in self.cuda_only and device.type != "cuda":
+            return f"--half: {self.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
+        return None
+
 
 EXPORTERS: dict[str, Exporter] = {}
 
@@ -116,6 +129,36 @@ def in_half(job: Job) -> Job:
         example=job.example.half(),
         metadata=replace(job.metadata, half=True),
     )
+
+
+def back_to(
+    results: Iterable[T],
+    inputs: Callable[[T], Iterable[T]],
+    is_end: Callable[[T], bool],
+    key: Callable[[T], Hashable] = lambda node: node,
+) -> dict[Hashable, T]:
+    """The nodes of a graph from its results back to the first ends on each way, these included.
+
+    With convolutions and linear layers as ends that is the detection head, whose 1x1 convolutions are a
+    hundredth of the arithmetic, and in int8 alone cost 0.01 of mAP50-95.
+
+    Args:
+        results: the nodes that give the results.
+        inputs: gives the nodes that a node reads.
+        is_end: whether what a node reads is no more part of it.
+        key: what tells nodes apart.
+
+    Returns:
+        Each node once, by its key.
+    """
+    waiting, found = list(results), {}
+    while waiting:
+        node = waiting.pop()
+        if key(node) not in found:
+            found[key(node)] = node
+            if not is_end(node):
+                waiting += inputs(node)
+    return found
 
 
 @contextlib.contextmanager

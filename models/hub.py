@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from models.backends import Backend
+from models.backends import Backend, check_channels
 from models.metadata import Metadata
 from models.yolo import DetectionModel
 from utils.boxes import NmsOptions, letterbox, scale_boxes
@@ -167,11 +167,8 @@ class HubModel(nn.Module):
     def _detect(self, items: list[Any], size: int | tuple[int, int] | None, augment: bool) -> Detections:
         if not items:
             raise UserError("no image given; pass a path, an array, or a list of them")
-        if self.backend.ch not in (1, 3):
-            raise UserError(
-                f"{self.backend.path}: takes {self.backend.ch} channels; images have 3 (RGB) or 1 (grey), so "
-                f"pass a tensor (N, {self.backend.ch}, height, width)"
-            )
+        ch = self.backend.ch
+        check_channels(self.backend.path, ch, f", so pass a tensor (N, {ch}, height, width)")
         wanted = self._wanted()
         start = time.perf_counter()
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))

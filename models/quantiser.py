@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends import Backend, check_classes, load_backend
+from models.backends import Backend, check_channels, check_classes, load_backend
 from models.exporting import network_input
 from utils.dataloaders import build_loader, workers_beside
 from utils.datasets import DatasetConfig, load_dataset, load_images
-from utils.errors import UserError
 from utils.evaluation import evaluate
 from utils.metrics import Metrics
 
@@ -59,8 +58,7 @@ class Quantiser:
         self._known: dict[bool, Metrics] = {}
         self.batch, self.ch, *size = shape
         self.size = (size[0], size[1])
-        if self.ch not in (1, 3):
-            raise UserError(f"--int8: {weights} takes {self.ch} channels, but images have 1 or 3")
+        check_channels(weights, self.ch, ", so there is nothing that --int8 could calibrate it with")
         self.config = load_dataset(data)
         images = load_images(self.config, "train")
         # Evenly over the list, which is sorted: a set in which the classes come one after the other is

@@ -122,6 +122,11 @@ class Group:
         """Whether its rows may be held against one another."""
         return self.conditions is not None
 
+    @property
+    def heading(self) -> str:
+        """What stands above its table: its number, or all that is known where that is no condition."""
+        return f"Conditions {self.number}" if self.ranked else self.title[:1].upper() + self.title[1:]
+
     def best(self, column: Column) -> str | None:
         """The text of a column's best cell, where there are at least two figures to choose from."""
         rows = [row for row in self.rows if row.values.get(column.keys[0]) is not None]
@@ -325,7 +330,7 @@ def to_markdown(groups: Sequence[Group], failed: Sequence[Row], measured: Sequen
         if group.difference:
             lines[:1] = [lines[0] + "  ", f"Not comparable with conditions 1: {_md(group.difference)}"]
         if not group.ranked:
-            lines[:1] = [f"**{_md(group.title[:1].upper() + group.title[1:])}** (not ranked)"]
+            lines[:1] = [f"**{_md(group.heading)}** (not ranked)"]
         blocks.append("\n".join(lines + _md_table(group)))
     if failed:
         lines = ["| net | start | status |", "|---|---|---|"]

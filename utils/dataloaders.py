@@ -10,13 +10,11 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +26,7 @@ from utils.device import available_cpus, cores_are_scarce, tune_allocator
 from utils.errors import UserError
 from utils.image_cache import open_reader
 from utils.imageset import ImageSet
+from utils.processes import start_worker
 from utils.sampling import BatchSampler, Key, rect_batches
 
 LOGGER = logging.getLogger("yolo.dataloaders")
@@ -228,12 +227,8 @@ def _as_is(made: _Made) -> _Made:
 
 
 def _start_worker(_: int) -> None:
-    """Make a worker a quiet neighbour: one thread, and Ctrl-C left to the main process, which ends it.
-
-    OpenCV gets 0 and not 1: with 1 it waits for the threads of the pool that the fork did not bring along.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
+    """The same for a worker that also computes with torch."""
+    start_worker()
     torch.set_num_threads(1)
     tune_allocator()
 

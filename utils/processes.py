@@ -48,7 +48,7 @@ def in_processes(
     others = set(multiprocessing.active_children())
     # Not multiprocessing.Pool: it starts another process in place of one that died and waits for ever for
     # the result that went with it.
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, initializer=start_worker)
     waiting: deque[tuple[Sequence[Job], Future[Result]]] = deque()
     try:
         for start in range(0, len(jobs), chunk):
@@ -82,8 +82,8 @@ def _span(chunk: Sequence[Job], name: Callable[[Job], str]) -> str:
     return first if len(chunk) == 1 else f"{first} to {last}"
 
 
-def _start_worker() -> None:
-    """Ctrl-C is the parent's to handle, and there is a process per core already.
+def start_worker() -> None:
+    """Make a process a quiet worker: Ctrl-C is the parent's to handle, and each core has a process already.
 
     OpenCV gets 0 and not 1: with 1 it waits for the threads of the pool that the fork did not bring along.
     """

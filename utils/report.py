@@ -90,7 +90,6 @@ def _lead(page: Page) -> str:
 def _group(group: Group) -> str:
     """A group's heading and its sortable table; columns that are empty throughout are left out."""
     columns = [c for c in COLUMNS if any(c.text(row.values) for row in group.rows)]
-    heading = f"Conditions {group.number}" if group.ranked else group.title[:1].upper() + group.title[1:]
     said = group.title if group.ranked else "These checkpoints do not say how they were trained: not ranked."
     differs = ""
     if group.difference:
@@ -102,7 +101,7 @@ def _group(group: Group) -> str:
         f'<p class="note">{escape(row.label)}: {escape(row.note)}</p>' for row in group.rows if row.note
     )
     return (
-        f'<section><h2>{escape(heading)}</h2><p class="sub">{escape(said)}</p>{differs}'
+        f'<section><h2>{escape(group.heading)}</h2><p class="sub">{escape(said)}</p>{differs}'
         f'<div class="scroll"><table class="sortable"><thead><tr>{_head(0, "net", "")}{_head(1, "start", "")}'
         f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>{notes}</section>"
     )
@@ -187,10 +186,10 @@ def _facts(facts: Mapping[str, str]) -> str:
 def _conditions(group: Group) -> str:
     """Every condition of a group, hyperparameters too, folded away."""
     known: dict[str, Any] = {k: v for k, v in (group.conditions or {}).items() if k != "hyp"}
-    (data, imgsz), name = group.rows[0].measured, Path(known["data"]).name
+    known["data"] = Path(known["data"]).name
+    data, imgsz = group.rows[0].measured
     measured = {"measured on": Path(data).name, "measured at": f"{imgsz} px"}
     known = measured | {f"trained with {k}" if k in ("data", "imgsz") else k: v for k, v in known.items()}
-    known["trained with data"] = name
     known |= {f"hyp {k}": v for k, v in (group.conditions or {}).get("hyp", {}).items()}
     text = {name: "none" if value is None else str(value) for name, value in known.items()}
     return f"<details><summary>Conditions {group.number} in full</summary>{_facts(text)}</details>"

@@ -15,6 +15,8 @@ from utils.errors import UserError
 from utils.files import ROOT
 from utils.optim import BACKBONE, OPTIMIZERS
 
+MAX_SEED = 2**64 - 1  # what torch's generators take
+
 
 def build_parser() -> Parser:
     """The command line."""
@@ -118,6 +120,8 @@ def check_options(opt: argparse.Namespace) -> None:
     for name, value in least.items():
         if getattr(opt, name) is not None and getattr(opt, name) < value:
             raise UserError(f"--{name} {getattr(opt, name)}: must be at least {value}")
+    if opt.seed > MAX_SEED:
+        raise UserError(f"--seed {opt.seed}: must be at most {MAX_SEED}")
     if not 0.0 <= opt.label_smoothing < 1.0:
         raise UserError(f"--label-smoothing {opt.label_smoothing}: must lie in 0 to 1")
     if opt.batch_size < 1 and opt.batch_size != -1:

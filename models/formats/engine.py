@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backends import Backend, Options, register_format
+from models.backends import Backend, Options, check_precision, register_format
 from models.exporting import Exporter, Job, register_exporter, require
 from models.formats.embedded import check_digest, describe
 from models.formats.onnx import write_onnx
@@ -107,8 +107,7 @@ class EngineBackend(Backend):
             raise UserError(f"{path}: {reason}; export the checkpoint to ONNX or OpenVINO for this machine")
         if device.type != "cuda":
             raise UserError(f"{path}: TensorRT runs on the GPU; use --device 0")
-        if options.half and metadata.precision != "fp16":
-            raise UserError(f"{path}: was exported in {metadata.precision}; leave --half out")
+        check_precision(path, metadata.precision == "fp16", options.half, device)
         trt = require("tensorrt", str(path))
         super().__init__(path, device, metadata)
         self.logger = trt.Logger(trt.Logger.ERROR)

@@ -19,6 +19,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig, QuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from models.exporting import back_to
 from models.formats.embedded import CUT_OFF, activation_range
 
 # The product of two steps must be one that XNNPACK can divide by, 2^-32 at least. Its quantiser's own 2^-12
@@ -114,15 +115,12 @@ def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> Ex
 
 def head(graph: torch.fx.Graph) -> list[Node]:
     """The head: from its 1x1 convolutions, these included, to the results."""
-    waiting, found = list(graph.output_node().all_input_nodes), {}
-    while waiting:
-        node = waiting.pop()
-        if node in found or node.op != "call_function":
-            continue
-        found[node] = None
-        if node.target not in WEIGHTY:
-            waiting += node.all_input_nodes
-    return list(found)
+    found = back_to(
+        graph.output_node().all_input_nodes,
+        lambda node: node.all_input_nodes,
+        lambda node: node.target in WEIGHTY,
+    )
+    return [node for node in found if node.op == "call_function"]
 
 
 def stays_float(graph: torch.fx.Graph) -> list[Node]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.exporting import Job, quiet, require
+from models.exporting import Job, back_to, quiet, require
 from models.formats.embedded import CUT_OFF, activation_range
 
 WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
@@ -121,14 +121,11 @@ def read_network(content: bytes) -> Network:
 def head(network: Network) -> list[Operation]:
     """The head: from its 1x1 convolutions, these included, to the results."""
     makers = {name: operation for operation in network.operations for name in operation.outputs}
-    waiting, found = [makers[name] for name in network.results], {}
-    while waiting:
-        operation = waiting.pop()
-        if operation.outputs in found:
-            continue
-        found[operation.outputs] = operation
-        if operation.kind not in WEIGHTY:
-            waiting += [makers[name] for name in operation.inputs if name in makers]
+    found = back_to(
+        [makers[name] for name in network.results],
+        lambda operation: [makers[name] for name in operation.inputs if name in makers],
+        lambda operation: operation.kind in WEIGHTY,
+    )
     return list(found.values())
 
 

@@ -221,7 +221,8 @@ def test_channels_are_the_graphs_too_and_images_have_three_or_one(tmp_path):
     _with_properties(tmp_path / "four.onnx", tmp_path / "bare.onnx", {"names": "{0: 'a', 1: 'b'}"})
     for name in ("four.pt", "four.onnx", "bare.onnx"):
         with pytest.raises(UserError, match=rf"{name}: takes 4 channels; images have 3 .RGB. or 1"):
-            check_channels(load_backend(tmp_path / name))
+            backend = load_backend(tmp_path / name)
+            check_channels(backend.path, backend.ch)
 
 
 @pytest.mark.parametrize("stride", ["0", "-8", "Infinity", "8.5", "1" + "0" * 400])
