@@ -343,7 +343,16 @@ def test_networks_of_other_images_are_refused(tmp_path):
     assert run(tmp_path, picture, weights=[grey, grey], device="cpu", nosave=True).images == 1
 
 
-def test_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def signals():
+    """Puts back what `detect.main` sets, which the processes of later tests would inherit."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys, signals):
     monkeypatch.setattr(sys, "argv", ["detect.py", "--weights", str(tmp_path / "none.pt"), "--img", "64"])
     with pytest.raises(SystemExit) as stop:
         guard(detect.main)

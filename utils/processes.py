@@ -70,7 +70,7 @@ def in_processes(
         ) from None
     except BaseException:  # Ctrl-C, too: nobody wants what is under way
         for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
+            process.kill()  # not terminate(), which a handler that the fork brought along would catch
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -96,10 +96,16 @@ def test_jobs_are_taken_only_as_results_are():
     assert jobs.taken <= 2 * (3 + 2 * 2)
 
 
-def test_leaving_early_ends_what_is_under_way():
+@pytest.mark.parametrize("handled", [False, True])
+def test_leaving_early_ends_what_is_under_way(handled):
+    """Also where this process, as detect.py does, answers a polite kill itself: a fork inherits that."""
     start = time.monotonic()
-    with contextlib.closing(in_processes(_sleep_long, [0, 0, 50, 50, 50, 50], 2, **OPTIONS)) as found:
-        assert next(found) == [0, 0]
+    before = signal.signal(signal.SIGTERM, (lambda *_: None) if handled else signal.SIG_DFL)
+    try:
+        with contextlib.closing(in_processes(_sleep_long, [0, 0, 50, 50, 50, 50], 2, **OPTIONS)) as found:
+            assert next(found) == [0, 0]
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert time.monotonic() - start < 20
 
 
