@@ -64,7 +64,7 @@ from utils.loggers import read_results
 from utils.plots import plot_pareto
 from utils.profiling import interleaved, summary
 from utils.report import Page, Sample, render
-from utils.resume import run_folder
+from utils.resume import RunFolder
 from utils.samples import Detector, as_batch, sample_pictures
 from utils.train_options import given_options
 
@@ -382,7 +382,7 @@ def _fingerprint(net: Net) -> str:
 
 
 def _whole_strides(imgsz: int, model: Any) -> int:
-    return train.image_size(imgsz, max(int(model.stride.max()), 32))
+    return train.whole_strides(imgsz, max(int(model.stride.max()), 32))
 
 
 def _keep_best(last: Checkpoint, best: Path) -> None:
@@ -402,7 +402,7 @@ def _checkpoint_label(net: Net, checkpoint: Checkpoint) -> str:
 
 def _epochs(net: Net, place: Path) -> int | None:
     """How many epochs a net was trained, by the results.csv of its run; None where that is gone."""
-    folder = place if net.cfg else run_folder(find_file(net.weights))
+    folder = place if net.cfg else RunFolder.of(find_file(net.weights)).path
     return len(read_results(folder / "results.csv")) or None
 
 

@@ -13,12 +13,13 @@ import copy
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.registry import load_plugins
@@ -28,8 +29,8 @@ from models.yolo import DetectionModel
 from utils.anchors import check_anchors
 from utils.autobatch import choose_batch_size
 from utils.cli import guard, overlay, setup_logging
-from utils.dataloaders import build_loader, workers_beside
-from utils.datasets import load_dataset, load_images
+from utils.dataloaders import Loader, build_loader, workers_beside
+from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import (
     amp_dtype,
     describe,
@@ -43,28 +44,36 @@ from utils.device import (
 )
 from utils.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
 from utils.errors import UserError
-from utils.evaluation import evaluate
-from utils.files import increment_dir, save_yaml
-from utils.hyp import NOMINAL_BATCH, load_hyp, scale_gains
-from utils.image_weights import image_weights
+from utils.evaluation import ValResult, evaluate, log_table
+from utils.files import save_yaml
+from utils.hyp import load_hyp, scale_gains
+from utils.imageset import ImageSet
 from utils.loggers import EpochBar, ResultsCsv, TensorBoard
-from utils.loss import DetectionLoss
+from utils.loss import DetectionLoss, LossFunction
 from utils.metrics import Metrics, fitness, save_metrics
 from utils.optim import (
     EarlyStopping,
     FrozenLayers,
     LRSchedule,
     ModelEMA,
+    add_nominal_batch,
     build_optimizer,
-    fitting_nominal_batch,
 )
 from utils.plots import plot_images, plot_labels, plot_results
 from utils.profiling import count_parameters, gflops
-from utils.resume import check_classes, find_checkpoint, resumed_options, run_folder, saved_options
-from utils.resume import first_epoch as resumed_epoch
+from utils.resume import (
+    CheckpointSaver,
+    RunFolder,
+    RunState,
+    check_learnt_classes,
+    find_checkpoint,
+    options_to_save,
+    resumed_epoch,
+    resumed_options,
+)
+from utils.sampling import image_weights
 from utils.train_options import build_parser, check_options, given_options, parse_opt
 from utils.training import EpochResult, Trainer
-from val import log_table
 
 LOGGER = logging.getLogger("yolo.train")
 
@@ -85,296 +94,431 @@ class TrainResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """Say what a run starts from: its options; if resumed, its checkpoint and first epoch, too."""
+
+    opt: argparse.Namespace
+    checkpoint: Checkpoint | None = None
+    first_epoch: int = 0
+
+    @property
+    def warm_up(self) -> bool:
+        """Whether the learning rate warms up: not when a finished run is trained on."""
+        return self.checkpoint is None or self.checkpoint.training is not None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Hold the images of a run. Only the main process validates, so only it has `val`."""
+
+    config: DatasetConfig
+    train: ImageSet
+    val: ImageSet | None
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Hold what options, network and data settle together.
+
+    Attributes:
+        imgsz: pixels, a multiple of `stride`.
+        batch_size: images per batch over all processes.
+        amp: reduced precision of the forward pass, or None.
+        hyp: the hyperparameters, `nominal_batch` fitted to the data set.
+    """
+
+    stride: int
+    imgsz: int
+    batch_size: int
+    amp: torch.dtype | None
+    hyp: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Hold the batches of a run; `val` is the main process's alone."""
+
+    train: Loader
+    val: Loader | None
+
+    def close(self) -> None:
+        """End the workers of both."""
+        self.train.close()
+        if self.val is not None:
+            self.val.close()
+
+
 def run(**options: Any) -> TrainResult:
-    """Train, with the command line's options as keywords; what is left out takes its default."""
-    checkpoint, first_epoch = None, 0
-    if options.get("resume"):
-        opt, checkpoint, first_epoch = _resume(options)
-    else:
-        opt = overlay(build_parser(), options)
-    check_options(opt)
-    if checkpoint is None:
-        starting_weights(opt.cfg, opt.weights)  # before a data set is fetched for nothing
-    device = select_device(opt.device)
+    """Train, with the command line's options as keywords; what is left out takes its default.
+
+    Raises:
+        UserError: an option, a file or the data set is wrong, or the batch does not fit into memory.
+    """
+    start = resume_run(options) if options.get("resume") else new_run(options)
+    device = select_device(start.opt.device)
     with repeatable(device), process_group(device):
         try:
-            return Run(opt, device, checkpoint, first_epoch).train()
+            return train_from(start, device)
         except torch.OutOfMemoryError:
-            raise UserError(
-                f"--batch-size {opt.batch_size} at {opt.imgsz} pixels does not fit into the memory of "
-                f"{device}; give a smaller one, or -1 to find what fits"
-            ) from None
+            raise _out_of_memory(start.opt, device) from None
 
 
-def _resume(options: dict[str, Any]) -> tuple[argparse.Namespace, Checkpoint, int]:
-    """Options, checkpoint and first epoch of the run that --resume names."""
+def new_run(options: dict[str, Any]) -> Start:
+    """Check the options of a new run, and that its starting weights exist."""
+    opt = overlay(build_parser(), options)
+    check_options(opt)
+    starting_weights(opt.cfg, opt.weights)
+    return Start(opt)
+
+
+def resume_run(options: dict[str, Any]) -> Start:
+    """Load the checkpoint that --resume names, with the options and the first epoch that follow from it."""
     path = find_checkpoint(options["resume"])
-    saved = saved_options(path)
+    saved = RunFolder.of(path).read_options()
     load_plugins(options.get("plugins") or saved.get("plugins", ()))
     checkpoint = load_checkpoint(path)
     if checkpoint.official:
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")
     opt = resumed_options(build_parser(), saved or checkpoint.meta.get("opt", {}), options)
     first = resumed_epoch(path, checkpoint.meta, checkpoint.training, opt.epochs, "epochs" in options)
-    return opt, checkpoint, first
+    check_options(opt)
+    return Start(opt, checkpoint, first)
 
 
-class Run:
-    """One training run: what it is made of, its epochs, and what it leaves."""
+def train_from(start: Start, device: torch.device) -> TrainResult:
+    """Train from the options to the final validation."""
+    started, opt = time.time(), start.opt
+    prepare_process(opt)
+    hyp = load_hyp(start.checkpoint.meta["hyp"] if start.checkpoint else opt.hyp)
+    network = build_network(start, hyp)  # before a data set is fetched: wrong weights are told at once
+    data = prepare_data(start)
+    model = place_network(network, opt, device)
+    frozen = FrozenLayers(model, opt.freeze)
+    settings = settle(start, model, hyp, len(data.train), device)
+    folder = from_main(lambda: make_folder(start, model, hyp, settings, device))
+    with closing(build_loaders(opt, settings, data, device)) as loaders:
+        if is_main() and start.checkpoint is None:
+            fit_anchors(opt, model, data, settings)
+        trainer = build_trainer(start, model, frozen, settings, len(loaders.train), device)
+        recorder = build_recorder(start, trainer, loaders, data, folder, settings)
+        epochs = EpochLoop(opt, trainer, loaders.train, data, recorder).run(start.first_epoch)
+        if recorder is None:
+            return TrainResult(folder.path, folder.best, folder.last, Metrics(), time.time() - started)
+        return finish(start, recorder, data, settings, epochs=epochs, started=started)
+
+
+def prepare_process(opt: argparse.Namespace) -> None:
+    """Silence every process but the main one, and load the user's blocks."""
+    if not is_main():
+        setup_logging(verbose=False)
+    tune_allocator()
+    load_plugins(opt.plugins)
+
+
+def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
+    """Build the network with all its weights; of the data set only the YAML is read.
+
+    Raises:
+        UserError: a YAML or weights that cannot be used, or classes that a resumed run has not learnt.
+    """
+    opt, checkpoint = start.opt, start.checkpoint
+    if checkpoint is None:
+        check_config(opt.cfg, opt.backbone_weights)
+    with main_first():  # one process unpacks or downloads what the others then find
+        config = load_dataset(opt.data, single_cls=opt.single_cls, fetch=False)
+        if checkpoint is not None:
+            check_learnt_classes(checkpoint.path, checkpoint.model.names, config)
+            return copy.deepcopy(checkpoint.model).requires_grad_(True)
+        return start_model(
+            opt.cfg,
+            opt.weights,
+            names=config.names,
+            anchors_per_layer=round(hyp["anchors"]) if "anchors" in hyp else None,
+            seed=opt.seed,
+            backbone_weights=opt.backbone_weights,
+        )
+
+
+def prepare_data(start: Start) -> TrainingData:
+    """Fetch the data set if it is missing, and check its images and labels."""
+    opt = start.opt
+    with main_first():  # one process fetches and verifies what the others then find
+        config = load_dataset(opt.data, single_cls=opt.single_cls)
+        images = load_images(config, "train", workers=opt.workers, require_labels=True)
+        val = load_images(config, "val", workers=opt.workers) if is_main() else None
+    return TrainingData(config, images, val)
+
+
+def place_network(model: DetectionModel, opt: argparse.Namespace, device: torch.device) -> DetectionModel:
+    """Move the network to its device, channels_last, with the norms that --sync-bn asks for."""
+    model = model.to(device, memory_format=torch.channels_last)
+    return synchronise_norms(model) if opt.sync_bn else model
+
+
+def settle(
+    start: Start, model: DetectionModel, hyp: dict[str, float], images: int, device: torch.device
+) -> RunSettings:
+    """Settle image size, precision, batch size and the images per optimizer step.
+
+    Args:
+        images: of the training set.
+    """
+    opt = start.opt
+    stride = max(int(model.stride.max()), 32)
+    imgsz = whole_strides(opt.imgsz, stride)
+    amp = amp_dtype(opt.amp, device)
+    batch_size = opt.batch_size
+    if batch_size == -1:
+        batch_size = choose_batch_size(model, imgsz, device, amp)
+    if start.checkpoint is None:
+        hyp = add_nominal_batch(hyp, images, batch_size)
+    return RunSettings(stride, imgsz, batch_size, amp, hyp)
+
+
+def make_folder(
+    start: Start,
+    model: DetectionModel,
+    recipe: dict[str, float],
+    settings: RunSettings,
+    device: torch.device,
+) -> RunFolder:
+    """Make the run's folder and write hyp.yaml (as loaded) and opt.yaml (as run); on the main process only.
+
+    Args:
+        recipe: the hyperparameters as loaded; those fitted to this data set are in `settings`.
+    """
+    opt = start.opt
+    if start.checkpoint is not None:
+        folder = RunFolder.of(start.checkpoint.path)
+    else:
+        name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
+        folder = RunFolder.create(opt.project, name, opt.exist_ok)
+        save_yaml(folder.hyp, recipe)
+        if is_named(opt.cfg):
+            save_yaml(folder.path / f"{cfg_name(opt.cfg)}.yaml", model.yaml)
+    folder.write_options(options_to_save(vars(opt), settings.hyp, settings.batch_size))
+    LOGGER.info("%s; saving to %s", describe(device), folder.path)
+    return folder
+
+
+def build_loaders(
+    opt: argparse.Namespace, settings: RunSettings, data: TrainingData, device: torch.device
+) -> Loaders:
+    """Build the loaders of the training images and, on the main process, of the validation images."""
+    workers = workers_beside(device, opt.workers)
+    share = settings.batch_size // world_size()
+    common = {"stride": settings.stride, "single_cls": opt.single_cls, "seed": opt.seed}
+    train = build_loader(
+        data.train,
+        settings.imgsz,
+        share,
+        augment=True,
+        hyp=settings.hyp,
+        rect=opt.rect,
+        cache=opt.cache if opt.cache != "val" else None,
+        workers=workers,
+        shuffle=not opt.rect,
+        rank=rank(),
+        world_size=world_size(),
+        **common,
+    )
+    if data.val is None:
+        return Loaders(train, None)
+    val = build_loader(
+        data.val,
+        settings.imgsz,
+        share * 2,
+        rect=True,
+        pad=0.5,
+        cache={"val": "ram"}.get(opt.cache, opt.cache) if not opt.noval else None,
+        workers=workers * 2,
+        **common,
+    )
+    return Loaders(train, val)
+
+
+def fit_anchors(
+    opt: argparse.Namespace, model: DetectionModel, data: TrainingData, settings: RunSettings
+) -> None:
+    """Replace the network's anchors where others fit the boxes better, unless --noautoanchor forbids it."""
+    counted = "anchors" in settings.hyp
+    if opt.noautoanchor and not counted:
+        return
+    # Anchors that are counted, not stated, are placeholders: they are replaced even if they seem to fit.
+    force = counted or bool(opt.cfg and isinstance(model.yaml["anchors"], int | float))
+    limit = settings.hyp["anchor_t"]
+    check_anchors(data.train, model.detect, settings.imgsz, limit, opt.seed, force=force)
+
+
+def build_trainer(
+    start: Start,
+    model: DetectionModel,
+    frozen: FrozenLayers,
+    settings: RunSettings,
+    batches: int,
+    device: torch.device,
+) -> Trainer:
+    """Build loss, optimizer, schedule and average around the model; resume their state if there is one.
+
+    Args:
+        batches: of an epoch.
+    """
+    opt, hyp, detect = start.opt, settings.hyp, model.detect
+    if frozen:
+        LOGGER.info("%s", frozen)
+    gains = scale_gains(hyp, nl=detect.nl, nc=detect.nc, imgsz=settings.imgsz)
+    trainer = Trainer(
+        model=model,
+        loss=DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing),
+        optimizer=build_optimizer(model, opt.optimizer, hyp, settings.batch_size, opt.backbone_lr),
+        schedule=LRSchedule(hyp, opt.epochs, batches, settings.batch_size, opt.cos_lr, warm_up=start.warm_up),
+        device=device,
+        amp=settings.amp,
+        ema=ModelEMA(model) if is_main() else None,
+        frozen=frozen,
+        imgsz=settings.imgsz,
+        stride=settings.stride,
+        multi_scale=opt.multi_scale,
+        seed=opt.seed,
+        parallel=parallelise(model, device),
+        rank=rank(),
+        world_size=world_size(),
+    )
+    checkpoint = start.checkpoint
+    if checkpoint is not None and checkpoint.training is not None:
+        trainer.load_state_dict(checkpoint.training, checkpoint.model.state_dict())
+    elif checkpoint is not None:
+        trainer.count_as_trained(start.first_epoch, int(checkpoint.meta.get("updates", 0)))
+    return trainer
+
+
+def build_recorder(
+    start: Start,
+    trainer: Trainer,
+    loaders: Loaders,
+    data: TrainingData,
+    folder: RunFolder,
+    settings: RunSettings,
+) -> Recorder | None:
+    """Build what validates, records and saves; None on every process but the main one."""
+    opt, checkpoint = start.opt, start.checkpoint
+    if trainer.ema is None or loaders.val is None:
+        return None
+    facts = {
+        "opt": options_to_save(vars(opt), settings.hyp, settings.batch_size),
+        "hyp": settings.hyp,
+        "seed": opt.seed,
+        "versions": versions(),
+    }
+    saved_epochs, best_saved = -1, False
+    if checkpoint is None:
+        state = RunState(trainer, trainer.ema, EarlyStopping(opt.patience))
+    else:
+        state = RunState.resumed(
+            trainer,
+            trainer.ema,
+            patience=opt.patience,
+            first_epoch=start.first_epoch,
+            meta=checkpoint.meta,
+            training=checkpoint.training,
+        )
+        best_saved = bool(checkpoint.meta.get("best_saved", True))  # older checkpoints do not say
+        if checkpoint.training is not None and checkpoint.path.name == folder.last.name:
+            saved_epochs = start.first_epoch
+    saver = CheckpointSaver(
+        folder,
+        save_checkpoint,
+        facts,
+        save_period=opt.save_period,
+        only_last=opt.nosave,
+        saved_epochs=saved_epochs,
+        best_saved=best_saved,
+    )
+    validate = Validator(loaders.val, data.config.names, trainer.device, opt.single_cls)
+    return Recorder(opt, state, saver, validate, start.first_epoch)
+
+
+@dataclass(frozen=True)
+class Validator:
+    """Measure a network on the validation images."""
+
+    loader: Loader
+    names: dict[int, str]
+    device: torch.device
+    single_cls: bool
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        amp: torch.dtype | None = None,
+        loss: LossFunction | None = None,
+        plots: Path | None = None,
+    ) -> ValResult:
+        """Return the metrics and, with a `loss`, its means; draw into the folder `plots`."""
+        return evaluate(
+            model,
+            self.loader,
+            names=self.names,
+            device=self.device,
+            conf_thres=VAL_CONF,
+            iou_thres=VAL_IOU,
+            single_cls=self.single_cls,
+            loss=loss,
+            plots_dir=plots,
+            amp=amp,
+        )
+
+
+class Recorder:
+    """Validate, record and save each epoch; the main process has one.
+
+    Args:
+        opt: the run's options.
+        state: what the run has learnt.
+        saver: of the run's checkpoints.
+        validate: measures the average.
+        first_epoch: 0, or the epoch that a resumed run begins with.
+    """
 
     def __init__(
         self,
         opt: argparse.Namespace,
-        device: torch.device,
-        checkpoint: Checkpoint | None = None,
-        first_epoch: int = 0,
+        state: RunState,
+        saver: CheckpointSaver,
+        validate: Validator,
+        first_epoch: int,
     ) -> None:
-        self.opt, self.device, self.checkpoint, self.first_epoch = opt, device, checkpoint, first_epoch
-        self.started = time.time()
-        self.main = is_main()
-        if not self.main:
-            setup_logging(verbose=False)
-        tune_allocator()
-        load_plugins(opt.plugins)
-        self.hyp = load_hyp(checkpoint.meta["hyp"] if checkpoint else opt.hyp)
-        self.loaded_hyp = dict(self.hyp)  # hyp.yaml: what is fitted to this data set is not the recipe's
-        if checkpoint is None:
-            check_config(opt.cfg, opt.backbone_weights)
-        with main_first():
-            self.data = load_dataset(opt.data, single_cls=opt.single_cls)
-            if checkpoint:
-                check_classes(checkpoint.path, checkpoint.model.names, self.data)
-            self.images = load_images(self.data, "train", workers=opt.workers, require_labels=True)
-            self.val_images = load_images(self.data, "val", workers=opt.workers) if self.main else None
-        self.model = self._build_model().to(device, memory_format=torch.channels_last)
-        self.stride = max(int(self.model.stride.max()), 32)
-        self.imgsz = image_size(opt.imgsz, self.stride)
-        self.amp = amp_dtype(opt.amp, device)
-        self.frozen = FrozenLayers(self.model, opt.freeze)
-        if self.frozen:
-            LOGGER.info("%s", self.frozen)
-        if opt.batch_size == -1:
-            opt.batch_size = choose_batch_size(self.model, self.imgsz, device, self.amp)
-        self._fit_nominal_batch()
-        self.save_dir = self._make_folder()
-        self.weights = self.save_dir / "weights"
-        self._build_loaders()
-        self._build_trainer()
-        self.maps = None  # per class, of the last validation; what --image-weights goes by
-        self.saved_epochs = -1  # epochs behind the state in last.pt; -1 as long as this run wrote none
-        self.best_saved = False  # whether best.pt is this run's: --exist-ok may have found another's
-        if checkpoint:
-            self._restore(checkpoint)
-        self.stopper_before = self.stopper.state_dict()  # before the epoch that runs
+        self.opt, self.state, self.saver, self.validate = opt, state, saver, validate
+        self.folder = saver.folder
+        self.csv = ResultsCsv(self.folder.results, first_epoch)
+        self.board = TensorBoard(self.folder.path, first_epoch)
 
-    def _build_model(self) -> DetectionModel:
-        """The network: the interrupted run's, or the YAML's or checkpoint's with what weights there are."""
-        if self.checkpoint is not None:
-            return copy.deepcopy(self.checkpoint.model).requires_grad_(True)
-        anchors = round(self.hyp["anchors"]) if "anchors" in self.hyp else None
-        with main_first():  # one process downloads what the others then find
-            return start_model(
-                self.opt.cfg,
-                self.opt.weights,
-                names=self.data.names,
-                anchors_per_layer=anchors,
-                seed=self.opt.seed,
-                backbone_weights=self.opt.backbone_weights,
-            )
-
-    def _fit_nominal_batch(self) -> None:
-        """Small data sets get more optimizer steps than 64 images each would make, unless the hyp says so."""
-        if self.checkpoint is not None or "nominal_batch" in self.hyp:
-            return
-        fitting = fitting_nominal_batch(len(self.images), self.opt.batch_size)
-        self.hyp["nominal_batch"] = fitting
-        if fitting < NOMINAL_BATCH and fitting < len(self.images):
+    def end_epoch(self, epoch: int, result: EpochResult) -> bool:
+        """Validate, record and save a trained epoch; return whether it is the last."""
+        stopper, is_last = self.state.stopper, epoch + 1 == self.opt.epochs
+        score = self._score(epoch, result, validate=is_last or not self.opt.noval)
+        stop = (score is not None and stopper(epoch, score)) or is_last
+        self.saver.save_epoch(self.state, epoch, score, is_last=stop)
+        if stop and not is_last:
             LOGGER.info(
-                "%d images are few: an optimizer step after every %d instead of %d of them "
-                "(nominal_batch: %d in the --hyp file keeps YOLOv5's)",
-                *(len(self.images), fitting, NOMINAL_BATCH, NOMINAL_BATCH),
+                "no improvement since epoch %d (--patience %d): stopping",
+                stopper.best_epoch + 1,
+                self.opt.patience,
             )
-
-    def _make_folder(self) -> Path:
-        """The run's folder with its hyp.yaml (as loaded) and opt.yaml (as run), made by the main process."""
-        opt, folder = self.opt, None
-        if self.main:
-            if self.checkpoint:
-                folder = run_folder(self.checkpoint.path)
-            else:
-                name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
-                folder = increment_dir(opt.project, name, opt.exist_ok)
-            if not self.checkpoint:
-                save_yaml(folder / "hyp.yaml", self.loaded_hyp)
-            save_yaml(folder / "opt.yaml", self._options())
-            if is_named(opt.cfg) and not self.checkpoint:
-                save_yaml(folder / f"{cfg_name(opt.cfg)}.yaml", self.model.yaml)
-            LOGGER.info("%s; saving to %s", describe(self.device), folder)
-        return Path(from_main(folder))
-
-    def _options(self) -> dict[str, Any]:
-        """The options as plain values, the hyperparameters inside."""
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.opt).items()}
-        plugins = [str(Path(path).resolve()) for path in self.opt.plugins]
-        return values | {"hyp": self.hyp, "resume": False, "plugins": plugins}
-
-    def _build_loaders(self) -> None:
-        opt = self.opt
-        workers = workers_beside(self.device, opt.workers)
-        common = {"stride": self.stride, "single_cls": opt.single_cls, "seed": opt.seed}
-        self.loader = build_loader(
-            self.images,
-            self.imgsz,
-            opt.batch_size // world_size(),
-            augment=True,
-            hyp=self.hyp,
-            rect=opt.rect,
-            cache=opt.cache if opt.cache != "val" else None,
-            workers=workers,
-            shuffle=not opt.rect,
-            rank=rank(),
-            world_size=world_size(),
-            **common,
-        )
-        self.val_loader = None
-        if self.main:
-            self.val_loader = build_loader(
-                self.val_images,
-                self.imgsz,
-                opt.batch_size // world_size() * 2,
-                rect=True,
-                pad=0.5,
-                cache={"val": "ram"}.get(opt.cache, opt.cache) if not opt.noval else None,
-                workers=workers * 2,
-                **common,
-            )
-
-    def _build_trainer(self) -> None:
-        """Anchors that fit the data, then loss, optimizer, schedule and average around the model."""
-        opt, detect = self.opt, self.model.detect
-        counted = "anchors" in self.hyp
-        if self.main and self.checkpoint is None and (counted or not opt.noautoanchor):
-            # Anchors that were only counted, not stated, are placeholders whatever they seem to fit.
-            force = counted or bool(opt.cfg and isinstance(self.model.yaml["anchors"], int | float))
-            check_anchors(self.images, detect, self.imgsz, self.hyp["anchor_t"], opt.seed, force=force)
-        if opt.sync_bn:
-            self.model = synchronise_norms(self.model)
-        gains = scale_gains(self.hyp, nl=detect.nl, nc=detect.nc, imgsz=self.imgsz)
-        self.loss = DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing)
-        finished = self.checkpoint is not None and self.checkpoint.training is None
-        self.trainer = Trainer(
-            model=self.model,
-            loss=self.loss,
-            optimizer=build_optimizer(self.model, opt.optimizer, self.hyp, opt.batch_size, opt.backbone_lr),
-            schedule=LRSchedule(
-                self.hyp, opt.epochs, len(self.loader), opt.batch_size, opt.cos_lr, warm_up=not finished
-            ),
-            device=self.device,
-            amp=self.amp,
-            ema=ModelEMA(self.model) if self.main else None,
-            frozen=self.frozen,
-            imgsz=self.imgsz,
-            stride=self.stride,
-            multi_scale=opt.multi_scale,
-            seed=opt.seed,
-            parallel=parallelise(self.model, self.device),
-            rank=rank(),
-            world_size=world_size(),
-        )
-        self.stopper = EarlyStopping(opt.patience)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Take up the state of the interrupted run."""
-        training = checkpoint.training
-        self.best_saved = bool(checkpoint.meta.get("best_saved", True))  # older ones do not say
-        if training is None:
-            self.stopper.best_fitness = float(checkpoint.meta.get("best_fitness", 0.0))
-            self.stopper.best_epoch = self.first_epoch - 1
-            self.trainer.last_step = self.first_epoch * len(self.loader) - 1
-            if self.trainer.ema:
-                self.trainer.ema.updates = int(checkpoint.meta.get("updates", 0))
-            return
-        self.trainer.load_state_dict(training, checkpoint.model.state_dict())
-        self.stopper.load_state_dict(training["stopper"])
-        self.maps = training["maps"].numpy() if training["maps"] is not None else None
-        if checkpoint.path.name == "last.pt":
-            self.saved_epochs = self.first_epoch
-
-    def train(self) -> TrainResult:
-        """All epochs, then the final validation. Ctrl-C leaves a last.pt to resume from, and is raised on."""
-        epoch = self.first_epoch
-        if self.main:
-            self.csv = ResultsCsv(self.save_dir / "results.csv", self.first_epoch)
-            self.board = TensorBoard(self.save_dir, self.first_epoch)
-            if not self.opt.noplots and self.first_epoch == 0:
-                plot_labels(self.images, self.data.names, self.save_dir)
-        try:
-            for epoch in range(self.first_epoch, self.opt.epochs):
-                if self._epoch(epoch):
-                    break
-        except KeyboardInterrupt:
-            if self.main:
-                self._interrupted(epoch)
-            raise
-        finally:
-            self.loader.close()
-            if self.main:
-                self.board.close()
-        return self._finish(epoch)
-
-    def _epoch(self, epoch: int) -> bool:
-        """Train, validate, write down and save one epoch; whether it was the last."""
-        opt, is_last = self.opt, epoch + 1 == self.opt.epochs
-        self.stopper_before = self.stopper.state_dict()
-        self.loader.set_epoch(epoch)
-        if opt.image_weights:
-            maps = from_main(self.maps)
-            weights = image_weights(self.images.all_labels, self.images.offsets, self.data.nc, maps)
-            self.loader.set_image_weights(weights)
-        bar = EpochBar(
-            epoch, opt.epochs, len(self.loader), self.device, world_size=world_size(), quiet=not self.main
-        )
-        try:
-            result = self.trainer.train_epoch(self._drawn(epoch), epoch, bar)
-        finally:
-            bar.close()
-        stop = is_last
-        if self.main:
-            score = self._score(epoch, result, validate=is_last or not opt.noval)
-            stop = (score is not None and self.stopper(epoch, score)) or is_last
-            self._save(epoch, score, stop)
-            if stop and not is_last:
-                LOGGER.info(
-                    "no improvement since epoch %d (--patience %d): stopping",
-                    self.stopper.best_epoch + 1,
-                    opt.patience,
-                )
-        return bool(from_main(stop))
-
-    def _drawn(self, epoch: int) -> Iterable:
-        """The loader, with the run's first batches drawn on the way."""
-        if epoch > 0 or not self.main or self.opt.noplots:
-            return self.loader
-        return self._drawing()
-
-    def _drawing(self) -> Iterator:
-        for number, batch in enumerate(self.loader):
-            if number < DRAWN_BATCHES:
-                images, targets, paths, _ = batch
-                plot_images(
-                    images, targets, paths, self.save_dir / f"train_batch{number}.jpg", self.data.names
-                )
-            yield batch
+        return stop
 
     def _score(self, epoch: int, result: EpochResult, validate: bool) -> float | None:
-        """Validate the average if asked to, write the epoch's row, and return its fitness."""
-        rates = [group["lr"] for group in self.trainer.optimizer.param_groups[:3]]
+        """Write the epoch's row and return its fitness, None without validation."""
+        trainer = self.state.trainer
+        rates = [group["lr"] for group in trainer.optimizer.param_groups[:3]]
         values, losses, score = [float("nan")] * 4, [float("nan")] * 3, None
         if validate:
-            found = self._validate(self.trainer.ema.model, self.amp, self.loss)
+            found = self.validate(self.state.average.model, amp=trainer.amp, loss=trainer.loss)
             m = found.metrics
-            values, losses = [m.precision, m.recall, m.map50, m.map], list(found.loss)
-            self.maps, score = found.maps, fitness(m)
+            values, losses = [m.precision, m.recall, m.map50, m.map], list(found.loss or losses)
+            self.state.maps, score = found.maps, fitness(m)
             LOGGER.info(
                 "epoch %d: precision %.3f, recall %.3f, mAP50 %.4f, mAP50-95 %.4f",
                 epoch + 1,
@@ -385,129 +529,148 @@ class Run:
         self.board.scalars(row)
         return score
 
-    def _validate(
-        self, model: DetectionModel, amp: torch.dtype | None, loss: Any, plots: Path | None = None
-    ) -> Any:
-        return evaluate(
-            model,
-            self.val_loader,
-            names=self.data.names,
-            device=self.device,
-            conf_thres=VAL_CONF,
-            iou_thres=VAL_IOU,
-            single_cls=self.opt.single_cls,
-            loss=loss,
-            plots_dir=plots,
-            amp=amp,
-        )
 
-    def _state(self, epochs: int) -> dict[str, Any]:
-        """What a resumed run needs, with `epochs` of them complete."""
-        maps = torch.from_numpy(self.maps) if self.maps is not None else None
-        return self.trainer.state_dict(epochs) | {
-            "stopper": self.stopper.state_dict(),
-            "maps": maps,
-        }
+@dataclass(frozen=True)
+class EpochLoop:
+    """Train the epochs of a run; every process has one.
 
-    def _checkpoint(self, path: Path, epoch: int, *, resumable: bool) -> None:
-        """Write the average as a checkpoint after `epoch`: whole and resumable, or half and without state."""
-        meta = {
-            "epoch": epoch,
-            "best_fitness": self.stopper.best_fitness,
-            "best_saved": self.best_saved or path.name == "best.pt",
-            "updates": self.trainer.ema.updates,
-            "opt": self._options(),
-            "hyp": self.hyp,
-            "date": datetime.now().isoformat(timespec="seconds"),
-            "seed": self.opt.seed,
-            "versions": versions(),
-        }
-        training = self._state(epoch + 1) if resumable else None
-        save_checkpoint(path, self.trainer.ema.model, meta=meta, training=training, half=not resumable)
+    Args:
+        opt: the run's options.
+        trainer: trains one epoch.
+        loader: this process's batches.
+        data: its labels decide how often --image-weights shows each image.
+        recorder: the main process's; None on the others.
+    """
 
-    def _save(self, epoch: int, score: float | None, is_last: bool) -> None:
-        """last.pt after every epoch (or the last), best.pt when it is the best, epochN.pt by the period."""
-        if self.opt.nosave and not is_last:
-            return
-        # First, for a resumed run takes the epochs of last.pt as done: a best one would never be written.
-        if score is not None and self.stopper.best_epoch == epoch:
-            self._checkpoint(self.weights / "best.pt", epoch, resumable=False)
-            self.best_saved = True
-        # The last last.pt needs no state to resume from, and is as small as best.pt.
-        self._checkpoint(self.weights / "last.pt", epoch, resumable=not is_last)
-        self.saved_epochs = epoch + 1
-        if self.opt.save_period > 0 and epoch % self.opt.save_period == 0:
-            self._checkpoint(self.weights / f"epoch{epoch}.pt", epoch, resumable=True)
+    opt: argparse.Namespace
+    trainer: Trainer
+    loader: Loader
+    data: TrainingData
+    recorder: Recorder | None
 
-    def _interrupted(self, epoch: int) -> None:
-        """See to it that last.pt can be resumed from, and say with which epoch that goes on."""
-        last = self.weights / "last.pt"
-        if self.saved_epochs == epoch + 1:
-            how = "is complete and saved"
-        elif self.saved_epochs == epoch:
-            how = "is not complete; it starts again from the state before it"
-        else:
-            self.stopper.load_state_dict(self.stopper_before)  # the epoch gets its score when it is whole
-            self._checkpoint(last, epoch - 1, resumable=True)
-            how = "is not complete; it starts again from the weights of this moment"
-        LOGGER.info(
-            "stopped: epoch %d/%d %s with 'python train.py --resume %s'",
-            epoch + 1,
-            self.opt.epochs,
-            how,
-            last,
-        )
+    def run(self, first_epoch: int) -> int:
+        """Train from `first_epoch` to the last epoch, and return how many epochs the run has then.
 
-    def _finish(self, epoch: int) -> TrainResult:
-        """Validate the best checkpoint in float32 with plots, and write metrics.json."""
-        best, last = self.weights / "best.pt", self.weights / "last.pt"
-        seconds = time.time() - self.started
-        if not self.main:
-            return TrainResult(self.save_dir, best, last, Metrics(), seconds)
-        if best.is_file() and not self.best_saved:
-            LOGGER.warning("%s: is another run's and stays; this run has saved no best epoch", best)
-        best = best if self.best_saved and best.is_file() else None
-        LOGGER.info(
-            "%d epochs in %.3f hours; validating %s",
-            epoch + 1 - self.first_epoch,
-            seconds / 3600,
-            best or last,
-        )
-        plots = None if self.opt.noplots else self.save_dir
-        model = load_checkpoint(best or last, self.device).model
+        Ctrl-C leaves a last.pt to resume from, and is raised again.
+        """
+        recorder, epoch = self.recorder, first_epoch
+        before = recorder.state.stopper.state_dict() if recorder else {}
+        if recorder and not self.opt.noplots and first_epoch == 0:
+            plot_labels(self.data.train, self.data.config.names, recorder.folder.path)
         try:
-            found = self._validate(model.fuse(), amp=None, loss=None, plots=plots)
+            for epoch in range(first_epoch, self.opt.epochs):
+                before = recorder.state.stopper.state_dict() if recorder else {}
+                if self._train(epoch):
+                    break
+        except KeyboardInterrupt:
+            if recorder:
+                recorder.saver.save_interrupted(recorder.state, epoch, before)
+            raise
         finally:
-            self.val_loader.close()
-        log_table(found, self.data, verbose=True)
-        save_metrics(
-            self.save_dir / "metrics.json",
-            found.metrics,
-            parameters=count_parameters(self.model),
-            gflops=gflops(self.trainer.ema.model, self.imgsz),
-            speed=found.speed,
-            imgsz=self.imgsz,
-            nc=self.data.nc,
-            seed=self.opt.seed,
-            versions=versions(),
-            images=found.seen,
-            instances=found.instances,
-            seconds=seconds,
-            epochs=epoch + 1,
+            self.loader.close()
+            if recorder:
+                recorder.board.close()
+        return epoch + 1
+
+    def _train(self, epoch: int) -> bool:
+        """Train one epoch and record it; return whether it is the last."""
+        opt, recorder, images = self.opt, self.recorder, self.data.train
+        self.loader.set_epoch(epoch)
+        if opt.image_weights:
+            maps = from_main(lambda: recorder.state.maps if recorder else None)
+            weights = image_weights(images.all_labels, images.offsets, self.data.config.nc, maps)
+            self.loader.set_image_weights(weights)
+        bar = EpochBar(
+            epoch,
+            opt.epochs,
+            len(self.loader),
+            self.trainer.device,
+            world_size=world_size(),
+            quiet=recorder is None,
         )
-        if not self.opt.noplots:
-            plot_results(self.save_dir / "results.csv")
-        LOGGER.info("results saved to %s", self.save_dir)
-        return TrainResult(self.save_dir, best, last, found.metrics, seconds)
+        with closing(bar):
+            result = self.trainer.train_epoch(self._batches(epoch), epoch, bar)
+        return from_main(lambda: recorder is not None and recorder.end_epoch(epoch, result))
+
+    def _batches(self, epoch: int) -> Iterable:
+        """Return the loader; the main process draws the first batches of a new run."""
+        if epoch > 0 or self.recorder is None or self.opt.noplots:
+            return self.loader
+        return _drawn(self.loader, self.recorder.folder.path, self.data.config.names)
+
+
+def _drawn(loader: Loader, folder: Path, names: dict[int, str]) -> Iterator:
+    """Yield the loader's batches, and draw the first of them into a folder."""
+    for number, batch in enumerate(loader):
+        if number < DRAWN_BATCHES:
+            images, targets, paths, _ = batch
+            plot_images(images, targets, paths, folder / f"train_batch{number}.jpg", names)
+        yield batch
+
+
+def finish(
+    start: Start,
+    recorder: Recorder,
+    data: TrainingData,
+    settings: RunSettings,
+    *,
+    epochs: int,
+    started: float,
+) -> TrainResult:
+    """Validate the best checkpoint in float32 with plots, and write metrics.json.
+
+    Args:
+        epochs: that the run has in all.
+        started: time of the run's start, in seconds.
+    """
+    opt, folder, state = start.opt, recorder.folder, recorder.state
+    seconds, best = time.time() - started, recorder.saver.own_best()
+    LOGGER.info(
+        "%d epochs in %.3f hours; validating %s",
+        epochs - start.first_epoch,
+        seconds / 3600,
+        best or folder.last,
+    )
+    model = load_checkpoint(best or folder.last, state.trainer.device).model
+    found = recorder.validate(model.fuse(), plots=None if opt.noplots else folder.path)
+    log_table(found, data.config, verbose=True)
+    save_metrics(
+        folder.metrics,
+        found.metrics,
+        parameters=count_parameters(state.trainer.model),
+        gflops=gflops(state.average.model, settings.imgsz),
+        speed=found.speed,
+        imgsz=settings.imgsz,
+        nc=data.config.nc,
+        seed=opt.seed,
+        versions=versions(),
+        images=found.seen,
+        instances=found.instances,
+        seconds=seconds,
+        epochs=epochs,
+    )
+    if not opt.noplots:
+        plot_results(folder.results)
+    LOGGER.info("results saved to %s", folder.path)
+    return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
+
+
+def _out_of_memory(opt: argparse.Namespace, device: torch.device) -> UserError:
+    """Return what to tell when a run does not fit into memory."""
+    if opt.batch_size == -1:
+        batch, remedy = "the batch that --batch-size -1 has found", "give a number"
+    else:
+        batch, remedy = f"--batch-size {opt.batch_size}", "give a smaller one, or -1 to find what fits"
+    return UserError(f"{batch} at {opt.imgsz} pixels does not fit into the memory of {device}; {remedy}")
 
 
 def cfg_name(cfg: str | Path) -> str:
-    """What a run is called after its model: the YAML's stem, or 'timm-NAME'."""
+    """Return the name of a run after its model: the YAML's stem, or 'timm-NAME'."""
     return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
 
 
-def image_size(imgsz: int, stride: int) -> int:
-    """`imgsz` rounded up to a multiple of `stride`, at least two of them."""
+def whole_strides(imgsz: int, stride: int) -> int:
+    """Return `imgsz` rounded up to a multiple of `stride`, at least two of them."""
     size = max(-(-imgsz // stride) * stride, 2 * stride)
     if size != imgsz:
         LOGGER.warning("--imgsz %d: using %d, a multiple of the stride %d", imgsz, size, stride)

@@ -34,7 +34,7 @@ from utils.dataloaders import build_loader, workers_beside
 from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
-from utils.evaluation import ImageResult, ValResult, evaluate
+from utils.evaluation import ImageResult, ValResult, evaluate, log_table
 from utils.files import atomic_write, increment_dir
 from utils.metrics import save_metrics
 from utils.outputs import StemBook, label_lines
@@ -309,21 +309,6 @@ class _Saver:
             LOGGER.warning("%s; mAP stays as measured from the labels", error)
             return
         result.metrics.map50, result.metrics.map = result.coco.map50, result.coco.map
-
-
-def log_table(result: ValResult, config: DatasetConfig, verbose: bool) -> None:
-    """The metrics as a table: all classes, then each one when asked for or when they are fewer than 50."""
-    row = "%22s%11s%11s%11.3f%11.3f%11.3f%11.3f"
-    metrics = result.metrics
-    LOGGER.info("%22s%11s%11s%11s%11s%11s%11s", "class", "images", "instances", "P", "R", "mAP50", "mAP50-95")
-    means = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
-    LOGGER.info(row, "all", result.seen, result.instances, *means)
-    if not result.instances:
-        LOGGER.warning("%s: no labels in this split, so every metric is 0", config.path)
-    if config.nc > 1 and (verbose or config.nc < 50):
-        for r in metrics.per_class:
-            values = (r["precision"], r["recall"], r["map50"], r["map"])
-            LOGGER.info(row, r["name"][:22], r["images"], r["instances"], *values)
 
 
 def _study(opt: Namespace) -> ValResult:

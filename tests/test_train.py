@@ -23,6 +23,13 @@ from utils.hyp import load_hyp
 from utils.loggers import read_results
 from utils.training import Trainer
 
+UNREACHABLE = "http://127.0.0.1:9/absent.zip"
+
+
+class Strange:
+    """Stand for any class of a stranger: in a file it would need code to be run."""
+
+
 LEARN_HYP = load_hyp("hyp.no-augmentation.yaml") | {"nominal_batch": 8, "warmup_epochs": 0.0}
 
 
@@ -183,6 +190,60 @@ def test_resumed_with_other_classes_is_one_sentence(
     assert f"--weights {last} --data {other}" in str(caught.value)
     save_yaml(other, data | {"names": dict(enumerate(NAMES))})  # the same in another way
     assert train.run(resume=str(last), data=str(other)).last == last
+
+
+@pytest.fixture(scope="module")
+def unfetchable(folder: Path) -> str:
+    """A data set that must be fetched, from where nothing answers: to try it is an error."""
+    path = folder / "unfetchable.yaml"
+    save_yaml(path, {"path": "absent", "train": "t", "val": "v", "names": NAMES, "download": UNREACHABLE})
+    return str(path)
+
+
+@pytest.mark.parametrize("option", ["weights", "backbone_weights", "resume"])
+@pytest.mark.parametrize("what", ["missing", "damaged", "pickled"])
+def test_weights_are_read_before_a_data_set_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfetchable: str, option: str, what: str
+) -> None:
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "datasets"))
+    path = tmp_path / "weights.pt"
+    if what == "damaged":
+        path.write_bytes(b"no weights at all")
+    elif what == "pickled":
+        torch.save(Strange(), path)
+    changes = {"data": unfetchable, option: str(path)}
+    given = changes if option == "resume" else options(folder, tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        train.run(**given)
+    assert str(path) in str(caught.value) and "absent.zip" not in str(caught.value)
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_a_model_yaml_is_checked_before_a_data_set_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfetchable: str
+) -> None:
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "datasets"))
+    cfg = tmp_path / "wrong.yaml"
+    save_yaml(cfg, TINY_MODEL | {"head": [[[2, 9], 1, "Detect", ["nc", "anchors"]]]})
+    with pytest.raises(UserError, match=r"wrong\.yaml.*head row 1"):
+        train.run(**options(folder, tmp_path, cfg=str(cfg), data=unfetchable))
+    with pytest.raises(UserError, match=r"absent\.zip"):  # a right one is built, and then it is fetched
+        train.run(**options(folder, tmp_path, data=unfetchable))
+
+
+def test_classes_are_compared_before_a_data_set_is_fetched(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfetchable: str
+) -> None:
+    monkeypatch.setenv("YOLOV5_DATASETS_DIR", str(tmp_path / "datasets"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=0)
+        train.run(**options(folder, tmp_path, noval=True))
+    last, other = str(tmp_path / "exp" / "weights" / "last.pt"), tmp_path / "other.yaml"
+    save_yaml(other, yaml.safe_load(Path(unfetchable).read_text()) | {"names": ["square", "ball"]})
+    with pytest.raises(UserError, match="'ball', not 'disc'"):
+        train.run(resume=last, data=str(other))
+    with pytest.raises(UserError, match=r"absent\.zip"):
+        train.run(resume=last, data=unfetchable)
 
 
 @pytest.mark.parametrize(
@@ -353,13 +414,31 @@ def test_a_run_on_cuda_asks_for_deterministic_kernels(
         modes.append(torch.get_deterministic_debug_mode())
         raise Started
 
-    monkeypatch.setattr(train, "Run", start)
+    monkeypatch.setattr(train, "train_from", start)
     for device in ("cuda", "cpu"):
         monkeypatch.setattr(train, "select_device", lambda spec, device=device: torch.device(device))
         with pytest.raises(Started):
             train.run(**options(folder, tmp_path))
         modes.append(torch.get_deterministic_debug_mode())
     assert modes == [1, 0, 0, 0]  # 1: deterministic, a warning where that is not to be had
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "says"),
+    [
+        (8, "--batch-size 8 at 96 pixels does not fit into the memory of cpu; give a smaller one, or -1"),
+        (-1, "the batch that --batch-size -1 has found at 96 pixels does not fit .*; give a number"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, says: str
+) -> None:
+    def exhausted(self, *_) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Trainer, "train_epoch", exhausted)
+    with pytest.raises(UserError, match=says):
+        train.run(**options(folder, tmp_path, batch_size=batch_size))
 
 
 def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

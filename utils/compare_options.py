@@ -18,7 +18,7 @@ from utils.device import world_size
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
 from utils.hyp import load_hyp
-from utils.resume import run_folder
+from utils.resume import RunFolder
 from utils.train_options import add_recipe, check_options
 from utils.train_options import build_parser as train_parser
 
@@ -258,7 +258,7 @@ def list_nets(opt: argparse.Namespace) -> list[Net]:
     for text in opt.weights:
         path = Path(text)
         # Every run has a best.pt; its folder tells them apart.
-        name = run_folder(path).name if path.stem in ("best", "last") else path.stem
+        name = RunFolder.of(path).path.name if path.stem in ("best", "last") else path.stem
         nets.append(Net(keys.get(text) or _free(f"weights-{name}", nets, keys), name, weights=text))
     return nets
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.device import is_main, local_rank, world_size
 from utils.errors import UserError
+
+_T = TypeVar("_T")
 
 TIMEOUT = timedelta(seconds=10_800)  # a first scan of a large data set on the main process takes its time
 
@@ -47,13 +50,13 @@ def main_first() -> Iterator[None]:
         dist.barrier()
 
 
-def from_main(value: object) -> object:
-    """The main process's value, on every process."""
+def from_main(make: Callable[[], _T]) -> _T:
+    """Call a function on the main process alone, and return its value on every process."""
     if world_size() == 1:
-        return value
-    box = [value]
+        return make()
+    box = [make() if is_main() else None]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return cast("_T", box[0])
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from tqdm import tqdm
 from utils.boxes import NmsOptions, scale_boxes, xywh2xyxy
 from utils.coco import CocoResult
 from utils.curves import plot_confusion, plot_curves
+from utils.datasets import DatasetConfig
 from utils.device import autocast, synchronize
 from utils.metrics import ConfusionMatrix, DetectionStats, Metrics
 from utils.plots import plot_images
+
+LOGGER = logging.getLogger("yolo.val")
 
 PLOTTED_BATCHES = 3
 STAGES = ("preprocess", "inference", "nms")
@@ -55,6 +59,26 @@ class ValResult:
     loss: tuple[float, ...] | None = None
     coco: CocoResult | None = None
     save_dir: Path | None = None
+
+
+def log_table(result: ValResult, config: DatasetConfig, verbose: bool) -> None:
+    """Log the metrics as a table: all classes together, then each class.
+
+    Args:
+        config: the data set, whose classes are listed one by one if they are fewer than 50.
+        verbose: list them always.
+    """
+    row = "%22s%11s%11s%11.3f%11.3f%11.3f%11.3f"
+    metrics = result.metrics
+    LOGGER.info("%22s%11s%11s%11s%11s%11s%11s", "class", "images", "instances", "P", "R", "mAP50", "mAP50-95")
+    means = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
+    LOGGER.info(row, "all", result.seen, result.instances, *means)
+    if not result.instances:
+        LOGGER.warning("%s: no labels in this split, so every metric is 0", config.path)
+    if config.nc > 1 and (verbose or config.nc < 50):
+        for r in metrics.per_class:
+            values = (r["precision"], r["recall"], r["map50"], r["map"])
+            LOGGER.info(row, r["name"][:22], r["images"], r["instances"], *values)
 
 
 @dataclass

@@ -6,6 +6,7 @@ around its centre; boxes are judged by CIoU, objectness and classes by binary cr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +22,10 @@ CELL_OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
 BALANCE = {3: (4.0, 1.0, 0.4)}
 BALANCE_OTHERWISE = (4.0, 1.0, 0.25, 0.06, 0.02)
 FOCAL_ALPHA = 0.25
+
+
+LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
+"""(raw maps, targets) -> (loss, items), such as `DetectionLoss`."""
 
 
 class DetectLike(Protocol):

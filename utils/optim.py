@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 from utils.errors import UserError
 from utils.hyp import NOMINAL_BATCH
+
+LOGGER = logging.getLogger("yolo.train")
 
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 MIN_WARMUP_ITERATIONS = 100
@@ -61,6 +64,25 @@ def fitting_nominal_batch(images: int, batch_size: int) -> int:
     """
     affordable = max(images // (batch_size * MIN_STEPS_PER_EPOCH), 1)
     return NOMINAL_BATCH if affordable >= accumulation(batch_size) else batch_size * affordable
+
+
+def add_nominal_batch(hyp: dict[str, float], images: int, batch_size: int) -> dict[str, float]:
+    """Return hyperparameters with `nominal_batch`, fitted to the data set if the recipe leaves it out.
+
+    Args:
+        images: of the training set.
+        batch_size: images per batch over all processes.
+    """
+    if "nominal_batch" in hyp:
+        return dict(hyp)
+    fitting = fitting_nominal_batch(images, batch_size)
+    if fitting < NOMINAL_BATCH and fitting < images:
+        LOGGER.info(
+            "%d images are few: an optimizer step after every %d instead of %d of them "
+            "(nominal_batch: %d in the --hyp file keeps YOLOv5's)",
+            *(images, fitting, NOMINAL_BATCH, NOMINAL_BATCH),
+        )
+    return hyp | {"nominal_batch": fitting}
 
 
 def backbone_rows(model: nn.Module) -> list[int]:

@@ -1,29 +1,234 @@
-"""Going on with an interrupted run: finding its checkpoint and its options."""
+"""The folder of a training run: its files, the checkpoints saved in it, and resuming from one of them."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from utils.cli import overlay
 from utils.datasets import DatasetConfig
 from utils.errors import UserError
-from utils.files import ROOT, load_yaml
+from utils.files import ROOT, increment_dir, load_yaml, save_yaml
+from utils.optim import EarlyStopping, ModelEMA
+from utils.training import Trainer
 
 LOGGER = logging.getLogger("yolo.train")
 
-# What may be given beside --resume: it does not change what is learnt, only how long and on what.
-CHANGEABLE = frozenset(
+# These options change how long and on what a run learns, not what it learns.
+CHANGEABLE_ON_RESUME = frozenset(
     {"resume", "epochs", "device", "workers", "cache", "patience", "save_period"}
     | {"nosave", "noval", "noplots", "data", "local_rank", "plugins"}
 )
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """Name the files of one training run.
+
+    >>> folder = RunFolder.of("runs/train/exp/weights/best.pt")
+    >>> folder.path.name, folder.last.name, folder.epoch(7).name
+    ('exp', 'last.pt', 'epoch7.pt')
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, project: str | Path, name: str, exist_ok: bool = False) -> RunFolder:
+        """Create the folder of a new run, with a number after `name` where that is taken."""
+        return cls(increment_dir(project, name, exist_ok))
+
+    @classmethod
+    def of(cls, checkpoint: str | Path) -> RunFolder:
+        """Find the folder of the run that a checkpoint belongs to."""
+        folder = Path(checkpoint).resolve().parent
+        return cls(folder.parent if folder.name == "weights" else folder)
+
+    @property
+    def last(self) -> Path:
+        """Return the checkpoint of the last epoch."""
+        return self.path / "weights" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Return the checkpoint of the best epoch."""
+        return self.path / "weights" / "best.pt"
+
+    def epoch(self, number: int) -> Path:
+        """Return the checkpoint of one epoch, counted from 0."""
+        return self.path / "weights" / f"epoch{number}.pt"
+
+    @property
+    def results(self) -> Path:
+        """Return the table with one row per epoch."""
+        return self.path / "results.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the report of the final validation."""
+        return self.path / "metrics.json"
+
+    @property
+    def hyp(self) -> Path:
+        """Return the hyperparameters as they were loaded."""
+        return self.path / "hyp.yaml"
+
+    @property
+    def options(self) -> Path:
+        """Return the options as they were run, with the hyperparameters fitted to the data set."""
+        return self.path / "opt.yaml"
+
+    def read_options(self) -> dict[str, Any]:
+        """Return the options of the run; empty if opt.yaml is missing."""
+        return load_yaml(self.options) if self.options.is_file() else {}
+
+    def write_options(self, options: Mapping[str, object]) -> None:
+        """Write opt.yaml."""
+        save_yaml(self.options, dict(options))
+
+
+@dataclass
+class RunState:
+    """Hold what a run has learnt so far.
+
+    Args:
+        trainer: the network and its optimizer.
+        average: the running average of the network, which is validated and saved.
+        stopper: the best fitness so far, and its epoch.
+        maps: mAP50-95 of each class (nc,) at the last validation; None before the first.
+    """
+
+    trainer: Trainer
+    average: ModelEMA
+    stopper: EarlyStopping
+    maps: np.ndarray | None = None
+
+    @classmethod
+    def resumed(
+        cls,
+        trainer: Trainer,
+        average: ModelEMA,
+        *,
+        patience: int,
+        first_epoch: int,
+        meta: Mapping[str, Any],
+        training: Mapping[str, Any] | None,
+    ) -> RunState:
+        """Continue from a checkpoint's `meta` and `training`; the trainer has its own part already."""
+        stopper = EarlyStopping(patience)
+        if training is None:
+            best = {"best_fitness": meta.get("best_fitness", 0.0), "best_epoch": first_epoch - 1}
+            stopper.load_state_dict(best)
+            return cls(trainer, average, stopper)
+        stopper.load_state_dict(training["stopper"])
+        maps = training["maps"]
+        return cls(trainer, average, stopper, None if maps is None else maps.numpy())
+
+    def state_dict(self, epochs: int) -> dict[str, Any]:
+        """Return what a resumed run needs, with `epochs` of them complete."""
+        maps = None if self.maps is None else torch.from_numpy(self.maps)
+        return self.trainer.state_dict(epochs) | {"stopper": self.stopper.state_dict(), "maps": maps}
+
+
+class CheckpointSaver:
+    """Save the checkpoints of one run, and know which of them this run has saved.
+
+    Args:
+        folder: where the files are.
+        write: `models.checkpoint.save_checkpoint`, which utils cannot import.
+        facts: what each checkpoint says about the run: options, hyperparameters, seed, versions.
+        save_period: also keep epochN.pt every so many epochs; -1 for none.
+        only_last: save nothing before the last epoch (--nosave).
+        saved_epochs: epochs complete in last.pt; -1 if this run has not saved it.
+        best_saved: whether best.pt is this run's. With --exist-ok it may be another run's.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        write: Callable[..., None],
+        facts: Mapping[str, object],
+        *,
+        save_period: int = -1,
+        only_last: bool = False,
+        saved_epochs: int = -1,
+        best_saved: bool = False,
+    ) -> None:
+        self.folder, self.write, self.facts = folder, write, facts
+        self.save_period, self.only_last = save_period, only_last
+        self.saved_epochs, self.best_saved = saved_epochs, best_saved
+
+    def save_epoch(self, state: RunState, epoch: int, score: float | None, *, is_last: bool) -> None:
+        """Save last.pt, best.pt when `epoch` is the best, and epochN.pt when its turn comes.
+
+        Args:
+            score: fitness of the epoch; None if it was not validated.
+            is_last: whether the run ends with this epoch.
+        """
+        if self.only_last and not is_last:
+            return
+        # Before last.pt: a resumed run counts its epochs as done, so a missing best.pt would stay missing.
+        if score is not None and state.stopper.best_epoch == epoch:
+            self._save(self.folder.best, state, epoch, resumable=False)
+            self.best_saved = True
+        # The final last.pt needs no state to resume from, and is as small as best.pt.
+        self._save(self.folder.last, state, epoch, resumable=not is_last)
+        self.saved_epochs = epoch + 1
+        if self.save_period > 0 and epoch % self.save_period == 0:
+            self._save(self.folder.epoch(epoch), state, epoch, resumable=True)
+
+    def save_interrupted(self, state: RunState, epoch: int, before: Mapping[str, float]) -> None:
+        """Make sure that last.pt can be resumed after a stop in `epoch`, and log with which epoch.
+
+        Args:
+            before: state of the stopper before `epoch`, which gets its score when it is complete.
+        """
+        if self.saved_epochs == epoch + 1:
+            how = "is complete and saved"
+        elif self.saved_epochs == epoch:
+            how = "is not complete; it starts again from the state before it"
+        else:
+            state.stopper.load_state_dict(before)
+            self._save(self.folder.last, state, epoch - 1, resumable=True)
+            how = "is not complete; it starts again from the weights of this moment"
+        LOGGER.info(
+            "stopped: epoch %d/%d %s with 'python train.py --resume %s'",
+            epoch + 1,
+            state.trainer.schedule.epochs,
+            how,
+            self.folder.last,
+        )
+
+    def own_best(self) -> Path | None:
+        """Return best.pt if this run has saved it; a warning says that another run's is there."""
+        best = self.folder.best
+        if best.is_file() and not self.best_saved:
+            LOGGER.warning("%s: is another run's and stays; this run has saved no best epoch", best)
+        return best if self.best_saved and best.is_file() else None
+
+    def _save(self, path: Path, state: RunState, epoch: int, *, resumable: bool) -> None:
+        """Write the average after `epoch`: whole and resumable, or in half precision without state."""
+        meta = {
+            "epoch": epoch,
+            "best_fitness": state.stopper.best_fitness,
+            "best_saved": self.best_saved or path == self.folder.best,
+            "updates": state.average.updates,
+            "date": datetime.now().isoformat(timespec="seconds"),
+            **self.facts,
+        }
+        training = state.state_dict(epoch + 1) if resumable else None
+        self.write(path, state.average.model, meta=meta, training=training, half=not resumable)
+
+
 def find_checkpoint(resume: bool | str) -> Path:
-    """The checkpoint to go on from: the file given, or the newest `last*.pt` below here or runs/.
+    """Find the checkpoint to resume: the given file, or the newest `last*.pt` below here or runs/.
 
     Raises:
         UserError: there is none.
@@ -41,22 +246,10 @@ def find_checkpoint(resume: bool | str) -> Path:
     return max(found, key=lambda path: path.stat().st_ctime)
 
 
-def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to."""
-    folder = checkpoint.resolve().parent
-    return folder.parent if folder.name == "weights" else folder
-
-
-def saved_options(checkpoint: Path) -> dict[str, Any]:
-    """The options of the run that a checkpoint belongs to, from its opt.yaml; empty if that is gone."""
-    file = run_folder(checkpoint) / "opt.yaml"
-    return load_yaml(file) if file.is_file() else {}
-
-
 def resumed_options(
     parser: argparse.ArgumentParser, saved: dict[str, Any], given: dict[str, Any]
 ) -> argparse.Namespace:
-    """The options of the interrupted run with those now given laid over.
+    """Return the options of the interrupted run, replaced where the user gives them now.
 
     Raises:
         UserError: an option is given that would make it another run.
@@ -64,8 +257,8 @@ def resumed_options(
     known = {action.dest for action in parser._actions} - {"hyp"}  # the checkpoint holds the hyperparameters
     options = {name: value for name, value in saved.items() if name in known}
     for name, value in given.items():
-        if name not in CHANGEABLE and value != options.get(name):
-            changeable = ", ".join(sorted(CHANGEABLE - {"resume", "local_rank"}))
+        if name not in CHANGEABLE_ON_RESUME and value != options.get(name):
+            changeable = ", ".join(sorted(CHANGEABLE_ON_RESUME - {"resume", "local_rank"}))
             raise UserError(
                 f"--resume goes on with the run's own options, {name} = {options.get(name)!r} among them; "
                 f"only {changeable} may be changed (start a new run instead)"
@@ -73,8 +266,27 @@ def resumed_options(
     return overlay(parser, options | given)
 
 
-def check_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:
-    """See to it that the data set has the classes that the run in `path` learns, `names`, in their order.
+def options_to_save(
+    options: Mapping[str, object], hyp: Mapping[str, float], batch_size: int
+) -> dict[str, object]:
+    """Return a run's options as plain values for opt.yaml and the checkpoints.
+
+    Args:
+        options: as the run was started with.
+        hyp: the hyperparameters, with what was fitted to the data set.
+        batch_size: images per batch that -1 has found.
+    """
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    plugins = options["plugins"]
+    paths = [str(Path(path).resolve()) for path in plugins] if isinstance(plugins, list) else []
+    return values | {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": paths}
+
+
+def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:
+    """Check that the data set has the classes of the resumed run, `names`, in their order.
+
+    Args:
+        path: the checkpoint, for the message.
 
     Raises:
         UserError: it has others, or as many by other names.
@@ -92,16 +304,16 @@ def check_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> 
     )
 
 
-def first_epoch(
+def resumed_epoch(
     path: Path, meta: dict[str, Any], training: dict[str, Any] | None, epochs: int, told: bool
 ) -> int:
-    """The epoch (from 0) that a checkpoint's run goes on with.
+    """Return the epoch (from 0) with which a checkpoint's run continues.
 
-    A run that has finished keeps no optimizer state; it goes on only if it is told how long.
+    A finished run keeps no optimizer state. It continues only if --epochs says for how long.
 
     Args:
-        meta, training: of the checkpoint.
-        epochs: how long the run is to be in all.
+        path, meta, training: of the checkpoint.
+        epochs: length of the whole run.
         told: whether `epochs` was given along with --resume.
 
     Raises:

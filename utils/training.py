@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from utils.device import autocast
 from utils.errors import UserError
+from utils.loss import LossFunction
 from utils.optim import FrozenLayers, LRSchedule, ModelEMA
 
 LOGGER = logging.getLogger("yolo.train")
 
 MAX_GRADIENT_NORM = 10.0
-
-Loss = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Trainer:
     """
 
     model: nn.Module
-    loss: Loss
+    loss: LossFunction
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
     device: torch.device
@@ -187,6 +186,16 @@ class Trainer:
             "batches": self.schedule.batches,
             "updates": self.ema.updates if self.ema else 0,
         }
+
+    def count_as_trained(self, epochs: int, updates: int) -> None:
+        """Continue a finished run, which kept its weights but no state, after `epochs` epochs.
+
+        Args:
+            updates: steps of the average so far.
+        """
+        self.last_step = epochs * self.schedule.batches - 1
+        if self.ema is not None:
+            self.ema.updates = updates
 
     def load_state_dict(self, state: dict[str, Any], average: dict[str, Tensor] | None = None) -> None:
         """Go on from `state_dict()`; `average` is the EMA model's state.
