@@ -1,4 +1,4 @@
-"""Anchors: do they fit the data's boxes, and finding better ones by k-means and mutation when they do not."""
+"""Anchors: check that they fit the boxes of a data set, and search better ones if they do not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_EVOLVED = 50_000  # boxes the mutation rounds look at; more change the resul
 
 
 class LabelledImages(Protocol):
-    """What is read of a set of images: sizes (n, 2) w, h in pixels, labels (L, 5), offsets (n + 1,)."""
+    """Describe what is read of images: sizes (n, 2) w, h in pixels, labels (L, 5), offsets (n + 1,)."""
 
     sizes: np.ndarray
     all_labels: np.ndarray
@@ -45,26 +45,30 @@ class AnchorReport:
 
 
 def _fit(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """How alike boxes (L, 2) and anchors (n, 2) are: (L, n), the worse side's ratio, 1 when equal."""
+    """Return how alike boxes (L, 2) and anchors (n, 2) are: (L, n), the worse side's ratio, 1 if equal."""
     with np.errstate(divide="ignore"):  # placeholder anchors may have a side of 0: they fit nothing
         ratio = wh[:, None] / anchors[None]
         return np.minimum(ratio, 1.0 / ratio).min(axis=2)
 
 
 def best_possible_recall(wh: np.ndarray, anchors_px: np.ndarray, thr: float) -> tuple[float, float]:
-    """The share of boxes that some anchor matches, and the mean number of anchors that match a box.
+    """Return the share of boxes that an anchor matches, and the mean number of matching anchors.
 
     Args:
         wh: widths and heights of the boxes (L, 2) in pixels.
         anchors_px: anchors (n, 2) in pixels.
         thr: largest allowed ratio of sides (`anchor_t`).
+
+    >>> anchors = np.array([[10, 10], [40, 40]])
+    >>> best_possible_recall(np.array([[20, 20], [200, 40]]), anchors, thr=4.0)  # both match, none matches
+    (0.5, 1.0)
     """
     fit = _fit(np.asarray(wh, np.float32), np.asarray(anchors_px, np.float32))
     return float((fit.max(axis=1) > 1.0 / thr).mean()), float((fit > 1.0 / thr).sum(axis=1).mean())
 
 
 def _fitness(wh: np.ndarray, anchors: np.ndarray, thr: float) -> float:
-    """What mutation improves: the mean fit of the best anchor, counting boxes without a match as 0."""
+    """Return what mutation improves: the mean fit of the best anchor, 0 for boxes without a match."""
     best = _fit(wh, anchors).max(axis=1)
     return float((best * (best > 1.0 / thr)).mean())
 
@@ -76,6 +80,10 @@ def kmean_anchors(
 
     k-means on sides divided by their spread, then `generations` random mutations of which improvements stay.
     With too few distinct boxes the start is random.
+
+    >>> boxes = np.array([[10, 10], [10, 10], [60, 80], [60, 80]])
+    >>> kmean_anchors(boxes, 2, 640, 4.0, np.random.default_rng(0)).round(3).tolist()
+    [[10.0, 10.0], [60.0, 80.0]]
     """
     wh = np.asarray(wh, np.float32)
     wh = wh[(wh >= MIN_SIDE).any(axis=1)]
@@ -92,7 +100,7 @@ def kmean_anchors(
 
 
 def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Lloyd's algorithm from k-means++ seeds (Arthur et al. 2007); None if n clusters do not exist."""
+    """Run Lloyd's algorithm from k-means++ seeds (Arthur et al. 2007); None if n clusters do not exist."""
     if len(wh) < n:
         return None
     spread = wh.std(axis=0)
@@ -136,11 +144,25 @@ def _evolve(
 
 
 def _by_area(anchors: np.ndarray) -> np.ndarray:
+    """Sort anchors (n, 2) by area."""
     return anchors[np.argsort(anchors.prod(axis=1), kind="stable")].astype(np.float32)
 
 
 def box_sizes(images: LabelledImages, imgsz: int, rng: np.random.Generator) -> np.ndarray:
-    """Sides (L, 2) in pixels of all boxes, with each image's long side at `imgsz` times 0.9 to 1.1."""
+    """Return the sides (L, 2) of all boxes in pixels of images that are scaled to `imgsz`.
+
+    The long side of each image becomes `imgsz` times a random factor of 0.9 to 1.1.
+
+    >>> from types import SimpleNamespace
+    >>> images = SimpleNamespace(
+    ...     sizes=np.array([[200, 100]]),
+    ...     all_labels=np.array([[0, 0.5, 0.5, 0.5, 0.5]]),
+    ...     offsets=np.array([0, 1]),
+    ... )
+    >>> ((w, h),) = box_sizes(images, 100, np.random.default_rng(0))
+    >>> bool(45 <= w <= 55), round(float(w / h), 3)
+    (True, 2.0)
+    """
     sizes = np.asarray(images.sizes, np.float64)
     scale = imgsz / sizes.max(axis=1, keepdims=True) * rng.uniform(0.9, 1.1, (len(sizes), 1))
     per_box = np.repeat(sizes * scale, np.diff(images.offsets), axis=0)
@@ -194,7 +216,17 @@ def check_anchors(
 
 @torch.no_grad()
 def order_anchors(detect: DetectLike) -> bool:
-    """Reverse the layers' anchors, in place, if their areas run against the strides; whether it was done."""
+    """Reverse the layers' anchors in place if their areas fall where the strides rise.
+
+    Returns:
+        Whether they were reversed.
+
+    >>> from types import SimpleNamespace
+    >>> anchors = torch.tensor([[[8.0, 8.0]], [[1.0, 1.0]]])  # 64 pixels at stride 8, 16 pixels at stride 16
+    >>> detect = SimpleNamespace(anchors=anchors, stride=torch.tensor([8.0, 16.0]))
+    >>> order_anchors(detect), detect.anchors.flatten().tolist()
+    (True, [2.0, 2.0, 4.0, 4.0])
+    """
     stride = detect.stride.to(detect.anchors).view(-1, 1, 1)
     pixels = detect.anchors * stride
     area = pixels.prod(2).mean(1)

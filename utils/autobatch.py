@@ -1,4 +1,4 @@
-"""How many images a GPU can train on at once: measured at small batches, extended along a line."""
+"""The batch size that fits a GPU: memory is measured at small batches and extended along a line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT = 1024
 def choose_batch_size(
     model: nn.Module, imgsz: int, device: torch.device, amp: torch.dtype | None, fraction: float = FRACTION
 ) -> int:
-    """The batch that takes about `fraction` of the memory still free on a CUDA device; elsewhere 16."""
+    """Return the batch size that takes about `fraction` of a CUDA device's free memory; elsewhere 16."""
     if device.type != "cuda":
         LOGGER.info("--batch-size -1 measures GPU memory; on %s it is %d", device.type, FALLBACK)
         return FALLBACK
@@ -37,9 +37,17 @@ def choose_batch_size(
 
 
 def fit_batch_size(sizes: list[int], used: list[float], budget: float) -> int:
-    """The batch whose memory, on a line through (sizes, used bytes), meets the budget.
+    """Return the batch size whose memory meets the budget, on a line through the measurements.
 
-    If one of TRIED did not fit, at most the largest that did; out of 1..1024 or without two measurements, 16.
+    A batch size that did not fit is not exceeded. Where the line leads out of 1 to 1024, it is 16.
+
+    Args:
+        sizes: batch sizes that were measured, the first of TRIED.
+        used: bytes of each.
+        budget: bytes.
+
+    >>> fit_batch_size([1, 2, 4, 8, 16], [3.0, 4.0, 6.0, 10.0, 18.0], budget=32.5)
+    30
     """
     if len(sizes) < 2:
         return sizes[0] if sizes else 1
@@ -54,7 +62,7 @@ def fit_batch_size(sizes: list[int], used: list[float], budget: float) -> int:
 
 
 def _measure(step: Callable[[int], None], device: torch.device) -> tuple[list[int], list[float]]:
-    """Peak memory of one step at each batch of TRIED, up to the first that does not fit."""
+    """Measure the peak memory of one step at each batch size of TRIED, up to the first that does not fit."""
     sizes, used = [], []
     for batch in TRIED:
         torch.cuda.reset_peak_memory_stats(device)
@@ -70,7 +78,7 @@ def _measure(step: Callable[[int], None], device: torch.device) -> tuple[list[in
 
 
 def _step(model: nn.Module, batch: int, imgsz: int, device: torch.device, amp: torch.dtype | None) -> None:
-    """Forward and backward of a batch of zeros, leaving the model's weights and statistics as they were."""
+    """Run forward and backward on a batch of zeros, and restore the model's statistics."""
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
     images = torch.zeros(batch, 3, imgsz, imgsz, device=device)

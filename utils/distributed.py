@@ -39,9 +39,10 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process do something alone (scan and cache a data set); the others follow when it is done.
+    """Let the main process do something first; the others do it when it is done.
 
-    If the main process fails, its error ends it; the launcher then ends the others, which wait here.
+    So a data set is scanned and cached once. If the main process fails, its error ends it; the launcher then
+    ends the others, which wait here.
     """
     if world_size() > 1 and not is_main():
         dist.barrier()
@@ -60,7 +61,7 @@ def from_main(make: Callable[[], _T]) -> _T:
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
-    """The model with BatchNorms over the images of all processes (`--sync-bn`); what they hold is kept.
+    """Replace BatchNorms by those over the images of all processes (`--sync-bn`); their state is kept.
 
     Raises:
         UserError: a BatchNorm that computes something more, which PyTorch's SyncBatchNorm would leave out.
@@ -78,7 +79,7 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
 
 
 def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
-    """The model's DistributedDataParallel wrapper, or None when this process trains alone."""
+    """Return the model's DistributedDataParallel wrapper, or None when this process trains alone."""
     if world_size() == 1:
         return None
     ids = [device.index if device.index is not None else local_rank()] if device.type == "cuda" else None
@@ -88,7 +89,7 @@ def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
 
 
 def idle_parameters(model: nn.Module) -> list[str]:
-    """Names of the trainable parameters that no output of the network depends on.
+    """Return the names of the trainable parameters that no output depends on.
 
     timm's HRNet has some, and a block of the user's own may. The model itself is not touched: a copy of it
     sees two empty images of two strides.

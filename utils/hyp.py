@@ -1,4 +1,4 @@
-"""Hyperparameter files: read, checked key by key, and the loss gains scaled to the model and image size."""
+"""Hyperparameters: reading and checking their files, and scaling the loss gains to model and images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ LOGGER = logging.getLogger("yolo.hyp")
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a hyperparameter may be: default (that of hyp.scratch-low.yaml; None: optional) and range."""
+    """Hold the range and the default of a hyperparameter.
+
+    The default is that of hyp.scratch-low.yaml; None: it is optional.
+    """
 
     default: float | None
     low: float
@@ -61,7 +64,10 @@ NOMINAL_BATCH = 64
 
 
 def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
-    """Read and check a hyperparameter file (a path, or a bare name from data/hyps), or a mapping from Python.
+    """Read and check a hyperparameter file, or a mapping from Python.
+
+    Args:
+        source: a path, a bare name from data/hyps, or the mapping.
 
     Keys that are left out take the value of hyp.scratch-low.yaml, with one warning that names them. `anchors`
     (anchors per layer, forces the anchor search) and `nominal_batch` (images per optimizer step; left
@@ -90,7 +96,7 @@ def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
 
 
 def _check(where: str, key: Any, value: Any) -> None:
-    """Hold one entry against its bounds; the file is the user's, so every slip gets a sentence."""
+    """Check one entry against its bounds; each mistake is told in a sentence."""
     bounds = HYPERPARAMETERS.get(key)
     if bounds is None:
         close = difflib.get_close_matches(str(key), HYPERPARAMETERS, n=1)
@@ -106,9 +112,17 @@ def _check(where: str, key: Any, value: Any) -> None:
 
 
 def scale_gains(hyp: dict[str, float], *, nl: int, nc: int, imgsz: int) -> dict[str, float]:
-    """A copy of `hyp` with the loss gains scaled to `nl` layers, `nc` classes and images of `imgsz` pixels.
+    """Scale the loss gains to layers, classes and image size, in a copy of `hyp`.
 
     The recipe's gains are those of 3 layers, 80 classes and 640 pixels.
+
+    Args:
+        nl: output layers of the detector.
+        nc: classes.
+        imgsz: pixels.
+
+    >>> scale_gains({"box": 0.05, "cls": 0.5, "obj": 1.0}, nl=3, nc=8, imgsz=320)
+    {'box': 0.05, 'cls': 0.05, 'obj': 0.25}
     """
     layers = 3.0 / nl
     return hyp | {

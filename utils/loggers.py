@@ -1,4 +1,4 @@
-"""What a training run tells: results.csv, TensorBoard where it is installed, and the progress bar."""
+"""The records of a training run: results.csv, TensorBoard where it is installed, and the progress bar."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WIDTH = 20
 
 
 class ResultsCsv:
-    """results.csv: one row per epoch, every column right-aligned to width 20, 5 significant digits.
+    """Write results.csv: one row per epoch, columns right-aligned to 20 characters, 5 digits.
 
     The whole file is written anew at each row, so that a full disk never leaves half a row. Metrics of an
     epoch that was not validated are nan.
@@ -67,7 +67,7 @@ class ResultsCsv:
 
 
 def read_results(path: Path) -> list[list[float]]:
-    """The rows of a results.csv, without those that are damaged; none when it is missing."""
+    """Return the rows of a results.csv without those that are damaged; none if it is missing."""
     rows, damaged = _parse(path)
     if damaged:
         LOGGER.warning("%s: %s; left out", path, _named(damaged))
@@ -75,7 +75,7 @@ def read_results(path: Path) -> list[list[float]]:
 
 
 def _parse(path: Path) -> tuple[list[list[float]], list[int]]:
-    """Rows of numbers, and the numbers of the lines that are none; blank lines are neither."""
+    """Return rows of numbers, and the numbers of the damaged lines; blank lines are neither."""
     rows: list[list[float]] = []
     damaged: list[int] = []
     if not path.is_file():
@@ -96,7 +96,7 @@ def _parse(path: Path) -> tuple[list[list[float]], list[int]]:
 
 
 def _keep_copy(path: Path, damaged: Sequence[int]) -> None:
-    """Lay a results.csv aside before its damaged lines are written over."""
+    """Copy a results.csv before its damaged lines are overwritten."""
     number = 1
     while (copy := path.with_name(f"{path.stem}.damaged{number if number > 1 else ''}.csv")).exists():
         number += 1
@@ -106,13 +106,13 @@ def _keep_copy(path: Path, damaged: Sequence[int]) -> None:
 
 
 def _named(damaged: Sequence[int]) -> str:
-    """Damaged lines as a message names them."""
+    """Return the words for damaged lines in a message."""
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
     return f"line {damaged[0]}{more} is no row of {len(COLUMNS)} numbers"
 
 
 class TensorBoard:
-    """Scalars of each epoch as TensorBoard events; nothing at all where tensorboard is not installed."""
+    """Write the figures of each epoch as TensorBoard events, if tensorboard is installed."""
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:
         self.writer: Any = None
@@ -123,7 +123,7 @@ class TensorBoard:
             self.writer = SummaryWriter(str(folder), purge_step=from_epoch or None)
 
     def scalars(self, values: Sequence[float]) -> None:
-        """One row of results.csv, under the columns' names."""
+        """Write one row of results.csv, each value under its column's name."""
         if self.writer is None:
             return
         epoch = int(values[0])
@@ -138,7 +138,7 @@ class TensorBoard:
 
 
 class EpochBar:
-    """The progress bar of one epoch: epoch, GPU memory, losses, instances, size, images/s.
+    """Show the progress of one epoch: GPU memory, losses, instances, size, images/s.
 
     Args:
         batches: length of the epoch.
@@ -168,7 +168,7 @@ class EpochBar:
         self.bar = tqdm(total=batches, disable=quiet, bar_format="{desc} {bar:10} {n_fmt}/{total_fmt}")
 
     def __call__(self, report: BatchReport) -> None:
-        """Show how the epoch stands after a batch."""
+        """Show the figures after a batch."""
         self.images += report.images * self.world_size
         if self.bar.disable:
             return

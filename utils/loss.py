@@ -1,4 +1,4 @@
-"""The detection loss: which cells answer for which target, and what they should have said.
+"""The detection loss: which cells are matched with which target, and what they should predict.
 
 Every target is matched, on every layer at once, to the anchors whose shape it fits and to up to three cells
 around its centre; boxes are judged by CIoU, objectness and classes by binary cross-entropy.
@@ -29,7 +29,7 @@ LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 
 
 class DetectLike(Protocol):
-    """What the loss reads from a Detect layer; anchors (nl, na, 2) are in units of each layer's stride."""
+    """Describe what the loss reads from a Detect layer; anchors (nl, na, 2) are in units of stride."""
 
     anchors: Tensor
     stride: Tensor
@@ -40,10 +40,11 @@ class DetectLike(Protocol):
 
 @dataclass
 class Matches:
-    """Matched cells of all layers, ordered by layer: image, anchor, y, x and what each should predict.
+    """Hold the K matched cells of all layers, ordered by layer, and what each should predict.
 
-    `counts` says how many of the K rows belong to each layer; `boxes` (K, 4) is the target relative to the
-    cell, xywh in cells; `anchors` (K, 2) are widths and heights in cells; `classes` (K,) are class numbers.
+    `image`, `anchor`, `y` and `x` (K,) are the cells. `counts` says how many of the K rows belong to each
+    layer; `boxes` (K, 4) is the target relative to the cell, xywh in cells; `anchors` (K, 2) are widths and
+    heights in cells; `classes` (K,) are class numbers.
     """
 
     image: Tensor
@@ -57,13 +58,26 @@ class Matches:
 
 
 class DetectionLoss:
-    """Box, objectness and class loss of YOLOv5-style raw maps.
+    """Compute the box, objectness and class loss of YOLOv5-style raw maps.
 
     Args:
         detect: the Detect layer; read at every call, so that anchors changed later are seen.
         hyp: gains `box`, `obj`, `cls` (already scaled to layers, classes and image size, see `scale_gains`),
             `obj_pw`, `cls_pw`, `anchor_t`, `fl_gamma`.
         label_smoothing: epsilon; class targets become 1 - eps/2 and eps/2.
+
+    Example: one layer of 2 x 2 cells with one anchor of 1 x 1 cell; its box loss is 0 for a perfect box.
+
+    >>> from types import SimpleNamespace
+    >>> anchors, stride = torch.ones(1, 1, 2), torch.tensor([8.0])
+    >>> detect = SimpleNamespace(anchors=anchors, stride=stride, na=1, nl=1, nc=1)
+    >>> hyp = {"box": 1.0, "obj": 1.0, "cls": 1.0, "obj_pw": 1.0, "cls_pw": 1.0}
+    >>> loss = DetectionLoss(detect, hyp | {"anchor_t": 4.0, "fl_gamma": 0.0})
+    >>> raw = torch.zeros(1, 1, 2, 2, 6)  # 0: the centre of the cell, the anchor's size
+    >>> target = torch.tensor([[0.0, 0.0, 0.25, 0.25, 0.5, 0.5]])  # centre of the first cell, one cell large
+    >>> total, (box, obj, cls) = loss([raw], target)
+    >>> round(abs(float(box)), 4), round(float(obj), 4), float(cls)
+    (0.0, 2.7726, 0.0)
     """
 
     def __init__(self, detect: DetectLike, hyp: dict[str, Any], *, label_smoothing: float = 0.0) -> None:
@@ -74,7 +88,7 @@ class DetectionLoss:
         self.balance = BALANCE.get(detect.nl, BALANCE_OTHERWISE)[: detect.nl]
 
     def __call__(self, raws: list[Tensor], targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of one batch.
+        """Return the loss of one batch, and its parts.
 
         Args:
             raws: per layer the raw logits (N, na, ny, nx, 5 + nc), any float type and memory format.
@@ -107,19 +121,19 @@ class DetectionLoss:
         return (box + obj + cls) * raws[0].shape[0], torch.stack((box, obj, cls)).detach()
 
     def _class_loss(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Mean over classes of each matched row's cross-entropy (K,)."""
+        """Return each matched row's cross-entropy (K,), its mean over classes."""
         wanted = torch.full_like(logits, self.negative)
         wanted.scatter_(1, classes[:, None], self.positive)
         return self._cross_entropy(logits, wanted, self._positive_weights(logits.device)[0]).mean(1)
 
     def _objectness_loss(self, logits: Tensor, wanted: Tensor, cells: list[int]) -> Tensor:
-        """Sum over layers of the mean cross-entropy times the layer's balance."""
+        """Return the sum over layers of the mean cross-entropy times the layer's balance."""
         losses = self._cross_entropy(logits, wanted, self._positive_weights(logits.device)[1])
         means = [part.mean() for part in losses.split(cells)]
         return sum((mean * weight for mean, weight in zip(means, self.balance)), start=logits.new_zeros(()))
 
     def _cross_entropy(self, logits: Tensor, wanted: Tensor, positive_weight: Tensor | None) -> Tensor:
-        """Elementwise binary cross-entropy, focal (Lin et al. 2017, eq. 5) when `fl_gamma` > 0."""
+        """Return each element's binary cross-entropy; focal (Lin et al. 2017, eq. 5) if `fl_gamma` > 0."""
         loss = F.binary_cross_entropy_with_logits(
             logits, wanted, pos_weight=positive_weight, reduction="none"
         )
@@ -132,14 +146,14 @@ class DetectionLoss:
         return loss * alpha * (1.0 - right) ** gamma
 
     def _positive_weights(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Positive weights for classes and objectness; None for 1, which saves a pass over all cells."""
+        """Return positive weights for classes and objectness; None for 1 saves a pass over all cells."""
         return tuple(
             None if self.hyp[key] == 1.0 else torch.tensor(self.hyp[key], device=device)
             for key in ("cls_pw", "obj_pw")
         )
 
     def match(self, targets: Tensor, sizes: list[tuple[int, int]]) -> Matches:
-        """Find the cells that answer for each target, on all layers in one pass.
+        """Match each target with cells, on all layers in one pass.
 
         Args:
             targets: (M, 6) float32 as in `__call__`.
@@ -177,13 +191,13 @@ class DetectionLoss:
 
 
 def _layer_shares(counts: list[int], device: torch.device) -> Tensor:
-    """Weight of each matched row (K,), so that a dot product is the sum over layers of the layer's mean."""
+    """Return a weight for each matched row (K,): a dot product then sums the means of the layers."""
     counted = torch.tensor(counts, device=device)
     return torch.repeat_interleave(1.0 / counted.clamp(min=1), counted, output_size=sum(counts))
 
 
 def _cell_numbers(matches: Matches, raws: list[Tensor]) -> Tensor:
-    """Position of each matched cell (K,) in the objectness of all layers laid end to end."""
+    """Return the position of each matched cell (K,) in the joined objectness of all layers."""
     numbers, start, first = [], 0, 0
     for raw, count in zip(raws, matches.counts):
         n, na, ny, nx, _ = raw.shape
@@ -196,7 +210,7 @@ def _cell_numbers(matches: Matches, raws: list[Tensor]) -> Tensor:
 
 
 class _PickCells(torch.autograd.Function):
-    """All objectness logits (cells,) and the matched rows (K, 5 + nc), float32, out of the raw maps.
+    """Select all objectness logits (cells,) and the matched rows (K, 5 + nc), float32, from the raw maps.
 
     Left to autograd, each of the two selections would fill a zero map of the raw map's size in backward, and
     the pair be summed; here each layer gets one zero map, in the memory format its convolution works in. Rows
@@ -237,11 +251,11 @@ class _PickCells(torch.autograd.Function):
 
 
 def _is_channels_last(raw: Tensor) -> bool:
-    """Whether a raw map (N, na, ny, nx, no) is a view of a channels_last convolution output."""
+    """Return whether a raw map (N, na, ny, nx, no) is a view of a channels_last convolution output."""
     return raw.permute(0, 2, 3, 1, 4).is_contiguous()
 
 
 def _indices(matches: Matches) -> list[tuple[Tensor, ...]]:
-    """(image, anchor, y, x) of each layer's matches."""
+    """Return (image, anchor, y, x) of each layer's matches."""
     columns = (matches.image, matches.anchor, matches.y, matches.x)
     return list(zip(*(column.split(matches.counts) for column in columns)))

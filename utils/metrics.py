@@ -20,7 +20,7 @@ _EPS = 1e-16
 
 
 def match_predictions(detections: Tensor, labels: Tensor) -> Tensor:
-    """Which detections of one image are right, at each of the ten IoU thresholds.
+    """Return which detections of one image are right, at each of the ten IoU thresholds.
 
     Args:
         detections: (n, 6) xyxy in native pixels, confidence, class; sorted by confidence, best first.
@@ -28,6 +28,10 @@ def match_predictions(detections: Tensor, labels: Tensor) -> Tensor:
     Returns:
         bool (n, 10). A detection is matched with the label of its class that it overlaps most; of the
         detections that chose one label and reach the threshold, the first (the most confident) is right.
+
+    >>> detections = torch.tensor([[0, 0, 10, 10, 0.9, 0], [0, 0, 10, 8, 0.8, 0]])  # IoU 1.0 and 0.8
+    >>> match_predictions(detections, torch.tensor([[0.0, 0, 0, 10, 10]])).sum(1).tolist()
+    [10, 0]
     """
     n, m, thresholds = len(detections), len(labels), torch.from_numpy(IOU_THRESHOLDS).float()
     if n == 0 or m == 0:
@@ -44,10 +48,13 @@ def match_predictions(detections: Tensor, labels: Tensor) -> Tensor:
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the falling envelope of a precision-recall curve, from 101 interpolated points.
+    """Return the area under the envelope of a precision-recall curve, from 101 points.
 
     `recall` and `precision` (n,) run from the most to the least confident detection. The curve is closed with
     (0, 1) and (1, 0), so a perfect predictor reaches 0.995: the last of the 101 points falls to zero.
+
+    >>> round(average_precision(np.array([0.5, 1.0]), np.array([1.0, 1.0])), 3)
+    0.995
     """
     r = np.concatenate(([0.0], recall, [1.0]))
     p = np.concatenate(([1.0], precision, [0.0]))
@@ -58,7 +65,13 @@ def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 def smooth(y: np.ndarray, fraction: float = 0.05) -> np.ndarray:
-    """Moving average of `y` (n,) over an odd window of about `fraction` of its length, the ends held."""
+    """Return the moving average of `y` (n,) over an odd window of about `fraction` of its length.
+
+    Beyond the ends the first and the last value are repeated.
+
+    >>> smooth(np.array([0.0, 3.0, 0.0, 0.0, 0.0]), fraction=0.5).tolist()
+    [1.0, 1.0, 1.0, 0.0, 0.0]
+    """
     half = round(len(y) * fraction) // 2
     padded = np.pad(y, half, mode="edge")
     return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
@@ -66,9 +79,10 @@ def smooth(y: np.ndarray, fraction: float = 0.05) -> np.ndarray:
 
 @dataclass
 class Curves:
-    """Curves per class with ground truth; row k belongs to class `classes[k]`, columns to `CONFIDENCES`.
+    """Hold the curves of each class with ground truth.
 
-    `precision_recall` alone is sampled over recall: 1000 points in 0..1, at IoU 0.5.
+    Row k belongs to class `classes[k]`, columns to `CONFIDENCES`. `precision_recall` alone is sampled over
+    recall: 1000 points in 0..1, at IoU 0.5.
     """
 
     classes: np.ndarray  # (k,) int
@@ -82,7 +96,7 @@ class Curves:
 
 @dataclass
 class Metrics:
-    """What one validation found; means are over the classes that have ground truth."""
+    """Hold the metrics of a validation; means are over the classes that have ground truth."""
 
     precision: float = 0.0
     recall: float = 0.0
@@ -93,14 +107,14 @@ class Metrics:
     curves: Curves | None = None
 
     def maps(self, nc: int) -> np.ndarray:
-        """mAP50-95 of every class (nc,); the mean for a class without ground truth."""
+        """Return mAP50-95 of every class (nc,); the mean for a class without ground truth."""
         maps = np.full(nc, self.map)
         for row in self.per_class:
             maps[row["class"]] = row["map"]
         return maps
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for metrics.json."""
+        """Return plain values for metrics.json."""
         return {
             "precision": self.precision,
             "recall": self.recall,
@@ -112,14 +126,18 @@ class Metrics:
 
 
 def fitness(metrics: Metrics) -> float:
-    """The one figure that picks the best checkpoint: 0.1 mAP50 + 0.9 mAP50-95."""
+    """Return the figure that picks the best checkpoint: 0.1 mAP50 + 0.9 mAP50-95.
+
+    >>> round(fitness(Metrics(map50=0.8, map=0.5)), 3)
+    0.53
+    """
     return 0.1 * metrics.map50 + 0.9 * metrics.map
 
 
 def ap_per_class(
     correct: np.ndarray, conf: np.ndarray, pred_cls: np.ndarray, target_cls: np.ndarray
 ) -> Curves | None:
-    """Curves and AP of a whole set.
+    """Compute the curves and the AP of a whole set.
 
     Args:
         correct: bool (n, 10), from `match_predictions`.
@@ -127,6 +145,10 @@ def ap_per_class(
         target_cls: (m,) class of every label.
     Returns:
         the curves, or None when there is no label at all.
+
+    >>> curves = ap_per_class(np.ones((1, 10), bool), np.array([0.9]), np.array([0.0]), np.array([0.0, 1.0]))
+    >>> curves.classes.tolist(), curves.ap[:, 0].round(3).tolist()
+    ([0, 1], [0.995, 0.0])
     """
     order = np.argsort(-conf, kind="stable")
     correct, conf, pred_cls = correct[order], conf[order], pred_cls[order]
@@ -157,7 +179,13 @@ def ap_per_class(
 
 
 class DetectionStats:
-    """Collects the matches of a set image by image, then turns them into `Metrics`."""
+    """Collect the matches of a set image by image, and compute `Metrics` from them.
+
+    >>> stats = DetectionStats()
+    >>> stats.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.tensor([[0.0, 0, 0, 10, 10]]))
+    >>> round(stats.compute({0: "cat"}).map50, 3), stats.instances
+    (0.995, 1)
+    """
 
     def __init__(self) -> None:
         self._correct: list[np.ndarray] = []
@@ -176,11 +204,11 @@ class DetectionStats:
 
     @property
     def instances(self) -> int:
-        """Labels counted so far."""
+        """Return the number of labels counted so far."""
         return sum(len(t) for t in self._target_cls)
 
     def compute(self, names: dict[int, str]) -> Metrics:
-        """The metrics of everything added; zeros when nothing was right or nothing was labelled."""
+        """Return the metrics of everything added; zeros when nothing was right or labelled."""
         if not self.seen:
             return Metrics()
         curves = ap_per_class(
@@ -220,13 +248,19 @@ class DetectionStats:
 
 
 class ConfusionMatrix:
-    """Counts (nc + 1, nc + 1): rows predicted, columns true, the last of each background.
+    """Count pairs (nc + 1, nc + 1): rows predicted, columns true, the last of each background.
 
     Boxes are paired whatever their class: a pair needs an IoU above `iou_thres`, each detection takes its
     best label, then each label its best detection. An unmatched label counts in the background row. An
     unmatched detection always counts in the background column, also in images where nothing matched or
     nothing is labelled (YOLOv5 leaves those out, which hides false positives). So each class's column sums to
     its labels and its row to its detections above `conf`.
+
+    >>> confusion = ConfusionMatrix(nc=1)
+    >>> confusion.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.tensor([[0.0, 0, 0, 10, 10]]))
+    >>> confusion.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.zeros(0, 5))
+    >>> confusion.matrix.tolist()
+    [[1, 1], [0, 0]]
     """
 
     def __init__(self, nc: int, conf: float = 0.25, iou_thres: float = 0.45) -> None:
@@ -244,7 +278,7 @@ class ConfusionMatrix:
         np.add.at(self.matrix, (self.nc, np.delete(true, matched)), 1)
 
     def _match(self, detections: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the detections and of the labels that form pairs."""
+        """Return the indices of the detections and of the labels that form pairs."""
         if len(detections) == 0 or len(labels) == 0:
             return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
         best_iou, best_label = (x.cpu().numpy() for x in box_iou(labels[:, 1:], detections[:, :4]).max(0))

@@ -1,4 +1,4 @@
-"""Which images make up which batch: order, shards of several processes, weights, rectangles."""
+"""Which images make up which batch: their order, weights and rectangles, and the share of each process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ORDER_STREAM = 1
 
 
 class RectBatches(NamedTuple):
-    """Images sorted by aspect ratio in batches of one shape each.
+    """Hold images sorted by aspect ratio in batches of one shape each.
 
     Attributes:
         order: (n,) image indices, those of batch b at b x batch_size and after.
@@ -31,19 +31,23 @@ class RectBatches(NamedTuple):
     batch_of: np.ndarray
 
     def shape(self, index: int) -> tuple[int, int]:
-        """Height and width of the batch that image `index` is in."""
+        """Return height and width of the batch that image `index` is in."""
         height, width = self.shapes[self.batch_of[index]]
         return int(height), int(width)
 
 
 def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pad: float) -> RectBatches:
-    """Batches of rectangles with as little padding as the images of each allow.
+    """Sort images into batches of rectangles with as little padding as possible.
 
     A batch of landscapes only is as high as its squarest image asks for, one of portraits as wide, a mixed
     one is square; sides are rounded up to `stride` after `pad` strides are added.
 
     Args:
         sizes: (n, 2) width and height of the images.
+        imgsz: pixels of the longer side.
+
+    >>> rect_batches(np.array([[640, 320], [320, 640]]), 640, 1, 32, pad=0.0).shapes.tolist()
+    [[320, 640], [640, 320]]
     """
     aspect = sizes[:, 1] / sizes[:, 0]
     # Which images of equal aspect share a batch moves recall by some thousandths. Heapsort orders them the
@@ -63,7 +67,7 @@ def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pa
 
 
 class BatchSampler(Sampler):
-    """Yields one list of keys for each batch of this rank, in an order that (seed, epoch) decides.
+    """Yield one list of keys for each batch of this rank, in an order that (seed, epoch) decides.
 
     Args:
         count: images in all.
@@ -95,7 +99,7 @@ class BatchSampler(Sampler):
         self._weights: np.ndarray | None = None
 
     def set_weights(self, weights: np.ndarray | None) -> None:
-        """Weights (count,) to draw images by, with replacement; None ends that.
+        """Draw images by weights (count,), with replacement; None ends that.
 
         Raises:
             UserError: wrong length, negative or not finite, or all zero.
@@ -116,15 +120,16 @@ class BatchSampler(Sampler):
         return -(-self._share(self.count) // self.batch_size)
 
     def _share(self, total: int) -> int:
-        """How many of `total` things this rank gets."""
+        """Return how many of `total` things this rank gets."""
         if self.even:
             return -(-total // self.world_size)
         return len(range(self.rank, total, self.world_size))
 
     def drawn(self) -> np.ndarray:
-        """The images of this epoch (count,) over all ranks; for mosaic, what the other tiles are drawn from.
+        """Return the images of this epoch (count,) over all ranks.
 
-        All images in their own order, unless they are drawn by weight.
+        They are all images in their own order, unless they are drawn by weight. A mosaic draws its other
+        tiles from them.
         """
         if self._weights is None:
             return np.arange(self.count)
@@ -136,7 +141,7 @@ class BatchSampler(Sampler):
         )
 
     def _mine(self, things: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's share of things, and how often each came before in the epoch."""
+        """Return this rank's share of things, and how often each came before in the epoch."""
         if self.even:
             things = np.resize(things, -(-len(things) // self.world_size) * self.world_size)
         mine = slice(self.rank, None, self.world_size)
@@ -168,7 +173,7 @@ class BatchSampler(Sampler):
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:
-    """How often each of `values` (n,) stands before its own place -> (n,): 4 7 4 4 -> 0 0 1 2."""
+    """Count how often each of `values` (n,) comes before its own place: 4 7 4 4 -> 0 0 1 2."""
     by_value = np.argsort(values, kind="stable")
     ordered = values[by_value]
     first = np.searchsorted(ordered, ordered)
@@ -178,18 +183,32 @@ def _occurrence(values: np.ndarray) -> np.ndarray:
 
 
 def class_weights(classes: np.ndarray, nc: int) -> np.ndarray:
-    """Inverse frequency of each class (nc,), normalised to a mean of 1; a class never seen counts as once."""
+    """Return the inverse frequency of each class (nc,), normalised to a mean of 1.
+
+    A class that never occurs counts as one that occurs once.
+
+    >>> class_weights(np.array([0, 0, 0, 1]), nc=2).tolist()
+    [0.5, 1.5]
+    """
     counts = np.bincount(classes.astype(np.int64), minlength=nc).astype(np.float64)
     weights = 1.0 / np.maximum(counts, 1.0)
     return weights / weights.sum() * nc
 
 
 def image_weights(labels: np.ndarray, offsets: np.ndarray, nc: int, maps: np.ndarray | None) -> np.ndarray:
-    """Weight of each image (n,): the sum over its boxes of the class's weight times (1 - mAP)^2.
+    """Return the weight of each image (n,): rare and badly learnt classes weigh more.
+
+    It is the sum over the image's boxes of the class's weight times (1 - mAP)^2.
 
     Args:
-        labels: (L, 5) class first; offsets: (n + 1,) where each image's labels begin.
+        labels: (L, 5), class first.
+        offsets: (n + 1,) where each image's labels begin.
+        nc: classes.
         maps: mAP50-95 of each class (nc,) at the last validation; None before the first.
+
+    >>> labels = np.array([[0, 0.5, 0.5, 1, 1], [1, 0.5, 0.5, 1, 1]])
+    >>> image_weights(labels, np.array([0, 1, 2]), 2, np.array([0.5, 0.0])).tolist()
+    [0.125, 0.5]
     """
     classes = labels[:, 0].astype(np.int64)
     missed = 1.0 if maps is None else (1.0 - maps) ** 2
