@@ -387,11 +387,10 @@ def test_command_line_alias():
     assert export.parse_opt(["--nms", "--topk-all", "40"]).max_det == 40
 
 
-def test_snippet_of_the_readme_runs(tmp_path):
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("    import json, cv2, numpy"))
-    end = next(i for i in range(start, len(lines)) if lines[i] and not lines[i].startswith("    "))
-    (tmp_path / "snippet.py").write_text("\n".join(line[4:] for line in lines[start:end]))
+def test_documented_snippet_runs(tmp_path):
+    text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    start = text.index("import json, cv2, numpy")
+    (tmp_path / "snippet.py").write_text(text[start : text.index("```", start)])
     export.run(weights=str(tiny(tmp_path / "best.pt")), imgsz=[64, 96], include=["onnx"], nms=True)
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "photo.png"), image)

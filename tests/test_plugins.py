@@ -158,21 +158,22 @@ def test_a_slip_in_a_plugin_is_told_with_its_row_and_its_line(
     assert f"slip.py, line {number}: " in str(caught.value)
 
 
-def readme_example() -> tuple[str, list, dict[str, list[str]]]:
-    """The README's worked example: the plug-in, the row that uses it, and {script: its command line}."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    begin = text.index("    # my_blocks.py\n")
-    blocks = re.match(r"(?:    .*\n|\n)+?(?=    # my_model\.yaml)", text[begin:])[0]
-    rest = text[begin + len(blocks) : text.index("\n## ", begin)]
-    (row,) = yaml.safe_load(re.search(r"^ +(- \[.*\])$", rest, re.M)[1])
+def documented_example() -> tuple[str, list, dict[str, list[str]]]:
+    """The worked example of the docs: the plug-in, the row that uses it, and {script: its command line}."""
+    text = (ROOT / "docs" / "add-a-backbone.md").read_text(encoding="utf-8")
+    rest = text[text.index("```python\n# my_blocks.py\n") :]
+    fenced = re.findall(r"^```(\w+)\n(.*?)^```$", rest, re.M | re.S)[:3]
+    assert [language for language, _ in fenced] == ["python", "yaml", "bash"]
+    (_, blocks), (_, rows), (_, shell) = fenced
+    (row,) = yaml.safe_load(rows)
     commands = {
-        script: shlex.split(line) for script, line in re.findall(r"^    python (\w+)\.py (.*)$", rest, re.M)
+        script: shlex.split(line) for script, line in re.findall(r"^python (\w+)\.py (.*)$", shell, re.M)
     }
-    return re.sub("^    ", "", blocks, flags=re.M), row, commands
+    return blocks, row, commands
 
 
-def test_the_readmes_example_does_what_it_says(tmp_path: Path, forget, monkeypatch) -> None:
-    blocks, row, commands = readme_example()
+def test_the_documented_example_does_what_it_says(tmp_path: Path, forget, monkeypatch) -> None:
+    blocks, row, commands = documented_example()
     assert list(commands) == ["train", "val", "detect", "export"]
     monkeypatch.chdir(tmp_path)
     write_set(tmp_path, train=8, val=4).rename("my.yaml")
