@@ -22,6 +22,11 @@ _LAST_WAIT = 2.0  # seconds for a thread to finish the frame that it is at
 T = TypeVar("T")
 
 
+def usable_rate(fps: float) -> float:
+    """Return a stated frame rate, or `FALLBACK_FPS` where it is none: some files state a time base."""
+    return fps if 0 < fps <= 1000 else FALLBACK_FPS
+
+
 @dataclass
 class Frame:
     """One picture on its way to the model.

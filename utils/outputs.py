@@ -22,7 +22,7 @@ from utils.drawing import class_name, draw_detections
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.frames import Frame
-from utils.video import VideoFileWriter
+from utils.video_writer import VideoFileWriter
 
 _WRITABLE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 _FRAME = re.compile(r"(.*)_\d+", re.DOTALL)

@@ -22,8 +22,7 @@ import numpy as np
 
 from utils.downloads import split_url
 from utils.errors import UserError
-from utils.frames import Frame
-from utils.video import frame_rate
+from utils.frames import Frame, usable_rate
 
 LOGGER = logging.getLogger("yolo.streams")
 
@@ -274,7 +273,7 @@ class _Reader:
 
     def _read(self, capture: cv2.VideoCapture) -> None:
         """Read frames until the connection is lost or the reader is stopped."""
-        fps = frame_rate(capture) / self._vid_stride
+        fps = usable_rate(capture.get(cv2.CAP_PROP_FPS)) / self._vid_stride
         news = "connected again" if self._grabbed else "connected"
         silent = False
         while not self._stop.is_set() and not silent:
