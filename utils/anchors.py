@@ -13,7 +13,7 @@ from torch import Tensor
 LOGGER = logging.getLogger("yolo.anchors")
 
 ENOUGH_RECALL = 0.98
-MIN_SIDE = 2.0  # pixels; smaller boxes and anchors teach nothing
+MIN_ANCHOR_SIDE = 2.0  # pixels; smaller boxes and anchors teach nothing
 KMEANS_ROUNDS = 30
 MAX_EVOLVED = 50_000  # boxes the mutation rounds look at; more change the result by less than its own noise
 
@@ -26,8 +26,8 @@ class LabelledImages(Protocol):
     offsets: np.ndarray
 
 
-class DetectLike(Protocol):
-    """A Detect layer: anchors (nl, na, 2) in units of stride, stride (nl,)."""
+class AnchoredLayer(Protocol):
+    """Describe what is read of a Detect layer: anchors (nl, na, 2) in units of stride, stride (nl,)."""
 
     anchors: Tensor
     stride: Tensor
@@ -35,13 +35,21 @@ class DetectLike(Protocol):
 
 @dataclass
 class AnchorReport:
-    """What the check found: best possible recall before and after, anchors per box, whether any changed."""
+    """Hold what the check has found.
+
+    Attributes:
+        recall: best possible recall of the anchors that were there.
+        anchors_per_box: how many of them match a box, on average.
+        new_recall: best possible recall of those now in use.
+        changed: whether others are in use, or in another order.
+        anchors: those now in use (nl * na, 2), in pixels.
+    """
 
     recall: float
     anchors_per_box: float
     new_recall: float
     changed: bool
-    anchors: np.ndarray  # (nl * na, 2) pixels, those now in use
+    anchors: np.ndarray
 
 
 def _fit(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
@@ -86,12 +94,12 @@ def kmean_anchors(
     [[10.0, 10.0], [60.0, 80.0]]
     """
     wh = np.asarray(wh, np.float32)
-    wh = wh[(wh >= MIN_SIDE).any(axis=1)]
+    wh = wh[(wh >= MIN_ANCHOR_SIDE).any(axis=1)]
     centres = _kmeans(wh, n, rng)
     if centres is None:
         LOGGER.warning("anchors: %d boxes are too few for %d clusters; starting from random ones", len(wh), n)
         centres = np.sort(rng.random((n, 2)), axis=0) * imgsz
-    anchors = _by_area(np.maximum(centres, MIN_SIDE))
+    anchors = _by_area(np.maximum(centres, MIN_ANCHOR_SIDE))
     if len(wh) == 0:
         return anchors
     if len(wh) > MAX_EVOLVED:
@@ -136,7 +144,7 @@ def _evolve(
     for _ in range(generations):
         mutate = rng.random(anchors.shape) < 0.9
         factor = np.clip(1.0 + mutate * rng.standard_normal(anchors.shape) * 0.1, 0.3, 3.0)
-        candidate = np.maximum(best * factor, MIN_SIDE).astype(np.float32)
+        candidate = np.maximum(best * factor, MIN_ANCHOR_SIDE).astype(np.float32)
         candidate_fitness = _fitness(wh, candidate, thr)
         if candidate_fitness > fitness:
             best, fitness = candidate, candidate_fitness
@@ -172,17 +180,23 @@ def box_sizes(images: LabelledImages, imgsz: int, rng: np.random.Generator) -> n
 @torch.no_grad()
 def check_anchors(
     images: LabelledImages,
-    detect: DetectLike,
+    detect: AnchoredLayer,
     imgsz: int,
     thr: float = 4.0,
     seed: int = 0,
     generations: int = 1000,
     force: bool = False,
 ) -> AnchorReport:
-    """Hold the anchors of `detect` against the boxes of `images`; replace them in place if others fit better.
+    """Check the anchors of `detect` against the boxes of images; replace them in place if others fit better.
 
-    Anchors that reach a best possible recall of 0.98 stay, unless `force` says that they mean nothing. The
-    order of the layers is put right either way.
+    Anchors with a best possible recall above 0.98 stay. The order of the layers is corrected in any case.
+
+    Args:
+        imgsz: pixels that the images are scaled to.
+        thr: largest allowed ratio of sides (`anchor_t`).
+        seed: of the search.
+        generations: rounds of mutation.
+        force: whether the anchors there are placeholders, and replaced even if they fit.
     """
     rng = np.random.default_rng((seed, 0xA2C4))
     stride = detect.stride.to(detect.anchors).view(-1, 1, 1)
@@ -192,30 +206,29 @@ def check_anchors(
     if len(wh) == 0:
         return AnchorReport(0.0, 0.0, 0.0, False, current)
     recall, per_box = best_possible_recall(wh, current, thr)
-    report = AnchorReport(recall, per_box, recall, False, current)
+    new_recall, changed = recall, False
     found = f"anchors: {per_box:.2f} match each box, best possible recall {recall:.4f}"
     if recall > ENOUGH_RECALL and not force:
         LOGGER.info("%s: they fit the data", found)
     else:
         LOGGER.info("%s: looking for better ones", found)
         better = kmean_anchors(wh, len(current), imgsz, thr, rng, generations)
-        new_recall, _ = best_possible_recall(wh, better, thr)
-        if new_recall > recall or (force and new_recall == recall):
-            report = AnchorReport(recall, per_box, new_recall, True, better)
+        found_recall, _ = best_possible_recall(wh, better, thr)
+        if found_recall > recall or (force and found_recall == recall):
+            new_recall, changed = found_recall, True
             detect.anchors.copy_(torch.from_numpy(better).view_as(detect.anchors).to(detect.anchors) / stride)
-            LOGGER.info("anchors: new ones reach %.4f: %s", new_recall, better.round(1).tolist())
+            LOGGER.info("anchors: new ones reach %.4f: %s", found_recall, better.round(1).tolist())
         else:
             LOGGER.info(
-                "anchors: the search found none better (%.4f); keeping those of the model", new_recall
+                "anchors: the search found none better (%.4f); keeping those of the model", found_recall
             )
-    if order_anchors(detect):
-        report.changed = True
-    report.anchors = (detect.anchors * stride).cpu().numpy().reshape(-1, 2)
-    return report
+    changed = order_anchors(detect) or changed
+    in_use = (detect.anchors * stride).cpu().numpy().reshape(-1, 2)
+    return AnchorReport(recall, per_box, new_recall, changed, in_use)
 
 
 @torch.no_grad()
-def order_anchors(detect: DetectLike) -> bool:
+def order_anchors(detect: AnchoredLayer) -> bool:
     """Reverse the layers' anchors in place if their areas fall where the strides rise.
 
     Returns:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from utils.anchors import AnchoredLayer
 from utils.boxes import complete_iou
 
 # Half a cell from the centre towards: the own cell, left, up, right, down.
@@ -28,11 +29,9 @@ LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(raw maps, targets) -> (loss, items), such as `DetectionLoss`."""
 
 
-class DetectLike(Protocol):
-    """Describe what the loss reads from a Detect layer; anchors (nl, na, 2) are in units of stride."""
+class DetectLike(AnchoredLayer, Protocol):
+    """Describe what the loss reads of a Detect layer besides: anchors per layer, layers and classes."""
 
-    anchors: Tensor
-    stride: Tensor
     na: int
     nl: int
     nc: int

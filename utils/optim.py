@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, the optimizer, its schedule, their average, and when to stop."""
+"""How weights change: parameter groups, optimizer, schedule, average, early stopping, frozen rows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,14 @@ BACKBONE = "backbone"  # the section of a model's rows that may learn at a rate 
 
 
 def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Split parameters into biases, other weights (which alone decay) and norm weights, in this order.
+    """Split parameters into biases, other weights (which alone decay) and norm weights.
 
-    Each parameter stands in one group once, also where several modules share it: one that is a bias or a
-    norm's weight anywhere does not decay.
+    Each parameter is in one group, once, also where several modules share it: one that is a bias or a norm's
+    weight anywhere does not decay.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    >>> [len(group) for group in param_groups(model)]
+    [2, 1, 1]
     """
     found: dict[nn.Parameter, int] = {}
     for module in model.modules():
@@ -41,7 +46,7 @@ def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 
 
 def _normalises(module: nn.Module, parameter: nn.Parameter) -> bool:
-    """Whether a module's own parameter is a norm's weight.
+    """Return whether a module's own parameter is a norm's weight.
 
     Besides torch.nn's norms and their subclasses (timm's BatchNormAct2d, LayerNorm2d) those of other parents,
     such as timm's RmsNorm, EvoNorm2dS0 and GlobalResponseNorm: they can be told by their names only, and by
@@ -52,15 +57,22 @@ def _normalises(module: nn.Module, parameter: nn.Parameter) -> bool:
 
 
 def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
-    """Batches per optimizer step, so that a step sees about `nominal_batch` images."""
+    """Return the batches per optimizer step, so that a step sees about `nominal_batch` images.
+
+    >>> accumulation(16), accumulation(24), accumulation(128)
+    (4, 3, 1)
+    """
     return max(round(nominal_batch / batch_size), 1)
 
 
 def fitting_nominal_batch(images: int, batch_size: int) -> int:
-    """Images per optimizer step for a data set of `images`: 64, or fewer where that is too few steps.
+    """Return the images per optimizer step for a data set: 64, or fewer if that is too few steps.
 
     A net trained from scratch on some hundred images takes under 200 steps in 60 epochs when each sees 64 of
     them, and the average (EMA) hardly moves. So an epoch has at least 10 steps, as far as it has batches.
+
+    >>> fitting_nominal_batch(5000, 8), fitting_nominal_batch(200, 8)
+    (64, 16)
     """
     affordable = max(images // (batch_size * MIN_STEPS_PER_EPOCH), 1)
     return NOMINAL_BATCH if affordable >= accumulation(batch_size) else batch_size * affordable
@@ -86,12 +98,12 @@ def add_nominal_batch(hyp: dict[str, float], images: int, batch_size: int) -> di
 
 
 def backbone_rows(model: nn.Module) -> list[int]:
-    """Numbers of a DetectionModel's backbone rows."""
+    """Return the numbers of a DetectionModel's backbone rows."""
     return [row.index for row in model.rows if row.section == BACKBONE]
 
 
 def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]]:
-    """The three groups of `param_groups`; with a scale the backbone's three follow those of the rest."""
+    """Return the groups of `param_groups`; with a scale, those of the backbone follow those of the rest."""
     groups = param_groups(model)
     if scale is None:
         return [{"params": group} for group in groups]
@@ -104,7 +116,7 @@ def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]
 def build_optimizer(
     model: nn.Module, name: str, hyp: dict[str, Any], batch_size: int, backbone_lr: float | None = None
 ) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW over the three groups of `param_groups`.
+    """Build SGD with Nesterov momentum, Adam or AdamW over the groups of `param_groups`.
 
     Weight decay is scaled to the images that a step really sees; `batch_size` counts those of all processes.
     With `backbone_lr` the backbone's rows have three groups of their own, at that rate where the others have
@@ -131,14 +143,14 @@ def build_optimizer(
 
 
 def _fused(kind: type[torch.optim.Optimizer], device: str) -> dict[str, bool]:
-    """One pass over each tensor instead of one per operation, where this torch has it for this device."""
+    """Ask for one pass over each tensor, not one per operation, where torch has it for this device."""
     offered = "fused" in inspect.signature(kind).parameters and device in ("cpu", "cuda")
     return {"fused": True} if offered else {}
 
 
 @dataclass
 class LRSchedule:
-    """Learning rates, momentum and accumulation of every iteration: warm-up, then linear or cosine decay.
+    """Set rates, momentum and accumulation of every iteration: warm-up, then linear or cosine decay.
 
     Args:
         epochs: length of the whole schedule.
@@ -147,7 +159,7 @@ class LRSchedule:
         warm_up: False for a run that goes on from a finished one.
     """
 
-    hyp: dict[str, Any]
+    hyp: dict[str, float]
     epochs: int
     batches: int
     batch_size: int
@@ -156,20 +168,20 @@ class LRSchedule:
 
     @property
     def warmup_iterations(self) -> int:
-        """Iterations of warm-up: `warmup_epochs`, at least 100; -1 without any."""
+        """Return the iterations of warm-up: `warmup_epochs`, at least 100; -1 without any."""
         if not self.warm_up:
             return -1
         return max(round(self.hyp["warmup_epochs"] * self.batches), MIN_WARMUP_ITERATIONS)
 
     def factor(self, epoch: int) -> float:
-        """What lr0 is multiplied by in `epoch` (from 0): from 1 down to lrf."""
+        """Return the factor of lr0 in `epoch` (from 0): from 1 down to lrf."""
         lrf = self.hyp["lrf"]
         if self.cosine:
             return (1 - math.cos(math.pi * epoch / self.epochs)) / 2 * (lrf - 1) + 1
         return (1 - epoch / self.epochs) * (1 - lrf) + lrf
 
     def apply(self, optimizer: torch.optim.Optimizer, iteration: int, epoch: int) -> int:
-        """Set rates and momentum for an iteration, counted over the run; how many batches make a step."""
+        """Set rates and momentum for an iteration of the run; return how many batches make a step."""
         target = self.hyp["lr0"] * self.factor(epoch)
         accumulate = accumulation(self.batch_size, self.hyp.get("nominal_batch", NOMINAL_BATCH))
         warmup = self.warmup_iterations
@@ -187,9 +199,14 @@ class LRSchedule:
 
 
 class ModelEMA:
-    """A running average of the model's float state, BatchNorm statistics and anchors included.
+    """Keep a running average of the model's float state, BatchNorm statistics and anchors included.
 
     decay(n) = 0.9999 (1 - exp(-n / 2000)) after n updates: young averages follow the model closely.
+
+    Args:
+        model: what the average follows. It is already on its device, and is not a DDP wrapper.
+        decay, tau: of the formula above, 0.9999 and 2000.
+        updates: n of an average that is continued.
     """
 
     def __init__(
@@ -202,40 +219,35 @@ class ModelEMA:
         self.decay = decay
         self.tau = tau
         self.updates = updates
-        self._pairs: tuple[list[Tensor], list[Tensor]] | None = None
-
-    def _tensors(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The float entries of both state_dicts in one order; they alias the models', so once is enough.
-
-        A tensor that several modules share is among them once, or it would be moved twice.
-        """
-        if self._pairs is None:
-            source = model.state_dict()
-            unique = {key for key, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
-            pairs = [
-                (own, source[key])
-                for key, own in self.model.state_dict().items()
-                if key in unique and own.is_floating_point()
-            ]
-            self._pairs = [own for own, _ in pairs], [theirs for _, theirs in pairs]
-        return self._pairs
+        source = model.state_dict()
+        # A tensor that several modules share comes once, or it would be moved twice.
+        unique = {key for key, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        own = {k: v for k, v in self.model.state_dict().items() if k in unique and v.is_floating_point()}
+        self._averages, self._values = list(own.values()), [source[key] for key in own]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move the average towards `model`, always the same module (not its DDP wrapper)."""
+    def update(self) -> None:
+        """Move the average towards the model."""
         self.updates += 1
         decay = self.decay * (1 - math.exp(-self.updates / self.tau))
-        averages, values = self._tensors(model)
-        torch._foreach_lerp_(averages, values, 1.0 - decay)
+        torch._foreach_lerp_(self._averages, self._values, 1.0 - decay)
 
     def load(self, state: dict[str, Tensor], updates: int) -> None:
-        """Go on from a saved average."""
+        """Continue from a saved average."""
         self.model.load_state_dict(state)
         self.updates = updates
 
 
 class EarlyStopping:
-    """Says when `patience` epochs have passed without a better fitness; a tie is better. 0 never stops."""
+    """Tell when `patience` epochs have passed without a better fitness; an equal one is better.
+
+    Args:
+        patience: epochs; 0 never stops.
+
+    >>> stopper = EarlyStopping(patience=2)
+    >>> [stopper(epoch, fitness) for epoch, fitness in enumerate([0.5, 0.4, 0.3])], stopper.best_epoch
+    ([False, False, True], 0)
+    """
 
     def __init__(self, patience: int = 100) -> None:
         self.patience = patience if patience > 0 else math.inf
@@ -243,24 +255,24 @@ class EarlyStopping:
         self.best_epoch = 0
 
     def __call__(self, epoch: int, fitness: float) -> bool:
-        """Take note of an epoch's fitness; whether it is time to stop."""
+        """Record an epoch's fitness; return whether it is time to stop."""
         if fitness >= self.best_fitness:
             self.best_fitness = fitness
             self.best_epoch = epoch
         return epoch - self.best_epoch >= self.patience
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs to count on."""
+        """Return what a resumed run needs."""
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Count on from a saved state."""
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from a saved state."""
         self.best_fitness = float(state["best_fitness"])
         self.best_epoch = int(state["best_epoch"])
 
 
 class FrozenLayers:
-    """Layers that do not learn: no gradients, and they compute as in validation.
+    """Freeze rows of a model: they get no gradients, and compute as in validation.
 
     So their BatchNorm uses and keeps its old statistics (YOLOv5's keep moving, which ruins pretrained ones on
     small batches) and nothing of them is dropped at random.
@@ -296,25 +308,29 @@ class FrozenLayers:
             raise UserError(
                 f"--freeze {' '.join(map(str, spec))}: that leaves nothing to train; freeze fewer rows"
             )
+        self.model = model
         self.modules = [rows[number] for number in self.numbers]
         self.output = rows[-1]
         for module in self.modules:
             module.requires_grad_(False)
 
     def __bool__(self) -> bool:
+        """Return whether any row is frozen."""
         return bool(self.numbers)
 
-    def stand_still(self) -> None:
-        """Put the frozen rows into eval mode; call it after every `model.train()`.
+    def train_rest(self) -> None:
+        """Put the model into training mode, and its frozen rows into evaluation mode.
 
-        The detector's own row gives decoded boxes in that mode, no maps to learn from, and stays as it is.
+        The detector's own row stays in training mode: in the other it gives decoded boxes, no maps to learn
+        from.
         """
+        self.model.train()
         for module in self.modules:
             if module is not self.output:
                 module.eval()
 
     def __str__(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         parameters = sum(p.numel() for module in self.modules for p in module.parameters())
         rows = f"row {self.numbers[0]}" if len(self.numbers) == 1 else f"{len(self.numbers)} rows"
         return (

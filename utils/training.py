@@ -1,4 +1,4 @@
-"""The epoch loop: forward, loss, backward, optimizer step, average; and the search for what went bad."""
+"""One epoch of training: forward, loss, backward, optimizer step, average; and the search for a bad layer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_GRADIENT_NORM = 10.0
 
 @dataclass
 class BatchReport:
-    """How an epoch stands after a batch: mean losses so far (box, obj, cls) and what the batch held."""
+    """Hold the mean losses (box, obj, cls) of an epoch after a batch, and what the batch held."""
 
     batch: int
     losses: tuple[float, float, float]
@@ -38,7 +38,7 @@ class BatchReport:
 
 @dataclass
 class EpochResult:
-    """Mean losses (box, obj, cls) of an epoch, the images seen by this process, and the seconds it took."""
+    """Hold the mean losses (box, obj, cls) of an epoch, this process's images, and the seconds."""
 
     losses: tuple[float, float, float]
     images: int
@@ -47,16 +47,23 @@ class EpochResult:
 
 @dataclass
 class Trainer:
-    """Everything that one training step touches.
+    """Train a model epoch by epoch, and hold everything that a training step changes.
 
     Args:
         model: the detector, on its device, in the memory format it trains in.
         loss: (raw maps, targets) -> (loss, items), such as DetectionLoss.
         amp: reduced precision of the forward pass, or None.
         ema: the running average; None on every process but the main one.
+        frozen: the rows that do not learn, or None.
         multi_scale: draw each batch's size from 0.5 to 1.5 times `imgsz`, a multiple of `stride`.
         parallel: the DistributedDataParallel wrapper around `model`, if there is one.
         world_size: processes that average their gradients; the loss is multiplied by it.
+
+    Attributes:
+        scaler: keeps float16 gradients in range; off in any other precision.
+        parameters: all that the optimizer moves.
+        iteration: the batch being trained, counted over the whole run from 0; -1 before the first.
+        last_step: the iteration of the last optimizer step.
     """
 
     model: nn.Module
@@ -74,6 +81,8 @@ class Trainer:
     parallel: nn.Module | None = None
     rank: int = 0
     world_size: int = 1
+    scaler: torch.amp.GradScaler = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
     iteration: int = field(default=-1, init=False)
     last_step: int = field(default=-1, init=False)
 
@@ -93,9 +102,10 @@ class Trainer:
             UserError: the loss or a gradient is not finite; the sentence names epoch, batch and layer.
         """
         torch.manual_seed(epoch_seed(self.seed, epoch, self.rank))
-        self.model.train()
-        if self.frozen:
-            self.frozen.stand_still()
+        if self.frozen is not None:
+            self.frozen.train_rest()
+        else:
+            self.model.train()
         started, images_seen, batches = time.perf_counter(), 0, 0
         totals = np.zeros(3)
         for batch, (images, targets, _, _) in enumerate(loader):
@@ -109,12 +119,12 @@ class Trainer:
         return EpochResult(tuple(totals / max(batches, 1)), images_seen, time.perf_counter() - started)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 batch (N, 3, H, W) -> float 0..1 on the device, channels_last."""
+        """Convert a uint8 batch (N, 3, H, W) to float 0..1 on the device, channels_last."""
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         return images.float().div_(255)
 
     def _resize(self, images: Tensor, epoch: int, batch: int) -> Tensor:
-        """With multi_scale, the batch at a size drawn from (seed, epoch, batch), the same on all ranks."""
+        """With multi_scale, resize the batch to a size that (seed, epoch, batch) decides on all ranks."""
         if not self.multi_scale:
             return images
         rng = np.random.default_rng((self.seed, epoch, batch))
@@ -126,7 +136,7 @@ class Trainer:
         return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
     def _step(self, images: Tensor, targets: Tensor, epoch: int, batch: int) -> np.ndarray:
-        """Forward, backward and, when enough batches are together, the optimizer; the loss items (3,)."""
+        """Run forward, backward and, after enough batches, the optimizer; return the loss items (3,)."""
         iteration = self.iteration = epoch * self.schedule.batches + batch
         accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
         with autocast(self.device, self.amp):
@@ -142,7 +152,7 @@ class Trainer:
         return values
 
     def _update(self, epoch: int, batch: int) -> None:
-        """One optimizer step on clipped gradients, and the average's step after it."""
+        """Make one optimizer step on clipped gradients, and then the average's."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -153,14 +163,16 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            self.ema.update(self.model)
+            self.ema.update()
 
     def _went_bad(self, images: Tensor, epoch: int, batch: int) -> UserError:
+        """Return the error of a loss that is not finite; it names the first bad layer."""
         with autocast(self.device, self.amp):
             place = first_bad_layer(self.model, images)
         return self._stop(epoch, batch, f"the loss is not finite; {place}")
 
     def _stop(self, epoch: int, batch: int, what: str) -> UserError:
+        """Return the error that ends the training at a batch."""
         where = f"epoch {epoch + 1}/{self.schedule.epochs}, batch {batch + 1}/{self.schedule.batches}"
         return UserError(
             f"{where}: {what}; the checkpoints keep the state of the last good epoch, "
@@ -168,9 +180,9 @@ class Trainer:
         )
 
     def state_dict(self, epochs: int) -> dict[str, Any]:
-        """All that a later process needs to go on, behind `epochs` of them, as if nothing had been.
+        """Return all that a later process needs to continue after `epochs` complete epochs.
 
-        Gradients that wait for a step are part of it, but not those of an epoch broken off in the middle: its
+        Gradients that wait for a step are part of it. Those of an epoch that was interrupted are not: its
         batches come again, so it starts as after a step.
         """
         pending = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
@@ -198,7 +210,7 @@ class Trainer:
             self.ema.updates = updates
 
     def load_state_dict(self, state: dict[str, Any], average: dict[str, Tensor] | None = None) -> None:
-        """Go on from `state_dict()`; `average` is the EMA model's state.
+        """Continue from `state_dict()`; `average` is the EMA model's state.
 
         Raises:
             UserError: a state whose optimizer groups the parameters in another way.
@@ -239,13 +251,17 @@ class Trainer:
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A seed for torch's own generator (dropout and the like) that depends on nothing but these three."""
+    """Return a seed for torch's own generator (dropout and the like) that depends on these three alone.
+
+    >>> epoch_seed(0, 1) == epoch_seed(0, 1), epoch_seed(0, 1) == epoch_seed(0, 2)
+    (True, False)
+    """
     return int(np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0])
 
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """Run the batch again; which layer was the first to hold a weight, or give an output, not finite.
+    """Run the batch again, and name the first layer whose weights or output are not finite.
 
     No buffer changes, and no other process has to take part.
     """
@@ -285,9 +301,9 @@ def first_bad_layer(model: nn.Module, images: Tensor) -> str:
 
 @contextlib.contextmanager
 def _alone(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm layers in training take the statistics of this process's batch, and remember nothing.
+    """Let BatchNorm layers in training use the statistics of this batch, and store nothing.
 
-    A SyncBatchNorm would wait for the other processes, which are elsewhere and never come. Without statistics
+    A SyncBatchNorm would wait for the other processes, which do not run this. Without statistics
     of its own, a BatchNorm in eval mode takes the batch's, and does not ask for theirs.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
@@ -302,13 +318,13 @@ def _alone(model: nn.Module) -> Iterator[None]:
 
 
 def _finite(value: Any) -> bool:
-    """Whether all floats in a tensor, or in a list or tuple of them, are finite."""
+    """Return whether all floats in a tensor, or in a list or tuple of them, are finite."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     return all(_finite(item) for item in value) if isinstance(value, list | tuple) else True
 
 
 def _bad_gradient(model: nn.Module) -> str:
-    """The parameter nearest to the loss whose gradient is not finite: backward meets it first."""
+    """Return the parameter nearest to the loss whose gradient is not finite: backward meets it first."""
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
     return bad[-1] if bad else "the whole model (its norm overflows)"

@@ -16,6 +16,7 @@ from utils.optim import (
     LRSchedule,
     ModelEMA,
     accumulation,
+    add_nominal_batch,
     build_optimizer,
     fitting_nominal_batch,
     param_groups,
@@ -108,7 +109,7 @@ def test_a_shared_parameter_is_averaged_once() -> None:
     start = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight += 1
-    ema.update(model)
+    ema.update()
     torch.testing.assert_close(ema.model[1].weight, start + 0.5)
 
 
@@ -203,7 +204,7 @@ def test_average_follows_weights_statistics_and_anchors() -> None:
             for value in model.state_dict().values():
                 if value.is_floating_point():
                     value.add_(n)
-        ema.update(model)
+        ema.update()
         decay = 0.9999 * (1 - math.exp(-n / 2000))
         average = {k: decay * average[k] + (1 - decay) * model.state_dict()[k] for k in keys}
     for key in keys:
@@ -224,8 +225,7 @@ def test_early_stop_after_patience_epochs_without_a_better_one() -> None:
 def test_frozen_rows_stand_still() -> None:
     model = Tiny()
     frozen = FrozenLayers(model, [1])
-    model.train()
-    frozen.stand_still()
+    frozen.train_rest()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.model[1](model.model[0](torch.randn(2, 3, 9, 9))).sum().backward()
     assert model.model[0][0].weight.grad is None and model.model[1][0].weight.grad is not None
@@ -238,8 +238,7 @@ def test_nothing_of_frozen_rows_is_dropped_at_random() -> None:
     model = Tiny()
     model.model[1].append(torch.nn.Dropout(0.5))
     frozen = FrozenLayers(model, [0, 1])
-    model.train()
-    frozen.stand_still()
+    frozen.train_rest()
     x = torch.randn(2, 3, 9, 9)
     assert torch.equal(model.model[1](model.model[0](x)), model.eval().model[1](model.model[0](x)))
     assert str(frozen).startswith("frozen: 2 rows, ")
@@ -249,8 +248,7 @@ def test_a_frozen_output_still_gives_maps_to_learn_from() -> None:
     model = Tiny()
     last = len(model.model) - 1
     frozen = FrozenLayers(model, [0, last])
-    model.train()
-    frozen.stand_still()
+    frozen.train_rest()
     assert [module.training for module in model.model][:: max(last, 1)] == [False, True]
 
 
@@ -289,3 +287,12 @@ def test_the_step_is_nesterov_momentum_whatever_the_memory_format() -> None:
         buffer = HYP["momentum"] * buffer + gradient
         value = value - HYP["lr0"] * (gradient + HYP["momentum"] * buffer)
         assert torch.allclose(weight, value, rtol=1e-5, atol=1e-6)
+
+
+def test_images_per_step_are_fitted_once(log: pytest.LogCaptureFixture) -> None:
+    log.set_level("INFO", "yolo")
+    hyp = {"lr0": 0.01}
+    assert add_nominal_batch(hyp, 24, 8) == {"lr0": 0.01, "nominal_batch": 8} and hyp == {"lr0": 0.01}
+    assert "24 images are few: an optimizer step after every 8 instead of 64" in log.text
+    assert add_nominal_batch(hyp | {"nominal_batch": 32}, 24, 8)["nominal_batch"] == 32
+    assert add_nominal_batch(hyp, 100_000, 16)["nominal_batch"] == 64

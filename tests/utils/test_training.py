@@ -266,3 +266,11 @@ def test_bad_gradient_stops_before_it_reaches_the_weights() -> None:
     with pytest.raises(UserError, match="gradient of last.bias is not finite"):
         trainer.train_epoch(batches(), 0)
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_a_finished_run_counts_its_epochs_without_their_state() -> None:
+    trainer = make()
+    trainer.count_as_trained(2, updates=5)
+    assert trainer.last_step == 5 and trainer.ema.updates == 5
+    trainer.train_epoch(batches(), 2)  # 3 batches of 2 at 4 images a step: one step, and a batch that waits
+    assert trainer.last_step == 7 and trainer.ema.updates == 6
