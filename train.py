@@ -85,7 +85,7 @@ VAL_CONF, VAL_IOU = 0.001, 0.6
 
 @dataclass
 class TrainResult:
-    """What a run left: its folder, its checkpoints, the final validation of the best one, the time taken."""
+    """Hold what a run has left: files, the final validation of its best checkpoint, and the seconds."""
 
     save_dir: Path
     best: Path | None
@@ -283,7 +283,9 @@ def make_folder(
     settings: RunSettings,
     device: torch.device,
 ) -> RunFolder:
-    """Make the run's folder and write hyp.yaml (as loaded) and opt.yaml (as run); on the main process only.
+    """Make the run's folder, and write hyp.yaml (as loaded) and opt.yaml (as run).
+
+    Only the main process may call it.
 
     Args:
         recipe: the hyperparameters as loaded; those fitted to this data set are in `settings`.

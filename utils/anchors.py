@@ -19,7 +19,10 @@ MAX_EVOLVED = 50_000  # boxes the mutation rounds look at; more change the resul
 
 
 class LabelledImages(Protocol):
-    """Describe what is read of images: sizes (n, 2) w, h in pixels, labels (L, 5), offsets (n + 1,)."""
+    """Describe what is read of images.
+
+    Their sizes (n, 2) are width and height in pixels; labels (L, 5), offsets (n + 1,).
+    """
 
     sizes: np.ndarray
     all_labels: np.ndarray
@@ -27,7 +30,10 @@ class LabelledImages(Protocol):
 
 
 class AnchoredLayer(Protocol):
-    """Describe what is read of a Detect layer: anchors (nl, na, 2) in units of stride, stride (nl,)."""
+    """Describe what is read of a Detect layer.
+
+    Its anchors (nl, na, 2) are in units of stride (nl,).
+    """
 
     anchors: Tensor
     stride: Tensor
@@ -53,7 +59,7 @@ class AnchorReport:
 
 
 def _fit(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Return how alike boxes (L, 2) and anchors (n, 2) are: (L, n), the worse side's ratio, 1 if equal."""
+    """Return the worse ratio of sides (L, n) of boxes (L, 2) and anchors (n, 2); 1 if equal."""
     with np.errstate(divide="ignore"):  # placeholder anchors may have a side of 0: they fit nothing
         ratio = wh[:, None] / anchors[None]
         return np.minimum(ratio, 1.0 / ratio).min(axis=2)
@@ -187,7 +193,7 @@ def check_anchors(
     generations: int = 1000,
     force: bool = False,
 ) -> AnchorReport:
-    """Check the anchors of `detect` against the boxes of images; replace them in place if others fit better.
+    """Check the anchors of `detect`; replace them in place if others fit the boxes better.
 
     Anchors with a best possible recall above 0.98 stay. The order of the layers is corrected in any case.
 

@@ -62,7 +62,7 @@ def fit_batch_size(sizes: list[int], used: list[float], budget: float) -> int:
 
 
 def _measure(step: Callable[[int], None], device: torch.device) -> tuple[list[int], list[float]]:
-    """Measure the peak memory of one step at each batch size of TRIED, up to the first that does not fit."""
+    """Measure the peak memory of a step at each batch size of TRIED that fits."""
     sizes, used = [], []
     for batch in TRIED:
         torch.cuda.reset_peak_memory_stats(device)

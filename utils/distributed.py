@@ -23,7 +23,10 @@ TIMEOUT = timedelta(seconds=10_800)  # a first scan of a large data set on the m
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the run's process group (NCCL on CUDA, else Gloo) and leave it at the end; alone, do nothing."""
+    """Join the run's process group (NCCL on CUDA, else Gloo), and leave it at the end.
+
+    A process that trains alone has none.
+    """
     if world_size() == 1:
         yield
         return

@@ -190,7 +190,7 @@ class DetectionLoss:
 
 
 def _layer_shares(counts: list[int], device: torch.device) -> Tensor:
-    """Return a weight for each matched row (K,): a dot product then sums the means of the layers."""
+    """Return weights of the matched rows (K,) with which a sum adds the layers' means."""
     counted = torch.tensor(counts, device=device)
     return torch.repeat_interleave(1.0 / counted.clamp(min=1), counted, output_size=sum(counts))
 
@@ -209,7 +209,7 @@ def _cell_numbers(matches: Matches, raws: list[Tensor]) -> Tensor:
 
 
 class _PickCells(torch.autograd.Function):
-    """Select all objectness logits (cells,) and the matched rows (K, 5 + nc), float32, from the raw maps.
+    """Select all objectness logits (cells,) and the matched rows (K, 5 + nc), as float32.
 
     Left to autograd, each of the two selections would fill a zero map of the raw map's size in backward, and
     the pair be summed; here each layer gets one zero map, in the memory format its convolution works in. Rows

@@ -66,7 +66,7 @@ def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
 
 
 def fitting_nominal_batch(images: int, batch_size: int) -> int:
-    """Return the images per optimizer step for a data set: 64, or fewer if that is too few steps.
+    """Return the images per optimizer step: 64, or fewer for a small data set.
 
     A net trained from scratch on some hundred images takes under 200 steps in 60 epochs when each sees 64 of
     them, and the average (EMA) hardly moves. So an epoch has at least 10 steps, as far as it has batches.
@@ -143,7 +143,7 @@ def build_optimizer(
 
 
 def _fused(kind: type[torch.optim.Optimizer], device: str) -> dict[str, bool]:
-    """Ask for one pass over each tensor, not one per operation, where torch has it for this device."""
+    """Ask for the optimizer's fused form, if torch has it for this device."""
     offered = "fused" in inspect.signature(kind).parameters and device in ("cpu", "cuda")
     return {"fused": True} if offered else {}
 

@@ -67,7 +67,7 @@ def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pa
 
 
 class BatchSampler(Sampler):
-    """Yield one list of keys for each batch of this rank, in an order that (seed, epoch) decides.
+    """Yield the keys of each batch of this rank, in an order that (seed, epoch) decides.
 
     Args:
         count: images in all.
@@ -173,7 +173,7 @@ class BatchSampler(Sampler):
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:
-    """Count how often each of `values` (n,) comes before its own place: 4 7 4 4 -> 0 0 1 2."""
+    """Count how often each value (n,) comes before its place: 4 7 4 4 -> 0 0 1 2."""
     by_value = np.argsort(values, kind="stable")
     ordered = values[by_value]
     first = np.searchsorted(ordered, ordered)

@@ -27,7 +27,7 @@ MAX_GRADIENT_NORM = 10.0
 
 @dataclass
 class BatchReport:
-    """Hold the mean losses (box, obj, cls) of an epoch after a batch, and what the batch held."""
+    """Hold an epoch's mean losses (box, obj, cls) after a batch, and what was in it."""
 
     batch: int
     losses: tuple[float, float, float]
