@@ -32,6 +32,7 @@ from models.backends import Backend, load_backend
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.formats.onnx import onnx_obstacle
 from models.registry import load_plugins
+from models.releases import fetch_missing
 from models.wrappers import is_named
 from utils.boxes import non_max_suppression, scale_boxes
 from utils.cli import guard
@@ -96,6 +97,7 @@ def run(**options: Any) -> CompareResult:
     Raises:
         UserError: nothing could be started. A net that fails is in the result's `failed` instead.
     """
+    fetch_missing(*(options.get("weights") or ()))
     opt, folder = open_run(options)
     return Comparison(opt, folder).run()
 

@@ -29,6 +29,7 @@ import torch
 from models.backends import Backend, check_channels, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
+from models.releases import fetch_missing
 from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.device import cores_are_scarce, select_device, synchronize, tune_allocator
@@ -41,9 +42,11 @@ from utils.frames import Frame
 from utils.images import single_threaded_opencv
 from utils.outputs import ResultWriter, SaveOptions
 from utils.progress import Pace
+from utils.resume import newest_best
 from utils.sources import Opened, open_source
 
 LOGGER = logging.getLogger("yolo.detect")
+SIZE = 640  # pixels, where neither --imgsz nor a run of ours says another
 _CLOSING = 20.0  # seconds after a signal to stop in which further ones are ignored
 _LIVE_MEMORY = 1000  # frames of a live source whose detections `run` returns; a camera runs for ever
 
@@ -91,8 +94,8 @@ def build_parser() -> Parser:
     add(
         "--weights",
         nargs="+",
-        default=["yolov5s.pt"],
-        help="a .pt or exported file; several .pt: an ensemble",
+        help="a .pt or exported file, or an official name such as yolov5s.pt; several .pt: an ensemble "
+        "(default: the newest best.pt below runs/train)",
     )
     source_help = (
         "image, video, folder, glob, .txt list of those, http(s) address of one; rtsp/rtmp/http stream, "
@@ -100,7 +103,8 @@ def build_parser() -> Parser:
     )
     add("--source", default="data/images", help=source_help)
     add("--data", help="dataset YAML; only its names are used, by files that carry none")
-    add("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="inference size: h [w]")
+    size_help = f"inference size: h [w] (default: that of the run without --weights, else {SIZE})"
+    add("--imgsz", "--img", "--img-size", nargs="+", type=int, help=size_help)
     add("--conf-thres", type=float, default=0.25, help="least confidence")
     add("--iou-thres", type=float, default=0.45, help="IoU above which NMS drops the weaker box")
     add("--max-det", type=int, default=1000, help="most detections per image")
@@ -141,10 +145,12 @@ def run(**options: Any) -> DetectResult:
         UserError: an option that makes no sense or cannot be honoured, or a source that cannot be read.
     """
     opt = overlay(build_parser(), options)
+    _fill_defaults(opt)
     opt.weights = [str(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
     opt.imgsz = [opt.imgsz] if isinstance(opt.imgsz, int) else list(opt.imgsz)
     opt.classes = [opt.classes] if isinstance(opt.classes, int) else opt.classes
     _check_options(opt)
+    fetch_missing(*opt.weights)
     load_plugins([str(p) for p in opt.plugins])
     device = select_device(opt.device)
     if device.type == "cpu":
@@ -179,6 +185,16 @@ def run(**options: Any) -> DetectResult:
         for path in opt.weights:
             _strip(path)
     return result
+
+
+def _fill_defaults(opt: Namespace) -> None:
+    """Set the weights and the image size that were not given; without weights, the newest run's."""
+    imgsz = SIZE
+    if opt.weights is None:
+        trained = newest_best()
+        opt.weights, imgsz = trained.best, trained.imgsz or SIZE
+        LOGGER.info("no --weights given: using %s, trained at %d pixels", trained.best, imgsz)
+    opt.imgsz = imgsz if opt.imgsz is None else opt.imgsz
 
 
 def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: DetectResult) -> None:

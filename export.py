@@ -29,17 +29,20 @@ from models.nms_inside import Suppression
 from models.proof import check_nms, compare, judge, judge_accuracy
 from models.quantiser import Accuracy, Quantiser
 from models.registry import load_plugins
+from models.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard, overlay
 from utils.datasets import list_images, load_dataset
 from utils.device import select_device
 from utils.errors import UserError, first_line
 from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
+from utils.resume import newest_best
 
 LOGGER = logging.getLogger("yolo.export")
 
 NMS_BATCHES = 8  # of calibration images, on which NMS behind an int8 network is checked too
 CALIBRATION_IMAGES = 100
+SIZE = 640  # pixels of both sides, where neither --imgsz nor a run of ours says another
 OPSET = 17  # which ONNX Runtime, OpenVINO and TensorRT of the last years read
 WORKSPACE = 4.0  # GB
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
@@ -85,9 +88,12 @@ class ExportError(UserError):
 def build_parser() -> Parser:
     """The command line's options."""
     parser = Parser(prog="export.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="yolov5s.pt", help="checkpoint (.pt), ours or official YOLOv5's")
-    parser.add_argument("--data", default="", help="dataset YAML: images to check and calibrate with")
-    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640, 640], help="h w")
+    weights = "checkpoint (.pt), ours or an official name (default: the newest best.pt below runs/train)"
+    parser.add_argument("--weights", help=weights)
+    data = "dataset YAML: images to check and calibrate with (--int8 without --weights: that of the run)"
+    parser.add_argument("--data", default="", help=data)
+    size = f"h w (default: that of the run without --weights, else {SIZE})"
+    parser.add_argument("--imgsz", "--img", "--img-size", nargs="+", type=int, help=size)
     parser.add_argument("--batch-size", type=int, default=1, help="batch size of a static file")
     parser.add_argument("--device", default="cpu", help="cpu, or 0 for the first GPU")
     parser.add_argument("--half", action="store_true", help="float16 weights (TorchScript: CUDA only)")
@@ -162,10 +168,12 @@ def run(**options: Any) -> list[ExportResult]:
 
 def export(opt: Namespace) -> list[ExportResult]:
     """Export to every format of `opt.include`; see `run`."""
+    opt = _from_newest_run(opt)
     formats = _check_options(opt)
     opt = _with_defaults(opt)
     device = select_device(opt.device)
     load_plugins(opt.plugins)
+    fetch_missing(opt.weights)
     weights = find_file(opt.weights)
     model = load_checkpoint(weights, device).model
     size = _image_size(opt.imgsz, int(max(model.stride)))
@@ -217,6 +225,23 @@ def _check_options(opt: Namespace) -> list[str]:
     if Path(opt.weights).suffix.lower() != ".pt":
         raise UserError(f"--weights {opt.weights}: only a .pt checkpoint can be exported")
     return formats
+
+
+def _from_newest_run(opt: Namespace) -> Namespace:
+    """Return the options with weights and an image size; without weights, the newest run's.
+
+    --int8 is then calibrated on that run's data.
+    """
+    given = {name: value for name, value in vars(opt).items() if value is not None and value != ""}
+    found: dict[str, object] = {"imgsz": SIZE}
+    if "weights" not in given:
+        trained = newest_best()
+        found = {"weights": str(trained.best), "imgsz": trained.imgsz or SIZE}
+        if opt.int8:
+            found["data"] = trained.data
+        on = f" on {trained.data}" if opt.int8 and trained.data else ""
+        LOGGER.info("no --weights given: using %s, trained%s at %d pixels", trained.best, on, found["imgsz"])
+    return Namespace(**{**vars(opt), **found, **given})
 
 
 def _with_defaults(opt: Namespace) -> Namespace:

@@ -41,7 +41,7 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
     """A detector from a file: `.pt` of this project or an official one, or an exported file.
 
     Args:
-        path: the file.
+        path: the file, or an official name such as yolov5n.pt, which is fetched when it is not here.
         autoshape: return a `models.hub.HubModel`, to be called on paths, images and arrays; else the plain
             DetectionModel of a `.pt`, to train or to change.
         _verbose: say on standard output what was loaded.
@@ -53,8 +53,10 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
     from models.checkpoint import load_checkpoint
     from models.hub import HubModel
     from models.registry import load_plugins
+    from models.releases import fetch_missing
     from utils.device import select_device
 
+    fetch_missing(path)
     load_plugins(plugins)
     device = select_device("" if device is None else str(device))
     if autoshape:
@@ -77,7 +79,7 @@ def _create(name, pretrained, channels, classes, autoshape, verbose, device):
     if pretrained:
         raise UserError(
             f"{name}: no trained weights are hosted; pass pretrained=False for a new network, or load "
-            "a file with torch.hub.load(..., 'custom', path='FILE.pt')"
+            "a file, or official weights by their name, with torch.hub.load(..., 'custom', path='yolov5n.pt')"
         )
     device = select_device("" if device is None else str(device))
     network = DetectionModel(_HERE / "models" / f"{name}.yaml", ch=channels, nc=classes)

@@ -3,7 +3,8 @@
     python train.py --cfg models/yolov5-mobilenetv2.yaml --data data/digits.yaml --imgsz 320
 
 Without --cfg the network is that of --weights; with both, the YAML's network takes over every weight whose
-name and shape fit. Nothing is ever downloaded for --weights: with --cfg alone the start is from scratch.
+name and shape fit. Official weights that --weights names, such as yolov5n.pt, are fetched when they are not
+here; with --cfg alone the start is from scratch and nothing is fetched.
 """
 
 from __future__ import annotations

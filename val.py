@@ -19,6 +19,7 @@ import numpy as np
 from models.backends import Backend, check_channels, check_classes, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
+from models.releases import fetch_missing
 from utils.cli import WORKERS_HELP, Parser, add_run_options, guard, overlay
 from utils.coco import (
     COCO_CATEGORY_IDS,
@@ -40,11 +41,13 @@ from utils.metrics import save_metrics
 from utils.outputs import StemBook, label_lines
 from utils.plots import plot_study
 from utils.profiling import summary
+from utils.resume import newest_best
 
 __all__ = ["ValResult", "evaluate", "run"]
 
 LOGGER = logging.getLogger("yolo.val")
 METRIC_CONFIDENCE = 0.001  # above it recall is cut off and mAP is no longer comparable
+DATA, SIZE = "data/coco128.yaml", 640  # with --weights and no other word, as YOLOv5
 STUDY_SIZES = tuple(range(256, 1536 + 1, 128))
 # What a task does not write about each image.
 _UNSAVED = {
@@ -57,15 +60,18 @@ def build_parser() -> Parser:
     """The command line of val.py."""
     parser = Parser(description="Measure a detector on a labelled data set.")
     add = parser.add_argument
-    add("--data", default="data/coco128.yaml", help="dataset YAML")
+    add("--data", help=f"dataset YAML (default: that of the run without --weights, else {DATA})")
     add(
         "--weights",
         nargs="+",
-        default=["yolov5s.pt"],
-        help="a .pt or exported file; several .pt: an ensemble",
+        help="a .pt or exported file, or an official name such as yolov5s.pt; several .pt: an ensemble "
+        "(default: the newest best.pt below runs/train)",
     )
     add("--batch-size", type=int, default=32, help="images per batch")
-    add("--imgsz", "--img", "--img-size", type=int, default=640, help="longer side of the images, in pixels")
+    size_help = (
+        f"longer side of the images in pixels (default: that of the run without --weights, else {SIZE})"
+    )
+    add("--imgsz", "--img", "--img-size", type=int, help=size_help)
     add("--conf-thres", type=float, default=METRIC_CONFIDENCE, help="least confidence")
     add("--iou-thres", type=float, default=0.6, help="IoU above which NMS drops the weaker box")
     add("--max-det", type=int, default=300, help="most detections per image")
@@ -104,6 +110,7 @@ def run(**options: Any) -> ValResult:
         UserError: an option that cannot be honoured, weights or data that do not fit together.
     """
     opt = overlay(build_parser(), options)
+    _fill_defaults(opt)
     opt.weights = [str(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
     for name in _UNSAVED.get(opt.task, ()):
         if getattr(opt, name):
@@ -118,6 +125,7 @@ def run(**options: Any) -> ValResult:
             raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least 1")
     if opt.coco_eval:
         installed_evaluator()
+    fetch_missing(*opt.weights)
     load_plugins([str(p) for p in opt.plugins])
     if opt.task == "study":
         return _study(opt)
@@ -129,6 +137,22 @@ def run(**options: Any) -> ValResult:
     if opt.save_hybrid:
         LOGGER.warning("--save-hybrid: labels are among the predictions, so the metrics mean nothing")
     return _Validation(opt, opt.weights).run()
+
+
+def _fill_defaults(opt: Namespace) -> None:
+    """Set the weights, data and image size that were not given.
+
+    Without weights all three are those of the newest run; a value that was given is kept.
+    """
+    data, imgsz = DATA, SIZE
+    if opt.weights is None:
+        trained = newest_best()
+        opt.weights, data, imgsz = trained.best, trained.data, trained.imgsz or SIZE
+        if opt.data is None and not data:
+            raise UserError(f"{trained.best}: its run has no opt.yaml that names its data; give --data FILE")
+        LOGGER.info("no --weights given: using %s, trained on %s at %d pixels", trained.best, data, imgsz)
+    opt.data = data if opt.data is None else opt.data
+    opt.imgsz = imgsz if opt.imgsz is None else opt.imgsz
 
 
 class _Validation:

@@ -9,6 +9,7 @@ import torch
 
 from models.checkpoint import load_checkpoint, transfer
 from models.pretrained import check_weights, load_backbone
+from models.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
@@ -20,25 +21,31 @@ DEFAULT_WEIGHTS = "yolov5s.pt"
 
 
 def starting_weights(cfg: str | Path, weights: str | Path | None) -> str | Path:
-    """The checkpoint that a run starts from, '' for none; costs nothing, so it is asked before any data.
+    """Return the checkpoint that a run starts from, '' for none.
+
+    It is asked before any data set is fetched. Official weights that are named and not here are fetched.
 
     Args:
         cfg, weights: as in `start_model`.
 
     Raises:
-        UserError: neither a YAML nor weights, or a file that is not there.
+        UserError: neither a YAML nor weights, or a file that is not there and cannot be fetched.
     """
     if weights is None and cfg:
         return ""
     if weights is None and not Path(DEFAULT_WEIGHTS).is_file():
         raise UserError(
-            f"neither --cfg nor --weights is given and {DEFAULT_WEIGHTS}, the default, is not here (nothing "
-            "is downloaded); give --cfg models/yolov5s.yaml to start from scratch, or --weights FILE"
+            f"neither --cfg nor --weights is given and {DEFAULT_WEIGHTS}, the default, is not here; give "
+            f"--weights {DEFAULT_WEIGHTS} to fetch it, --weights FILE, or --cfg models/yolov5s.yaml to start "
+            "from scratch"
         )
     weights = DEFAULT_WEIGHTS if weights is None else weights
     if not cfg and not weights:
         raise UserError("--weights '' starts from scratch and needs --cfg with a model YAML")
-    return find_file(weights) if weights else ""
+    if not weights:
+        return ""
+    fetch_missing(weights)
+    return find_file(weights)
 
 
 def check_config(cfg: str | Path, backbone_weights: str | None = None) -> None:

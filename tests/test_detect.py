@@ -25,6 +25,7 @@ from models.yolo import DetectionModel
 from tests.mjpeg_server import Camera
 from utils.cli import guard
 from utils.errors import UserError
+from utils.files import save_yaml
 
 TINY = {
     "nc": 2,
@@ -89,7 +90,8 @@ def frames_in(path):
 
 
 def run(tmp_path, source, **options):
-    return detect.run(source=str(source), project=str(tmp_path / "runs"), imgsz=64, **options)
+    common = {"weights": "two.pt", "project": str(tmp_path / "runs"), "imgsz": 64}
+    return detect.run(source=str(source), **common | options)
 
 
 def run_script(*options, separate=False, **popen):
@@ -277,6 +279,30 @@ def test_names_for_files_without_names_come_from_data(tmp_path, monkeypatch):
     (tmp_path / "d.yaml").write_text("names: [ant, bee]\n")
     run(tmp_path, image(tmp_path / "a.png"), data=str(tmp_path / "d.yaml"), nosave=True)
     assert seen["names"] == {0: "ant", 1: "bee"}
+
+
+def test_without_weights_the_newest_run_looks_at_the_bundled_images(tmp_path, checkpoint, monkeypatch, log):
+    best = tmp_path / "train" / "exp" / "weights" / "best.pt"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(checkpoint.read_bytes())
+    save_yaml(tmp_path / "train" / "exp" / "opt.yaml", {"imgsz": 96, "data": "data/digits.yaml"})
+    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    log.set_level("INFO", "yolo")
+    common = {
+        "project": str(tmp_path / "runs"),
+        "device": "cpu",
+        "conf_thres": 0.0,
+        "max_det": 1,
+        "nosave": True,
+    }
+    result = detect.run(**common)
+    seen = [Path(found.path).name for found in result.detections]
+    assert seen == ["digits_1.jpg", "digits_2.jpg", "grace_hopper.jpg"] and result.found == 3
+    lines = [record.getMessage() for record in log.records]
+    assert lines[0] == f"no --weights given: using {best}, trained at 96 pixels"
+    assert "digits_1.jpg: 96x" in lines[1] or "x96," in lines[1]
+    detect.run(**common, imgsz=64)
+    assert any("digits_1.jpg: 64x" in r.getMessage() or "x64," in r.getMessage() for r in log.records)
 
 
 def test_names_are_asked_for_where_a_file_has_none(tmp_path, monkeypatch):

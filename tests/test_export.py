@@ -24,7 +24,7 @@ from models.formats import onnx as onnx_format
 from models.metadata import PROJECT, SCHEMA_DECODED
 from models.yolo import DetectionModel
 from utils.errors import UserError
-from utils.files import ROOT
+from utils.files import ROOT, save_yaml
 
 TINY = {
     "nc": 2,
@@ -235,6 +235,26 @@ def test_check_image_can_come_from_the_users_data(weights, tmp_path):
     assert batch[0, :, 0, 0].tolist() == [0, 0, 1], "RGB in 0..1"
     assert torch.equal(batch[1], batch[0].flip(2)), "every other image is mirrored"
     assert len(export.run(weights=str(weights), data=str(data), imgsz=[32])) == 1
+
+
+def test_without_weights_the_newest_run_is_exported_at_its_size(weights, tmp_path, monkeypatch, log):
+    data = write_set(tmp_path / "set", train=4, val=2)
+    best = tmp_path / "train" / "exp" / "weights" / "best.pt"
+    best.parent.mkdir(parents=True)
+    best.write_bytes(weights.read_bytes())
+    save_yaml(tmp_path / "train" / "exp" / "opt.yaml", {"imgsz": 32, "data": str(data)})
+    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    log.set_level("INFO", "yolo")
+    (result,) = export.run()
+    assert result.path == best.with_suffix(".torchscript")
+    assert load_backend(result.path).fixed_size == (32, 32)
+    assert log.records[0].getMessage() == f"no --weights given: using {best}, trained at 32 pixels"
+    int8 = parse_opt(["--int8", "--include", "onnx"])
+    assert export._from_newest_run(int8).data == str(data), "calibrated on what it was trained on"
+    assert export._from_newest_run(parse_opt(["--int8", "--data", "own.yaml"])).data == "own.yaml"
+    assert export._from_newest_run(parse_opt(["--img", "64"])).imgsz == [64]
+    given = export._from_newest_run(parse_opt(["--weights", "a.pt"]))
+    assert (given.weights, given.data, given.imgsz) == ("a.pt", "", 640)
 
 
 def test_command_line_names_and_aliases():

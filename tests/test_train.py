@@ -17,6 +17,7 @@ from tiny_set import NAMES, TINY_MODEL, write_model, write_set
 import train
 from models.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
+from utils import resume
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 from utils.hyp import load_hyp
@@ -134,13 +135,13 @@ def test_resumed_run_equals_an_uninterrupted_one(
 def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resume, "RUNS", tmp_path)
     caplog.set_level("INFO", "yolo")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_in(patch, epoch=0, after_batches=2)
         train.run(**options(folder, tmp_path, nosave=True))
     assert "epoch 1/2 is not complete; it starts again from the weights of this moment" in caplog.text
-    result = train.run(resume=True, epochs=3)  # the newest last.pt below the working folder, and longer
+    result = train.run(resume=True, epochs=3)  # the newest last.pt of all runs, and longer
     assert result.save_dir == tmp_path / "exp" and len(read_results(result.save_dir / "results.csv")) == 3
     assert load_checkpoint(result.last).meta["updates"] == 2 + 9  # 3 batches an epoch, each a step
     with pytest.raises(UserError, match="has finished its 3 epochs"):

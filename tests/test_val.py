@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,7 +24,7 @@ from utils.boxes import letterbox, xywhn2xyxy, xyxy2xywhn
 from utils.device import seeded
 from utils.errors import UserError
 from utils.evaluation import ImageResult, evaluate
-from utils.files import ROOT
+from utils.files import ROOT, save_yaml
 
 NAMES = {0: "dark", 1: "light"}
 SIZES = [(60, 90), (90, 60), (64, 64), (50, 120), (33, 77)]  # (h, w)
@@ -152,6 +153,15 @@ def test_plots_are_drawn(tmp_path):
     names = {p.name for p in tmp_path.iterdir()}
     assert {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"} <= names
     assert {f"val_batch{i}_{kind}.jpg" for i in (0, 1) for kind in ("labels", "pred")} <= names
+
+
+def finished_run(runs: Path, weights: Path, **saved: object) -> Path:
+    """A run of train.py below `runs` that ended with these weights; returns its best.pt."""
+    best = runs / "exp" / "weights" / "best.pt"
+    best.parent.mkdir(parents=True)
+    shutil.copy(weights, best)
+    save_yaml(runs / "exp" / "opt.yaml", saved)
+    return best
 
 
 @pytest.fixture(scope="module")
@@ -301,9 +311,48 @@ def test_command_line_ends_with_a_sentence_and_code_1(project):
     assert "absent.pt" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_without_weights_the_newest_run_is_measured_on_its_data_at_its_size(
+    project, tmp_path, monkeypatch, log
+):
+    best = finished_run(tmp_path / "train", project / "tiny.pt", data=str(project / "set.yaml"), imgsz=96)
+    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    log.set_level("INFO", "yolo")
+    common = {"device": "cpu", "workers": 0, "project": tmp_path / "runs"}
+    result = val.run(**common)
+    assert result.seen == 5 and measured_size(result) == 96
+    first = log.records[0].getMessage()
+    assert all(word in first for word in (str(best), str(project / "set.yaml"), "96 pixels"))
+    assert measured_size(val.run(**common, imgsz=64)) == 64
+    with pytest.raises(UserError, match=r"tiny has 2|best\.pt.*2 classes"):
+        val.run(**common, data=project / "three.yaml")
+
+
+def measured_size(result) -> int:
+    return json.loads((result.save_dir / "metrics.json").read_text())["imgsz"]
+
+
+def test_with_weights_the_defaults_are_those_of_yolov5(project, tmp_path):
+    given = options(project, tmp_path)
+    del given["imgsz"]
+    assert measured_size(val.run(**given)) == 640
+    opt = val.parse_opt(["--weights", "a.pt"])
+    val._fill_defaults(opt)
+    assert (opt.data, opt.imgsz) == ("data/coco128.yaml", 640)
+
+
+def test_a_run_that_does_not_say_its_data_is_one_sentence(project, tmp_path, monkeypatch):
+    finished_run(tmp_path / "train", project / "tiny.pt", imgsz=96)
+    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    with pytest.raises(
+        UserError, match=r"best\.pt: its run has no opt\.yaml that names its data; give --data"
+    ):
+        val.run(device="cpu")
+
+
 def test_short_options_of_the_fact_sheet():
     opt = val.parse_opt(["--img", "320", "--batch", "4", "--conf", "0.01", "--iou", "0.7"])
     assert (opt.imgsz, opt.batch_size, opt.conf_thres, opt.iou_thres) == (320, 4, 0.01, 0.7)
     default = val.parse_opt([])
-    assert (default.batch_size, default.imgsz, default.conf_thres, default.iou_thres) == (32, 640, 0.001, 0.6)
+    assert (default.batch_size, default.conf_thres, default.iou_thres) == (32, 0.001, 0.6)
+    assert default.weights is default.data is default.imgsz is None, "what is not given is decided by the run"
     assert (default.max_det, default.task, default.workers, default.name) == (300, "val", None, "exp")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from utils.optim import EarlyStopping, ModelEMA
 from utils.training import Trainer
 
 LOGGER = logging.getLogger("yolo.train")
+
+RUNS = ROOT / "runs" / "train"
+"""Where train.py saves its runs without --project, and where the newest file of a run is looked for."""
 
 # These options change how long and on what a run learns, not what it learns.
 CHANGEABLE_ON_RESUME = frozenset(
@@ -228,7 +231,9 @@ class CheckpointSaver:
 
 
 def find_checkpoint(resume: bool | str) -> Path:
-    """Find the checkpoint to resume: the given file, or the newest `last*.pt` below here or runs/.
+    """Find the checkpoint to resume.
+
+    It is the file given, or the newest `last*.pt` below runs/train.
 
     Raises:
         UserError: there is none.
@@ -238,12 +243,51 @@ def find_checkpoint(resume: bool | str) -> Path:
         if not path.is_file():
             raise UserError(f"--resume {path}: no such file; give a run's weights/last.pt")
         return path
-    folders = (Path.cwd(), ROOT / "runs")
-    found = [path for folder in folders for path in folder.rglob("last*.pt")]
-    if not found:
-        looked = " or ".join(map(str, folders))
-        raise UserError(f"--resume: no last.pt under {looked}; give the path of a run's weights/last.pt")
-    return max(found, key=lambda path: path.stat().st_ctime)
+    newest = _newest("last*.pt")
+    if newest is None:
+        raise UserError(f"--resume: no last.pt below {RUNS}; give the path of a run's weights/last.pt")
+    return newest
+
+
+def _newest(pattern: str) -> Path | None:
+    """Return the newest file below runs/train whose name fits; None without one."""
+    found = [path for path in RUNS.rglob(pattern) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+class TrainedRun(NamedTuple):
+    """Say what a run trained, and how.
+
+    Attributes:
+        best: its best.pt.
+        data: the dataset YAML that it was trained on, '' if its opt.yaml does not say.
+        imgsz: the image size of its training in pixels, 0 if its opt.yaml does not say.
+    """
+
+    best: Path
+    data: str
+    imgsz: int
+
+
+def newest_best() -> TrainedRun:
+    """Find the run of the newest `best.pt` below runs/train.
+
+    It is what val.py, detect.py and export.py take when no --weights are given.
+
+    Raises:
+        UserError: there is none.
+    """
+    best = _newest("best.pt")
+    if best is None:
+        raise UserError(
+            f"no --weights are given and there is no best.pt below {RUNS}; train first (python train.py) or "
+            "give --weights FILE"
+        )
+    saved = RunFolder.of(best).read_options()
+    data, imgsz = saved.get("data"), saved.get("imgsz")
+    return TrainedRun(
+        best, data if isinstance(data, str) else "", imgsz if isinstance(imgsz, int) and imgsz > 0 else 0
+    )
 
 
 def resumed_options(

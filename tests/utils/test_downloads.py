@@ -5,13 +5,12 @@ import hashlib
 import io
 import stat
 import tarfile
-import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from file_server import serve
 
 from utils import datasets
 from utils.downloads import fetch, file_name, is_archive, unpack
@@ -20,55 +19,10 @@ from utils.errors import UserError
 BODY = bytes(range(256)) * 1500
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Serves server.bodies[path] or server.body: server.break_after bytes at most, in ranges if .ranges."""
-
-    def do_GET(self):
-        server = self.server
-        server.asked.append(self.headers.get("Range"))
-        if self.path.startswith("/status/"):
-            self.send_error(int(self.path.split("/")[-1]))
-            return
-        begin, asked, body = 0, self.headers.get("Range"), server.bodies.get(self.path, server.body)
-        if asked and server.ranges:
-            begin = int(asked.removeprefix("bytes=").removesuffix("-"))
-            if begin >= len(body):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(body)}")
-                self.end_headers()
-                return
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
-        else:
-            self.send_response(200)
-        rest = body[begin:]
-        if server.tell_length:
-            self.send_header("Content-Length", str(len(rest)))
-        self.end_headers()
-        rest = rest[: server.break_after] if server.break_after else rest
-        if server.pause:
-            self.wfile.write(rest[:100])
-            time.sleep(server.pause)
-            rest = rest[100:]
-        self.wfile.write(rest)
-        self.close_connection = True
-
-    def log_message(self, *args):
-        """Quiet."""
-
-
 @pytest.fixture
 def server():
-    running = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    running.body, running.break_after, running.ranges, running.tell_length = BODY, 0, True, True
-    running.asked, running.bodies, running.pause = [], {}, 0.0
-    running.url = f"http://127.0.0.1:{running.server_port}"
-    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+    with serve(BODY) as running:
+        yield running
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from utils.cli import Parser
 from utils.datasets import DatasetConfig
 from utils.errors import UserError
+from utils.files import save_yaml
 from utils.hyp import load_hyp
 from utils.optim import EarlyStopping, LRSchedule, ModelEMA, build_optimizer
 from utils.resume import (
@@ -22,6 +23,7 @@ from utils.resume import (
     RunState,
     check_learnt_classes,
     find_checkpoint,
+    newest_best,
     options_to_save,
     resumed_epoch,
     resumed_options,
@@ -170,21 +172,65 @@ def test_a_resumed_state_counts_on(tmp_path: Path) -> None:
     assert finished.stopper.state_dict() == {"best_fitness": 0.6, "best_epoch": 1} and finished.maps is None
 
 
-def test_the_newest_last_below_the_working_folder_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of runs, below a working folder that holds others."""
+    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "runs" / "train")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("utils.resume.ROOT", tmp_path / "nowhere")
-    with pytest.raises(UserError, match="no last.pt under .*; give the path"):
-        find_checkpoint(True)
-    older, newer = tmp_path / "a" / "last.pt", tmp_path / "b" / "weights" / "last.pt"
-    for path in (older, newer):
-        path.parent.mkdir(parents=True)
-        path.write_bytes(b"")
-        time.sleep(0.05)  # file times are coarse
-    assert find_checkpoint(True) == newer and find_checkpoint(str(older)) == older
+    return tmp_path / "runs" / "train"
+
+
+def put(path: Path, second: int) -> Path:
+    """Write a file that is as old as that second says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    os.utime(path, (second, second))
+    return path
+
+
+def test_the_newest_file_of_the_runs_is_taken(runs: Path, tmp_path: Path) -> None:
+    put(runs / "exp" / "weights" / "last.pt", 1)
+    put(runs / "exp" / "weights" / "best.pt", 2)
+    newer = runs / "deep" / "er" / "weights"
+    put(newer / "last.pt", 3)
+    put(newer / "best.pt", 4)
+    for stranger in (tmp_path / "best.pt", tmp_path / "runs" / "compare" / "n" / "weights" / "best.pt"):
+        put(stranger, 5)
+        put(stranger.with_name("last.pt"), 5)
+    assert find_checkpoint(True) == newer / "last.pt"
+    assert find_checkpoint(str(tmp_path / "last.pt")) == tmp_path / "last.pt"
     with pytest.raises(UserError, match="absent.pt: no such file"):
         find_checkpoint("absent.pt")
+    assert newest_best().best == newer / "best.pt"
+
+
+@pytest.mark.parametrize(
+    ("saved", "data", "imgsz"),
+    [
+        ({"data": "data/digits.yaml", "imgsz": 256}, "data/digits.yaml", 256),
+        ({"data": ["a", "b"], "imgsz": "256"}, "", 0),
+        ({"imgsz": -32}, "", 0),
+        (None, "", 0),
+    ],
+)
+def test_a_run_says_its_data_and_image_size(
+    runs: Path, saved: dict | None, data: str, imgsz: int
+) -> None:
+    best = put(runs / "exp" / "weights" / "best.pt", 1)
+    if saved is not None:
+        save_yaml(runs / "exp" / "opt.yaml", saved)
+    assert newest_best() == (best, data, imgsz)
+
+
+def test_without_a_run_the_sentence_says_what_to_do(runs: Path, tmp_path: Path) -> None:
+    put(tmp_path / "weights" / "best.pt", 1)
+    put(tmp_path / "weights" / "last.pt", 1)
+    with pytest.raises(
+        UserError, match=r"no best\.pt below .*train; train first \(python train\.py\) or give"
+    ):
+        newest_best()
+    with pytest.raises(UserError, match=r"--resume: no last\.pt below .*train; give the path of a run's"):
+        find_checkpoint(True)
 
 
 def test_only_what_does_not_change_the_learning_may_change() -> None:
