@@ -37,7 +37,7 @@ from utils.display import can_open_windows
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
-from utils.files import find_file, increment_dir, load_yaml
+from utils.files import ROOT, find_file, increment_dir, load_yaml
 from utils.frames import Frame
 from utils.images import single_threaded_opencv
 from utils.outputs import ResultWriter, SaveOptions
@@ -101,7 +101,7 @@ def build_parser() -> Parser:
         "image, video, folder, glob, .txt list of those, http(s) address of one; rtsp/rtmp/http stream, "
         ".streams list of streams, webcam number; screen [n] [left top width height]; -: images on stdin"
     )
-    add("--source", default="data/images", help=source_help)
+    add("--source", default=str(ROOT / "data" / "images"), help=source_help)
     add("--data", help="dataset YAML; only its names are used, by files that carry none")
     size_help = f"inference size: h [w] (default: that of the run without --weights, else {SIZE})"
     add("--imgsz", "--img", "--img-size", nargs="+", type=int, help=size_help)
