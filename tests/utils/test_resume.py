@@ -213,9 +213,7 @@ def test_the_newest_file_of_the_runs_is_taken(runs: Path, tmp_path: Path) -> Non
         (None, "", 0),
     ],
 )
-def test_a_run_says_its_data_and_image_size(
-    runs: Path, saved: dict | None, data: str, imgsz: int
-) -> None:
+def test_a_run_says_its_data_and_image_size(runs: Path, saved: dict | None, data: str, imgsz: int) -> None:
     best = put(runs / "exp" / "weights" / "best.pt", 1)
     if saved is not None:
         save_yaml(runs / "exp" / "opt.yaml", saved)
