@@ -196,7 +196,7 @@ def load_plugins(paths: str | Path | Iterable[str | Path]) -> list[str]:
     """Run the user's own Python files so that their blocks register.
 
     A file that was loaded before is not run again. Only here is code run that the user names: no YAML and no
-    checkpoint can name a file.
+    checkpoint can name a file. Our own blocks must be registered before, which importing `models.yolo` does.
 
     Returns:
         The absolute paths of the files, in order.
