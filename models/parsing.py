@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import models.catalogue  # noqa: F401 registers the blocks
 from models.activations import Activation, activation_factory, default_activation
 from models.registry import REGISTRY, BlockSpec, blame, lookup
 from utils.errors import UserError
@@ -188,7 +187,7 @@ def _read_row(row: Row, raw: Any, cfg: dict[str, Any]) -> None:
     spec = lookup(name)
     if spec is None:
         close = difflib.get_close_matches(name, REGISTRY, 3, 0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "expected a block of models/catalogue.py"
+        hint = f"did you mean {' or '.join(close)}?" if close else "expected a block of models/common.py"
         raise RowError(f"unknown block {name!r}; {hint} (your own blocks are loaded by --plugins FILE)")
     if not _accepts(number, int) or number < 1:
         raise RowError(f"number is {number!r}, expected a whole number of repeats from 1")

@@ -1,20 +1,20 @@
-"""How a block states its needs: one table from the name in a YAML row to a class and its rules.
+"""Keep the table of blocks: the name in a YAML row, its class, and how its arguments are read.
 
-A block of the user's own, in the user's own file, registers in the same way as ours and needs no edit here:
+A block in the user's own file registers like ours and needs no edit here:
 
+    from torch import nn
     from models.registry import register_block
 
     @register_block
     class MyBlock(nn.Module):
         def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1): ...
 
-and is loaded by `--plugins my_blocks.py`. The row `[-1, 1, MyBlock, [64, 3, 2]]` then builds
-MyBlock(c, 64, 3, 2), where c is the channels that come in.
+`--plugins my_blocks.py` loads it. The row `[-1, 1, MyBlock, [64, 3, 2]]` then builds MyBlock(c, 64, 3, 2),
+where c is the number of input channels.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import inspect
 import sys
@@ -23,7 +23,7 @@ import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from torch import nn
 
@@ -33,31 +33,50 @@ CHANNELS = ("in_out", "in", "same", "sources")
 REPEATS = ("outside", "inside")
 _STRIDE_NAMES = ("s", "stride")
 
-Check = Callable[[dict[str, Any], list[int]], "str | None"]
+# Any: the values have the types of the constructor's parameters; the parser compares them before a check.
+Arguments = dict[str, Any]
+Check = Callable[[Arguments, list[int]], str | None]
+Block = TypeVar("Block", bound=nn.Module)
+
+
+class Rules(TypedDict, total=False):
+    """List what a block can say of itself; `BlockSpec` explains each."""
+
+    channels: str
+    scale_width: bool
+    repeat: str
+    joins: bool
+    output: bool
+    stride: str | None
+    check: Check | None
+    scale_also: Sequence[str]
+    many: bool
+    picks: bool
+    reference: str | None
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """How the arguments of a YAML row become the arguments of a constructor.
+    """Say how the arguments of a YAML row become the arguments of a constructor.
 
     Attributes:
-        name: what a YAML calls it.
+        name: what a YAML calls the block.
         cls: the module's class.
         channels: 'in_out': the row's first argument is c2, and the constructor takes (c1, c2, *rest);
-            'in': it takes (c1, *row); 'same': it takes the row as it is; 'sources': it takes (*row, list of
-            the sources' channels).
+            'in': the constructor takes (c1, *row); 'same': it takes the row unchanged; 'sources': it takes
+            (*row, list of the sources' channels).
         scale_width: whether c2 is multiplied by width_multiple and rounded up to a multiple of 8.
-        scale_also: further parameters of the constructor that are widths and are scaled in the same way.
         repeat: 'outside': `number` copies in a Sequential, the first with the row's stride and channels, the
             others c2 -> c2 at stride 1; 'inside': `number` becomes the constructor's argument after c2.
-        joins: whether it takes a list of maps (Concat) rather than one.
-        output: whether it is the detector's output; decided here and never by a channel number.
-        stride: the constructor's parameter that holds the stride; None: 's' or 'stride' if it has one.
+        joins: whether the block takes a list of maps, like Concat, instead of one.
+        output: whether it is the detector's output.
+        stride: the constructor's parameter that holds the stride; None: 's' or 'stride', if there is one.
         check: (arguments by name, channels of the sources) -> what is wrong, or None.
-        source: the plug-in file that registered it, None for ours.
-        many: whether it gives a list of maps, of which rows of `picks` blocks take one each.
-        picks: whether it takes the list of maps of a `many` block.
-        reference: for a row that is another library's network, named by its first argument: which library.
+        scale_also: further parameters of the constructor that are scaled like c2.
+        source: the plug-in file that registered the block; None for ours.
+        many: whether the block returns a list of maps. Rows of `picks` blocks take one map each.
+        picks: whether the block takes the list of a `many` block.
+        reference: the library of a row that is a whole network, which its first argument names.
     """
 
     name: str
@@ -69,7 +88,7 @@ class BlockSpec:
     output: bool = False
     stride: str | None = None
     check: Check | None = None
-    scale_also: tuple[str, ...] = ()
+    scale_also: Sequence[str] = ()
     source: str | None = None
     many: bool = False
     picks: bool = False
@@ -77,12 +96,15 @@ class BlockSpec:
 
     @property
     def signature(self) -> inspect.Signature:
-        """The constructor's parameters without `self`."""
+        """Return the constructor's parameters without `self`."""
         return inspect.signature(self.cls)
 
     @property
     def hints(self) -> dict[str, Any]:
-        """Types of the constructor's parameters; empty when its annotations cannot be read."""
+        """Return the types of the constructor's parameters; none if its annotations cannot be read.
+
+        Any, because an annotation can be a class, a union or a generic alias, which share no type.
+        """
         try:
             return typing.get_type_hints(self.cls.__init__)
         except (NameError, TypeError, AttributeError):
@@ -90,75 +112,96 @@ class BlockSpec:
 
     @property
     def given_in_front(self) -> int:
-        """How many constructor arguments come before those of the row."""
+        """Count the constructor's arguments that come before those of the row."""
         return 1 if self.channels in ("in_out", "in") else 0
 
 
-_RULES = {field.name for field in dataclasses.fields(BlockSpec)} - {"name", "cls", "source"}
 REGISTRY: dict[str, BlockSpec] = {}
 _loaded: dict[Path, str] = {}
 _loading: list[str] = []
 
 
-def register_block(cls: type[nn.Module] | None = None, name: str | None = None, **rules: Any) -> Any:
-    """Register a block, as a call or as a decorator with or without arguments.
+@overload
+def register_block(cls: type[Block], name: str | None = None, **rules: Unpack[Rules]) -> type[Block]: ...
+@overload
+def register_block(
+    cls: None = None, name: str | None = None, **rules: Unpack[Rules]
+) -> Callable[[type[Block]], type[Block]]: ...
+def register_block(
+    cls: type[Block] | None = None, name: str | None = None, **rules: Unpack[Rules]
+) -> type[Block] | Callable[[type[Block]], type[Block]]:
+    """Register a block, by a call or as a decorator with or without arguments.
+
+        @register_block
+        @register_block(repeat="inside", check=my_check)
+        register_block(nn.Upsample, "nn.Upsample", channels="same")
 
     Args:
-        cls: the module's class; None when used as a decorator with arguments.
-        name: what a YAML calls it; the class's own name when absent.
-        rules: fields of `BlockSpec` other than name, cls and source.
-
+        cls: the module's class; None for a decorator with arguments.
+        name: what a YAML calls it; None: the class's own name.
+        rules: see `BlockSpec`.
+    Returns:
+        The class unchanged, or the decorator.
     Raises:
-        UserError: the name is taken by another block, or a rule is not one of those known.
+        UserError: the name is taken by another block, or a rule is unknown or cannot work.
     """
     if cls is None:
         return lambda decorated: register_block(decorated, name, **rules)
     label = name or cls.__name__
-    where = _loading[-1] if _loading else None
-    prefix = f"{where}: block {label}" if where else f"block {label}"
-    unknown = sorted(set(rules) - _RULES)
-    if unknown:
-        raise UserError(f"{prefix}: {unknown[0]} is no rule; use those of {', '.join(sorted(_RULES))}")
-    _check_rules(cls, label, rules.get("channels", "in_out"), rules.get("repeat", "outside"), where)
-    parameters = inspect.signature(cls).parameters
-    absent = [p for p in rules.get("scale_also", ()) if p not in parameters]
-    if absent:
-        raise UserError(f"{prefix}: scale_also names {absent[0]!r}, no parameter of its constructor")
+    source = _loading[-1] if _loading else None
+    problem = _problem(cls, label, rules)
+    if problem:
+        raise UserError(f"{source}: block {label}{problem}" if source else f"block {label}{problem}")
     if rules.get("stride") is None:
+        parameters = inspect.signature(cls).parameters
         rules["stride"] = next((p for p in _STRIDE_NAMES if p in parameters), None)
     rules["scale_also"] = tuple(rules.get("scale_also", ()))
-    REGISTRY[label] = BlockSpec(label, cls, source=where, **rules)
+    REGISTRY[label] = BlockSpec(label, cls, source=source, **rules)
     return cls
 
 
-def _check_rules(cls: type, label: str, channels: str, repeat: str, where: str | None) -> None:
-    """Refuse a registration that could not work."""
-    prefix = f"{where}: block {label}" if where else f"block {label}"
+def _problem(cls: type[nn.Module], label: str, rules: Rules) -> str | None:
+    """Say why a registration cannot work; None if it can.
+
+    The text continues a sentence that begins with the block's name.
+    """
+    known = Rules.__annotations__
+    unknown = sorted(set(rules) - set(known))
+    if unknown:
+        return f": {unknown[0]} is no rule; use those of {', '.join(sorted(known))}"
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise UserError(f"{prefix}: is no torch.nn.Module class; register the class itself")
-    if channels not in CHANNELS:
-        raise UserError(f"{prefix}: channels={channels!r} is no rule; use one of {', '.join(CHANNELS)}")
-    if repeat not in REPEATS:
-        raise UserError(f"{prefix}: repeat={repeat!r} is no rule; use one of {', '.join(REPEATS)}")
+        return ": is no torch.nn.Module class; register the class itself"
+    for rule, value, values in (
+        ("channels", rules.get("channels", "in_out"), CHANNELS),
+        ("repeat", rules.get("repeat", "outside"), REPEATS),
+    ):
+        if value not in values:
+            return f": {rule}={value!r} is no rule; use one of {', '.join(values)}"
     if label in REGISTRY:
         owner = REGISTRY[label].source or "this project"
-        raise UserError(f"{prefix}: that name is taken by a block of {owner}; register it under another name")
+        return f": that name is taken by a block of {owner}; register it under another name"
+    parameters = inspect.signature(cls).parameters
+    absent = [p for p in rules.get("scale_also", ()) if p not in parameters]
+    if absent:
+        return f": scale_also names {absent[0]!r}, no parameter of its constructor"
+    return None
 
 
 def lookup(name: str) -> BlockSpec | None:
-    """The block a YAML names; 'torch.nn.X' and 'nn.X' are one. None when there is none."""
+    """Return the block that a YAML names; None if there is none. 'torch.nn.X' and 'nn.X' are the same."""
     return REGISTRY.get(name.removeprefix("torch."))
 
 
 def load_plugins(paths: str | Path | Iterable[str | Path]) -> list[str]:
-    """Run the user's own files so that their blocks register; a file loaded before is not run again.
+    """Run the user's own Python files so that their blocks register.
 
-    This is the one place where code the user names is run; no YAML or checkpoint can reach it.
+    A file that was loaded before is not run again. Only here is code run that the user names: no YAML and no
+    checkpoint can name a file. Our own blocks must be registered before, which importing `models.yolo` does.
 
     Returns:
-        The files' absolute paths, in order.
+        The absolute paths of the files, in order.
     Raises:
-        UserError: a missing file, or one whose code fails (with its line).
+        UserError: a file is missing, or its code fails (the message names the line).
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -166,7 +209,7 @@ def load_plugins(paths: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 def _load_plugin(path: Path) -> str:
-    """Run one plug-in file under a module name of its own."""
+    """Run one plug-in file under its own module name."""
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
             f"--plugins {path}: no such Python file; give the path of a .py file that registers blocks"
@@ -177,6 +220,7 @@ def _load_plugin(path: Path) -> str:
     before = set(REGISTRY)
     module_name = f"yolo_plugin_{path.stem}_{len(_loaded)}"
     spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # None only for a name that does not end in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     _loading.append(str(path))
@@ -185,7 +229,7 @@ def _load_plugin(path: Path) -> str:
     except UserError:
         _forget(module_name, before)
         raise
-    except Exception as error:  # noqa: BLE001 whatever the user's own code raises is told with its line
+    except Exception as error:  # noqa: BLE001 the user's code can raise anything; the message names its line
         _forget(module_name, before)
         raise UserError(f"--plugins {path}, {blame(error, path)}") from error
     finally:
@@ -195,26 +239,27 @@ def _load_plugin(path: Path) -> str:
 
 
 def _forget(module_name: str, names_before: set[str]) -> None:
-    """Undo a plug-in that failed half-way, so that mending it and loading again works."""
+    """Remove what a failed plug-in registered, so that the corrected file can be loaded."""
     sys.modules.pop(module_name, None)
     for name in set(REGISTRY) - names_before:
         del REGISTRY[name]
 
 
 def _line_of(error: Exception, path: Path) -> int | str:
-    """The deepest line of that file on the way to an error."""
+    """Return the last line of a file in an error's traceback, else "?"."""
     if isinstance(error, SyntaxError) and error.lineno:
         return error.lineno
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.lineno and Path(f.filename) == path]
     return lines[-1] if lines else "?"
 
 
 def blame(error: Exception, path: Path) -> str:
-    """An exception of a plug-in file's code as half a sentence: the line it comes from, and what it says."""
+    """Describe an exception raised in a plug-in file: its line, kind and message."""
     text = str(error).strip().splitlines()
     return f"line {_line_of(error, path)}: {type(error).__name__}: {text[0] if text else 'no message'}"
 
 
 def plugins_of(names: Sequence[str]) -> list[str]:
-    """The plug-in files that the named blocks come from."""
+    """Return the plug-in files that the named blocks come from."""
     return sorted({spec.source for name in names if (spec := lookup(name)) and spec.source})

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.references import torchvision_weights
+from models.registry import Arguments, register_block
 from models.timm_library import import_timm, timm_network
 from utils.device import seeded
 from utils.errors import UserError
@@ -29,6 +30,7 @@ _NO_MAPS = (RuntimeError, AttributeError, AssertionError, ValueError, TypeError,
 _MAX_WIDTH = (128, 256, 512)  # of a written neck, per level: YOLOv5s's
 
 
+@register_block(channels="in", many=True, reference="timm")
 class Timm(nn.Module):
     """A network of timm without its classifier.
 
@@ -100,6 +102,7 @@ def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tens
         return timm_network(name, **options).eval()(torch.zeros(1, c1, *_ODD))
 
 
+@register_block(channels="in", many=True, reference="torchvision")
 class TorchVision(nn.Module):
     """A classifier of torchvision, cut off behind its last map.
 
@@ -139,15 +142,23 @@ class TorchVision(nn.Module):
         ]
 
 
+def _check_index(args: Arguments, channels: list[int]) -> str | None:
+    """Check that the list has such a map."""
+    if not 0 <= args["i"] < len(channels):
+        return f"i is {args['i']} but there are {len(channels)} maps, 0 to {len(channels) - 1}"
+    return None
+
+
+@register_block(channels="same", picks=True, check=_check_index)
 class Index(nn.Module):
-    """One map of a list."""
+    """Take one map of a list. Example: `[0, 1, Index, [2]]`"""
 
     def __init__(self, i: int) -> None:
         super().__init__()
         self.i = i
 
     def forward(self, x: list[Tensor]) -> Tensor:
-        """List of maps -> the i-th."""
+        """Return the i-th map of a list."""
         return x[self.i]
 
 

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import models.common  # noqa: F401 registers the blocks, as models.heads and models.wrappers do
 from models.fusion import fuse_adjacent
-from models.head import Detect
+from models.heads import Detect
 from models.parsing import Row, parse_model
 from models.registry import load_plugins, plugins_of
 from models.wrappers import named_config

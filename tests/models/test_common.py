@@ -1,13 +1,19 @@
 """Blocks: what their figures, names and shapes must be, each family against its reference."""
 
+import inspect
+import re
+
 import pytest
 import torch
+import yaml
 from parity import randomise_norms
 from torch import nn
 
 from models import common
 from models.activations import activation_factory, default_activation
 from models.fusion import fuse_adjacent
+from models.registry import REGISTRY
+from models.yolo import parse_model
 
 BLOCKS = {
     "Conv": lambda: common.Conv(8, 16, 3, 2),
@@ -221,3 +227,40 @@ def test_a_default_activation_holds_while_one_model_is_built():
         assert isinstance(common.C3(8, 8).cv1.act, nn.ReLU)
         assert isinstance(common.Conv(8, 8, act=False).act, nn.Identity)
     assert isinstance(common.Conv(8, 8).act, nn.SiLU)
+
+
+FAMILIES = [
+    *("InvertedResidual", "MBConvBlock", "stem", "SeBlock", "drop_connect", "MobileNetV3Conv"),
+    *("MobileNetV3Block", "GhostConv", "GhostModule", "GhostNetStem", "GhostNetBottleneck", "ConvBNSiLU"),
+    *("MV2Block", "MobileViTAttention", "ELAN", "SPPCSPC"),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_defined_here(name):
+    block = getattr(common, name)
+    assert block.__module__ == "models.common"
+    if isinstance(block, type):
+        assert REGISTRY[name].cls is block
+
+
+def example_rows():
+    """The rows that the docstrings of the blocks show."""
+    shown = re.compile(r"`(\[[^`]+\])`")
+    classes = [spec.cls for spec in REGISTRY.values() if spec.cls.__module__ == "models.common"]
+    return [yaml.safe_load(text) for cls in classes for text in shown.findall(inspect.getdoc(cls))]
+
+
+@pytest.mark.parametrize("row", example_rows(), ids=lambda row: f"{row[2]}{row[3]}")
+def test_the_examples_in_the_docstrings_can_be_built(row):
+    first = [[-1, 1, "Conv", [64, 3, 8]], [-1, 1, "Conv", [64]]]
+    output = [[0], 1, "Detect", ["nc", "anchors"]]
+    layers, rows = parse_model({"nc": 2, "anchors": 1, "backbone": [*first, row], "head": [output]})
+    assert rows[2].name == row[2]
+    built = layers[2][0] if isinstance(layers[2], nn.Sequential) and rows[2].number > 1 else layers[2]
+    assert type(built) is getattr(common, row[2])
+
+
+def test_every_block_shows_an_example():
+    ours = {name for name, spec in REGISTRY.items() if spec.cls.__module__ == "models.common"}
+    assert ours - {row[2] for row in example_rows()} == {"Classify"}  # it gives no map, which no row here may

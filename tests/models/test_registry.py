@@ -127,6 +127,17 @@ def test_two_plugins_cannot_share_a_name(plugin, tmp_path):
         load_plugins([other])
 
 
+def test_a_registered_class_stays_itself():
+    class Block(nn.Module):
+        pass
+
+    assert register_block(Block, "Called") is register_block(Block) is Block
+    assert register_block(name="Decorated", repeat="inside")(Block) is Block
+    assert [lookup(name).cls for name in ("Called", "Block", "Decorated")] == [Block] * 3
+    with pytest.raises(UserError, match="block Other: chanels is no rule; use those of channels, check"):
+        register_block(Block, "Other", chanels="same")
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(UserError, match="Module"):
         register_block(dict, "NotAModule")

@@ -1,4 +1,4 @@
-"""The detection head: raw maps in training, boxes in pixels in evaluation."""
+"""Define the detection heads: raw maps in training, boxes in pixels in evaluation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.registry import register_block
 
+
+@register_block(channels="sources", joins=True, output=True)
 class Detect(nn.Module):
-    """One 1x1 convolution per level; na anchors per cell, each with x, y, w, h, objectness, nc class logits.
+    """Predict boxes by one 1x1 convolution per level.
 
+    Each cell has na anchors, each with x, y, w, h, objectness and nc class logits. The row must be the last.
+    Example: `[[17, 20, 23], 1, Detect, [nc, anchors]]`
+
+    Args:
+        nc: classes.
+        anchors: per level a flat list w, h, w, h, ... in pixels.
+        ch: input channels per level.
     Attributes:
         anchors: buffer (nl, na, 2), width and height in units of the level's stride.
         stride: buffer (nl,), pixels per cell; not in the state_dict. Set with `set_stride`.
@@ -20,18 +30,10 @@ class Detect(nn.Module):
         export: True: evaluation returns the decoded tensor alone.
     """
 
-    def __init__(
-        self,
-        nc: int,
-        anchors: Sequence[Sequence[float]],
-        ch: Sequence[int],
-    ) -> None:
-        """
-        Args:
-            nc: classes.
-            anchors: per level a flat list w, h, w, h, ... in pixels.
-            ch: input channels per level.
-        """
+    anchors: Tensor
+    stride: Tensor
+
+    def __init__(self, nc: int, anchors: Sequence[Sequence[float]], ch: Sequence[int]) -> None:
         super().__init__()
         self.nc = nc
         self.no = nc + 5
@@ -44,21 +46,21 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(c, self.na * self.no, 1) for c in ch)
 
     def set_stride(self, strides: Sequence[float]) -> None:
-        """State each level's stride: anchors in pixels become anchors in cells, biases get their prior.
+        """Set the stride of each level, scale the anchors to cells and set the biases.
 
-        The prior expects 8 objects in a 640 px image, each class equally likely, so the first steps of
-        training do not have to unlearn a map full of objects.
+        To be called once. The biases start at a prior of 8 objects in an image of 640 px, each class equally
+        likely. Without it the first steps of training would predict objects everywhere.
         """
         stride = torch.tensor(list(strides), dtype=torch.float32, device=self.anchors.device)
         self.anchors.div_(stride.view(-1, 1, 1))
         self.stride.copy_(stride)
         for conv, s in zip(self.m, strides):
-            bias = conv.bias.detach().view(self.na, self.no)
+            bias = conv.get_parameter("bias").detach().view(self.na, self.no)
             bias[:, 4] += math.log(8 / (640 / s) ** 2)
             bias[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
 
     def forward(self, x: list[Tensor]) -> list[Tensor] | Tensor | tuple[Tensor, list[Tensor]]:
-        """Logits, and outside training boxes.
+        """Return logits, and in evaluation also decoded boxes.
 
         Args:
             x: nl maps (N, ch_i, ny_i, nx_i).
@@ -75,16 +77,16 @@ class Detect(nn.Module):
         return decoded if self.export else (decoded, [self._raw(y) for y in maps])
 
     def _raw(self, y: Tensor) -> Tensor:
-        """A convolution's result (N, na*no, ny, nx) seen as (N, na, ny, nx, no)."""
+        """View a convolution's result (N, na*no, ny, nx) as (N, na, ny, nx, no)."""
         n, _, ny, nx = y.shape
         return y.view(n, self.na, self.no, ny, nx).permute(0, 1, 3, 4, 2)
 
     def _decode(self, y: Tensor, level: int) -> Tensor:
-        """(N, na*no, ny, nx) logits -> (N, na*ny*nx, no) boxes and probabilities.
+        """Map logits (N, na*no, ny, nx) to boxes and probabilities (N, na*ny*nx, no).
 
-        Outputs stay the last axis all the way, as convolutions of CPU runtimes give them: there the anchors
-        change places in one go with the joining of the columns, and nothing is brought into planes and back.
-        In float32: in half precision a coordinate on a large map has no bits left for its fraction.
+        The outputs are the last axis throughout, which is how CPU runtimes lay out a convolution's result, so
+        no data is moved to another layout and back. Computed in float32: half precision has too few bits for
+        the fraction of a coordinate on a large map.
         """
         n, _, ny, nx = y.shape
         stride = self.stride[level].float()
@@ -95,5 +97,5 @@ class Detect(nn.Module):
         p = y.permute(0, 2, 3, 1).float().sigmoid().reshape(n, ny * nx, self.na, self.no).transpose(1, 2)
         xy = (p[..., 0:2] * 2 - 0.5 + cell) * stride
         side = p[..., 2:4] * 2
-        wh = side * side * anchor  # not a power, which not every mobile runtime has
+        wh = side * side * anchor  # no power: some mobile runtimes lack it
         return torch.cat((xy, wh, p[..., 4:]), -1).reshape(n, self.na * ny * nx, self.no)

@@ -1,7 +1,6 @@
 """EfficientNet and Lite: equal to their references at every layer, for any size, traced or exported too."""
 
 import copy
-import importlib
 
 import pytest
 import torch
@@ -9,8 +8,15 @@ import torch.nn.functional as F
 from parity import assert_equal_layers, backbone_of, copy_in_order, layer_outputs, randomise_norms
 from torch import nn
 
-from models.common import MBConvBlock, SeBlock, drop_connect, stem
-from models.efficientnet import SameConv2d, SameDepthwiseConv2d, same_padding
+from models.common import (
+    MBConvBlock,
+    SameConv2d,
+    SameDepthwiseConv2d,
+    SeBlock,
+    drop_connect,
+    same_padding,
+    stem,
+)
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
@@ -235,8 +241,3 @@ def test_wrong_arguments_are_refused(args, words):
     cfg["head"] = [[[2, 4, 11], 1, "Detect", ["nc", "anchors"]]]
     with pytest.raises(UserError, match=rf"backbone row 3 .*{words}"):
         DetectionModel(cfg)
-
-
-def test_the_blocks_are_found_in_common():
-    common = importlib.import_module("models.common")
-    assert (common.stem, common.MBConvBlock, common.drop_connect) == (stem, MBConvBlock, drop_connect)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.head import Detect
+from models.heads import Detect
 
 ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 
