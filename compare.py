@@ -34,7 +34,6 @@ from models.formats.onnx import onnx_obstacle
 from models.registry import load_plugins
 from models.releases import fetch_missing
 from models.wrappers import is_named
-from utils.boxes import non_max_suppression, scale_boxes
 from utils.cli import guard
 from utils.compare_options import (
     Net,
@@ -60,13 +59,16 @@ from utils.datasets import load_dataset, load_images
 from utils.device import amp_dtype, describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.files import atomic_text, atomic_write, find_file, increment_dir
+from utils.image_size import fit_side
 from utils.images import load_image
+from utils.letterbox import letterbox_tensor, scale_boxes
 from utils.loggers import read_results
+from utils.nms import non_max_suppression
 from utils.plots import plot_pareto
 from utils.profiling import interleaved, summary
 from utils.report import Page, Sample, render
 from utils.resume import RunFolder
-from utils.samples import Detector, as_batch, sample_pictures
+from utils.samples import Detector, sample_pictures
 from utils.train_options import given_options
 
 LOGGER = logging.getLogger("yolo.compare")
@@ -306,7 +308,7 @@ class Comparison:
             calls: dict[str, Callable[[], Any]] = {}
             image = load_image(self.images.path(0))
             for row in rows:
-                batch = as_batch(image, row.imgsz).to(self.device)
+                batch = letterbox_tensor(image, row.imgsz).to(self.device)
                 for engine, backend in backends[row.key].items():
                     calls[f"{row.key}/{engine}"] = partial(backend.predict, batch)
             LOGGER.info("timing %d nets in %d rounds", len(rows), ROUNDS)
@@ -323,7 +325,7 @@ class Comparison:
 
         def detector(backend: Backend, size: int) -> Detector:
             def detect(image: np.ndarray) -> np.ndarray:
-                output = backend.predict(as_batch(image, size))
+                output = backend.predict(letterbox_tensor(image, size))
                 found = non_max_suppression(output, SHOWN_CONF, SHOWN_IOU, agnostic=self.opt.single_cls)[0]
                 return scale_boxes((size, size), found.cpu(), image.shape[:2]).numpy()
 
@@ -384,7 +386,7 @@ def _fingerprint(net: Net) -> str:
 
 
 def _whole_strides(imgsz: int, model: Any) -> int:
-    return train.whole_strides(imgsz, max(int(model.stride.max()), 32))
+    return fit_side(imgsz, max(int(model.stride.max()), 32), least=2)
 
 
 def _keep_best(last: Checkpoint, best: Path) -> None:

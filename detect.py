@@ -30,7 +30,6 @@ from models.backends import Backend, check_channels, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from models.releases import fetch_missing
-from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.device import cores_are_scarce, select_device, synchronize, tune_allocator
 from utils.display import can_open_windows
@@ -39,7 +38,10 @@ from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
 from utils.files import ROOT, find_file, increment_dir, load_yaml
 from utils.frames import Frame
+from utils.image_size import fit_size
 from utils.images import single_threaded_opencv
+from utils.letterbox import scale_boxes
+from utils.nms import NmsOptions
 from utils.outputs import ResultWriter, SaveOptions
 from utils.progress import Pace
 from utils.resume import newest_best
@@ -157,7 +159,7 @@ def run(**options: Any) -> DetectResult:
         tune_allocator()
     backend = load_backend(opt.weights, device, half=opt.half, dnn=opt.dnn, names=_fallback_names(opt.data))
     _check_backend(opt, backend)
-    imgsz = _fit_size(opt.imgsz, backend)
+    imgsz = fit_size(opt.imgsz, backend.stride, only=backend.fixed_size)
     source = open_source(
         opt.source,
         imgsz=imgsz,
@@ -340,23 +342,6 @@ def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
             f"{path}: 'names' must be a list of class names or a mapping from 0, 1, 2, ... to names"
         )
     return {index: str(name) for index, name in names.items()}
-
-
-def _fit_size(imgsz: list[int], backend: Backend) -> tuple[int, int]:
-    """The inference size (h, w): multiples of the stride, or the one size that an exported file takes."""
-    height, width = imgsz * 2 if len(imgsz) == 1 else imgsz
-    if backend.fixed_size is not None:
-        if backend.fixed_size != (height, width):
-            LOGGER.warning(
-                "--imgsz %d %d: the file takes %d x %d only, using that", height, width, *backend.fixed_size
-            )
-        return backend.fixed_size
-    fitted = tuple(-(-side // backend.stride) * backend.stride for side in (height, width))
-    if fitted != (height, width):
-        LOGGER.warning(
-            "--imgsz %d %d: rounded up to %d %d, multiples of %d", height, width, *fitted, backend.stride
-        )
-    return fitted
 
 
 def _show(drawn: np.ndarray, title: str) -> np.ndarray:

@@ -48,6 +48,7 @@ from utils.errors import UserError
 from utils.evaluation import ValResult, evaluate, log_table
 from utils.files import save_yaml
 from utils.hyp import load_hyp, scale_gains
+from utils.image_size import fit_side
 from utils.imageset import ImageSet
 from utils.loggers import EpochBar, ResultsCsv, TensorBoard
 from utils.loss import DetectionLoss, LossFunction
@@ -267,7 +268,7 @@ def settle(
     """
     opt = start.opt
     stride = max(int(model.stride.max()), 32)
-    imgsz = whole_strides(opt.imgsz, stride)
+    imgsz = fit_side(opt.imgsz, stride, least=2)
     amp = amp_dtype(opt.amp, device)
     batch_size = opt.batch_size
     if batch_size == -1:
@@ -670,14 +671,6 @@ def _out_of_memory(opt: argparse.Namespace, device: torch.device) -> UserError:
 def cfg_name(cfg: str | Path) -> str:
     """Return the name of a run after its model: the YAML's stem, or 'timm-NAME'."""
     return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
-
-
-def whole_strides(imgsz: int, stride: int) -> int:
-    """Return `imgsz` rounded up to a multiple of `stride`, at least two of them."""
-    size = max(-(-imgsz // stride) * stride, 2 * stride)
-    if size != imgsz:
-        LOGGER.warning("--imgsz %d: using %d, a multiple of the stride %d", imgsz, size, stride)
-    return size
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.backends import Backend, check_channels, check_classes, load_backend
+from models.backends import check_channels, check_classes, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
 from models.releases import fetch_missing
@@ -37,6 +37,7 @@ from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.evaluation import ImageResult, ValResult, evaluate, log_table
 from utils.files import atomic_write, increment_dir
+from utils.image_size import fit_side
 from utils.metrics import save_metrics
 from utils.outputs import StemBook, label_lines
 from utils.plots import plot_study
@@ -182,7 +183,7 @@ class _Validation:
         opt = self.opt
         save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
         saver = _Saver(opt, self.config, save_dir)
-        imgsz = _fit_size(opt.imgsz, self.backend)
+        imgsz = fit_side(opt.imgsz, self.backend.stride, only=self.backend.fixed_size)
         try:
             result = self.measure(imgsz, saver, plots=opt.task != "speed")
         except BaseException:
@@ -257,18 +258,6 @@ class _Validation:
             coco=result.coco.stats if result.coco else None,
         )
         LOGGER.info("results saved to %s", result.save_dir)
-
-
-def _fit_size(imgsz: int, backend: Backend) -> int:
-    """The longer side the backend can take: that of its only size, or the next multiple of its stride."""
-    if backend.fixed_size is not None:
-        height, width = backend.fixed_size
-        fitted, why = max(height, width), f"of {height}x{width}, the only size it was exported for"
-    else:
-        fitted, why = -(-imgsz // backend.stride) * backend.stride, f"a multiple of stride {backend.stride}"
-    if fitted != imgsz:
-        LOGGER.warning("--imgsz %d: using %d, %s", imgsz, fitted, why)
-    return fitted
 
 
 @dataclass

@@ -20,11 +20,12 @@ from models.checkpoint import load_checkpoint
 from models.metadata import Metadata, Names
 from models.nms_inside import changes
 from models.suppression import figure_tensors
-from models.yolo import LUMA, DetectionModel
-from utils.boxes import NmsOptions
+from models.yolo import DetectionModel
 from utils.datasets import DatasetConfig
 from utils.errors import UserError
 from utils.files import find_file
+from utils.letterbox import to_luma
+from utils.nms import NmsOptions
 
 LOGGER = logging.getLogger("yolo.backends")
 
@@ -206,7 +207,7 @@ class Backend(ABC):
         if scale:
             images = images / 255
         if self.ch == 1 and images.shape[1] == 3:
-            images = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            images = to_luma(images)
         return images
 
     def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from torch import Tensor, nn
 from models.backends import Backend, check_channels
 from models.metadata import Metadata
 from models.yolo import DetectionModel
-from utils.boxes import NmsOptions, letterbox, scale_boxes
 from utils.device import amp_dtype, autocast, synchronize
 from utils.downloads import fetch, file_name, is_url
 from utils.errors import UserError
+from utils.image_size import read_size
 from utils.images import load_image, pillow_to_bgr
+from utils.letterbox import common_shape, letterbox, rgb_planes, scale_boxes
+from utils.nms import NmsOptions
 from utils.predictions import Detections
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
@@ -153,7 +154,7 @@ class HubModel(nn.Module):
         """The (h, w) that images of `sizes` (h, w) are letterboxed to."""
         fixed = self.backend.fixed_size
         if fixed is None:
-            return common_shape(sizes, 640 if size is None else size, self.stride)
+            return common_shape(sizes, read_size(640 if size is None else size, "size"), self.stride)
         if size is not None and (tuple(size) if isinstance(size, list | tuple) else (size,)) not in (
             fixed,
             (max(fixed),),
@@ -174,7 +175,7 @@ class HubModel(nn.Module):
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
         shape = self._shape([image.shape[:2] for image in images], size)
         fitted = [letterbox(image, shape, auto=False) for image in images]
-        batch = np.stack([np.ascontiguousarray(boxed.transpose(2, 0, 1)) for boxed, _, _ in fitted])
+        batch = np.stack([rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted])
         inputs = torch.from_numpy(batch).to(self.backend.device)
         synchronize(self.backend.device)
         ready = time.perf_counter()
@@ -189,25 +190,6 @@ class HubModel(nn.Module):
         marks = (start, ready, inferred, time.perf_counter())
         times = [(b - a) * 1e3 / len(images) for a, b in zip(marks, marks[1:])]
         return Detections(images, pred, files, self.names, times, tuple(batch.shape))
-
-
-def common_shape(
-    sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], stride: int
-) -> tuple[int, int]:
-    """The (h, w) that images of `sizes` (h, w) share: their largest scaled sides, rounded up to `stride`.
-
-    For one image that is the rectangle which detect.py uses, so both see the same pixels.
-    """
-    try:
-        height, width = map(index, size if isinstance(size, list | tuple) else (size, size))
-    except (TypeError, ValueError):
-        raise UserError(f"size {size!r}: must be a whole number or (height, width)") from None
-    if min(height, width) < 1:
-        raise UserError(f"size {size}: must be at least 1 pixel; give a value such as 640")
-    gains = [min(height / h, width / w) for h, w in sizes]
-    tallest = max(max(round(h * gain), 1) for (h, _), gain in zip(sizes, gains))
-    widest = max(max(round(w * gain), 1) for (_, w), gain in zip(sizes, gains))
-    return -(-tallest // stride) * stride, -(-widest // stride) * stride
 
 
 def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:

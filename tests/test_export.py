@@ -214,11 +214,6 @@ def test_what_cannot_be_done_is_refused_before_any_work(weights, options, senten
     assert files_in(weights.parent) == ["best.pt"]
 
 
-def test_sizes_are_rounded_up_to_the_stride():
-    assert export._image_size([33, 64], 32) == (64, 64)
-    assert export._image_size(40, 8) == (40, 40)
-
-
 def test_check_image_can_come_from_the_users_data(weights, tmp_path):
     folder = tmp_path / "data" / "images" / "val"
     folder.mkdir(parents=True)

@@ -20,11 +20,12 @@ import export
 import val
 from models.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
-from utils.boxes import letterbox, xywhn2xyxy, xyxy2xywhn
+from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.device import seeded
 from utils.errors import UserError
 from utils.evaluation import ImageResult, evaluate
 from utils.files import ROOT, save_yaml
+from utils.letterbox import letterbox
 
 NAMES = {0: "dark", 1: "light"}
 SIZES = [(60, 90), (90, 60), (64, 64), (50, 120), (33, 77)]  # (h, w)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from utils.boxes import NmsOptions, scale_boxes, xywh2xyxy
+from utils.boxes import xywh2xyxy
 from utils.coco import CocoResult
 from utils.curves import plot_confusion, plot_curves
 from utils.datasets import DatasetConfig
 from utils.device import autocast, synchronize
+from utils.letterbox import scale_boxes
 from utils.metrics import ConfusionMatrix, DetectionStats, Metrics
+from utils.nms import NmsOptions
 from utils.plots import plot_images
 
 LOGGER = logging.getLogger("yolo.val")
