@@ -15,32 +15,17 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from models.backends import Backend, check_channels
-from models.metadata import Metadata
-from models.yolo import DetectionModel
-from utils.device import amp_dtype, autocast, synchronize
+from utils.detector import Detector
+from utils.device import amp_dtype, autocast
 from utils.downloads import fetch, file_name, is_url
 from utils.errors import UserError
 from utils.image_size import read_size
 from utils.images import load_image, pillow_to_bgr
-from utils.letterbox import common_shape, letterbox, rgb_planes, scale_boxes
+from utils.letterbox import common_shape, letterbox, rgb_planes
 from utils.nms import NmsOptions
 from utils.predictions import Detections
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
-
-
-class ModelBackend(Backend):
-    """A network in memory as a backend: fused, in evaluation mode, channels_last."""
-
-    pytorch = True
-
-    def __init__(self, model: DetectionModel, device: torch.device) -> None:
-        metadata = Metadata(dict(model.names), int(max(model.stride)), dynamic=True, ch=model.ch)
-        super().__init__(Path("model"), device, metadata)
-        self.model = model.fuse().to(device=device, memory_format=torch.channels_last).eval()
-
-    def _run(self, images: Tensor, augment: bool) -> Tensor:
-        return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)[0]
 
 
 class HubModel(nn.Module):
@@ -175,21 +160,12 @@ class HubModel(nn.Module):
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
         shape = self._shape([image.shape[:2] for image in images], size)
         fitted = [letterbox(image, shape, auto=False) for image in images]
-        batch = np.stack([rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted])
-        inputs = torch.from_numpy(batch).to(self.backend.device)
-        synchronize(self.backend.device)
-        ready = time.perf_counter()
-        output = self.backend.infer(inputs, wanted, augment=augment)
-        synchronize(self.backend.device)
-        inferred = time.perf_counter()
-        found = self.backend.suppress(output, wanted)
-        pred = [
-            torch.cat((scale_boxes(shape, det[:, :4], image.shape[:2], (ratio, pad)), det[:, 4:]), 1)
-            for det, image, (_, ratio, pad) in zip(found, images, fitted)
-        ]
-        marks = (start, ready, inferred, time.perf_counter())
-        times = [(b - a) * 1e3 / len(images) for a, b in zip(marks, marks[1:])]
-        return Detections(images, pred, files, self.names, times, tuple(batch.shape))
+        inputs = [rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted]
+        placements = [(image.shape[:2], (ratio, pad)) for image, (_, ratio, pad) in zip(images, fitted)]
+        spent = time.perf_counter() - start
+        found = Detector(self.backend, wanted, augment=augment)(inputs, placements, spent=spent)
+        pred = [boxes.to(self.backend.device) for boxes in found.boxes]
+        return Detections(images, pred, files, self.names, list(found.speed.values()), found.shape)
 
 
 def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:

@@ -48,7 +48,8 @@ def read_size(imgsz: int | Sequence[int], option: str = "--imgsz") -> tuple[int,
     except TypeError:
         sides = []
     if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"{option} {imgsz!r}: must be one side or height and width, whole numbers above 0")
+        shown = " ".join(map(repr, imgsz)) if isinstance(imgsz, list | tuple) else repr(imgsz)
+        raise UserError(f"{option} {shown}: must be one side or height and width, whole numbers above 0")
     return sides[0], sides[-1]
 
 

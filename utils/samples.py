@@ -14,14 +14,15 @@ from utils.images import load_image
 from utils.imageset import ImageSet
 from utils.report import Sample
 
-Detector = Callable[[np.ndarray], np.ndarray]
+FindBoxes = Callable[[np.ndarray], np.ndarray]
+"""(H, W, 3) BGR uint8 -> (n, 6) xyxy in its pixels, confidence, class."""
 
 PIXELS = (320, 480)  # longer side of a picture, at least (names must be legible) and at most
 QUALITY = 88  # of its JPEG
 
 
 def sample_pictures(
-    images: ImageSet, names: Mapping[int, str], count: int, detectors: Mapping[str, Detector]
+    images: ImageSet, names: Mapping[int, str], count: int, detectors: Mapping[str, FindBoxes]
 ) -> list[Sample]:
     """Images evenly spread over those with labels, each with its ground truth and every detector's boxes.
 
