@@ -34,7 +34,6 @@ from models.formats.onnx import onnx_obstacle
 from models.registry import load_plugins
 from models.releases import fetch_missing
 from models.wrappers import is_named
-from utils.boxes import non_max_suppression, scale_boxes
 from utils.cli import guard
 from utils.compare_options import (
     Net,
@@ -56,17 +55,21 @@ from utils.comparison import (
     to_csv,
     to_markdown,
 )
-from utils.datasets import load_dataset, load_images
+from utils.datasets import class_difference, load_dataset, load_images
+from utils.detector import Detector
 from utils.device import amp_dtype, describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.files import atomic_text, atomic_write, find_file, increment_dir
+from utils.image_size import fit_side
 from utils.images import load_image
+from utils.letterbox import letterbox, letterbox_tensor, rgb_planes
 from utils.loggers import read_results
+from utils.nms import NmsOptions
 from utils.plots import plot_pareto
 from utils.profiling import interleaved, summary
 from utils.report import Page, Sample, render
 from utils.resume import RunFolder
-from utils.samples import Detector, as_batch, sample_pictures
+from utils.samples import FindBoxes, sample_pictures
 from utils.train_options import given_options
 
 LOGGER = logging.getLogger("yolo.compare")
@@ -257,7 +260,7 @@ class Comparison:
         """
         opt = checkpoint.meta.get("opt")
         data = opt.get("data") if isinstance(opt, dict) else None
-        if checkpoint.model.nc == self.data.nc or not data:
+        if not class_difference(checkpoint.model.names, self.data) or not data:
             return ""
         return data if Path(data_path(data)).is_file() else ""
 
@@ -306,7 +309,7 @@ class Comparison:
             calls: dict[str, Callable[[], Any]] = {}
             image = load_image(self.images.path(0))
             for row in rows:
-                batch = as_batch(image, row.imgsz).to(self.device)
+                batch = letterbox_tensor(image, row.imgsz).to(self.device)
                 for engine, backend in backends[row.key].items():
                     calls[f"{row.key}/{engine}"] = partial(backend.predict, batch)
             LOGGER.info("timing %d nets in %d rounds", len(rows), ROUNDS)
@@ -321,17 +324,22 @@ class Comparison:
     def _samples(self, rows: list[Row], backends: dict[str, dict[str, Backend]]) -> list[Sample]:
         """The same val images as each net sees them."""
 
-        def detector(backend: Backend, size: int) -> Detector:
-            def detect(image: np.ndarray) -> np.ndarray:
-                output = backend.predict(as_batch(image, size))
-                found = non_max_suppression(output, SHOWN_CONF, SHOWN_IOU, agnostic=self.opt.single_cls)[0]
-                return scale_boxes((size, size), found.cpu(), image.shape[:2]).numpy()
+        wanted = NmsOptions(SHOWN_CONF, SHOWN_IOU, agnostic=self.opt.single_cls)
 
-            return detect
+        def detector(backend: Backend, size: int) -> FindBoxes:
+            detect = Detector(backend, wanted)
+
+            def find(image: np.ndarray) -> np.ndarray:
+                boxed, ratio, pad = letterbox(image, size, auto=False)
+                return detect([rgb_planes(boxed)], [(image.shape[:2], (ratio, pad))]).boxes[0].numpy()
+
+            return find
 
         opened = [(row, backends[row.key]["torch"]) for row in rows]
         # Those of other classes would be drawn under our classes' names.
-        detectors = {r.label: detector(b, r.imgsz) for r, b in opened if b.model.nc == self.data.nc}
+        detectors = {
+            r.label: detector(b, r.imgsz) for r, b in opened if not class_difference(b.names, self.data)
+        }
         return sample_pictures(self.images, self.data.names, self.opt.samples, detectors)
 
     def _write(self, rows: list[Row], samples: list[Sample]) -> CompareResult:
@@ -384,7 +392,7 @@ def _fingerprint(net: Net) -> str:
 
 
 def _whole_strides(imgsz: int, model: Any) -> int:
-    return train.whole_strides(imgsz, max(int(model.stride.max()), 32))
+    return fit_side(imgsz, max(int(model.stride.max()), 32), least=2)
 
 
 def _keep_best(last: Checkpoint, best: Path) -> None:

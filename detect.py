@@ -30,16 +30,18 @@ from models.backends import Backend, check_channels, load_backend
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from models.releases import fetch_missing
-from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
-from utils.device import cores_are_scarce, select_device, synchronize, tune_allocator
+from utils.detector import Detector
+from utils.device import cores_are_scarce, select_device, tune_allocator
 from utils.display import can_open_windows
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
 from utils.files import ROOT, find_file, increment_dir, load_yaml
 from utils.frames import Frame
+from utils.image_size import fit_size
 from utils.images import single_threaded_opencv
+from utils.nms import NmsOptions
 from utils.outputs import ResultWriter, SaveOptions
 from utils.progress import Pace
 from utils.resume import newest_best
@@ -157,7 +159,7 @@ def run(**options: Any) -> DetectResult:
         tune_allocator()
     backend = load_backend(opt.weights, device, half=opt.half, dnn=opt.dnn, names=_fallback_names(opt.data))
     _check_backend(opt, backend)
-    imgsz = _fit_size(opt.imgsz, backend)
+    imgsz = fit_size(opt.imgsz, backend.stride, only=backend.fixed_size)
     source = open_source(
         opt.source,
         imgsz=imgsz,
@@ -199,7 +201,7 @@ def _fill_defaults(opt: Namespace) -> None:
 
 def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: DetectResult) -> None:
     """The loop over batches; fills in `result`. Ctrl-C is how a live source ends; others pass it on."""
-    seconds = np.zeros(3)
+    detector = Detector(backend, _nms_options(opt), augment=opt.augment)
     pace = Pace()
     batches: Iterator[list[Frame]]
     with (
@@ -210,8 +212,7 @@ def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: Detect
     ):
         result.stopped = source.live
         for batch in batches:
-            found, spent = _detect_batch(opt, backend, batch)
-            seconds += spent
+            found, ms = _detect_batch(detector, batch)
             pace.count(len(batch))
             for index, (frame, boxes) in enumerate(zip(batch, found)):
                 _keep(result, frame, boxes)
@@ -221,14 +222,13 @@ def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: Detect
                     stem = writer.stem(frame)
                     folder = f"{stem}_{frame.index}" if frame.is_video else stem
                     recorder.save(result.save_dir / "features" / folder, index)
-                LOGGER.info("%s", _line(frame, boxes, backend.names, spent.sum() / len(batch), pace))
+                LOGGER.info("%s", _line(frame, boxes, backend.names, ms, pace))
             if recorder is not None:
                 recorder.clear()
         result.stopped = False
     if opt.view_img:
         cv2.destroyAllWindows()
-    stages = ("preprocess", "inference", "nms")
-    result.speed = dict(zip(stages, (seconds * 1e3 / max(result.images, 1)).tolist()))
+    result.speed = detector.speed
 
 
 def _save_options(opt: Namespace) -> SaveOptions:
@@ -253,30 +253,17 @@ def _keep(result: DetectResult, frame: Frame, boxes: np.ndarray) -> None:
     result.drops[frame.position] = frame.dropped
 
 
-def _detect_batch(
-    opt: Namespace, backend: Backend, batch: list[Frame]
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Detections (n,6) per frame in native pixels; seconds of pre-processing, inference and NMS in all."""
-    start = time.perf_counter()
-    inputs = batch[0].input[None] if len(batch) == 1 else np.stack([frame.input for frame in batch])
-    images = torch.from_numpy(inputs).to(backend.device)
-    synchronize(backend.device)
-    ready = time.perf_counter()
-    output = backend.infer(images, _nms_options(opt), augment=opt.augment)
-    synchronize(backend.device)
-    inferred = time.perf_counter()
-    found = backend.suppress(output, _nms_options(opt))
-    boxes = [_to_native(frame, det.float().cpu().numpy()) for frame, det in zip(batch, found)]
-    done = time.perf_counter()
+def _detect_batch(detector: Detector, batch: list[Frame]) -> tuple[list[np.ndarray], float]:
+    """Return detections (n, 6) per frame in whole pixels of the file, and ms per image of all stages."""
+    placements = [(frame.image.shape[:2], frame.ratio_pad) for frame in batch]
     letterboxing = sum(frame.seconds for frame in batch)
-    return boxes, np.array([letterboxing + ready - start, inferred - ready, done - inferred])
+    found = detector([frame.input for frame in batch], placements, spent=letterboxing)
+    return [_whole_pixels(boxes.numpy()) for boxes in found.boxes], sum(found.speed.values())
 
 
-def _to_native(frame: Frame, boxes: np.ndarray) -> np.ndarray:
-    """Boxes (n,6) in pixels of the model's input -> whole pixels of the frame."""
-    shape, native = frame.input.shape[1:], frame.image.shape[:2]
-    scaled = scale_boxes(shape, boxes[:, :4], native, ratio_pad=frame.ratio_pad)
-    return np.concatenate((scaled.round() + 0.0, boxes[:, 4:]), axis=1)  # + 0.0 turns -0 into 0
+def _whole_pixels(boxes: np.ndarray) -> np.ndarray:
+    boxes[:, :4] = boxes[:, :4].round() + 0.0  # + 0.0 turns -0 into 0
+    return boxes
 
 
 def _nms_options(opt: Namespace) -> NmsOptions:
@@ -342,23 +329,6 @@ def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
     return {index: str(name) for index, name in names.items()}
 
 
-def _fit_size(imgsz: list[int], backend: Backend) -> tuple[int, int]:
-    """The inference size (h, w): multiples of the stride, or the one size that an exported file takes."""
-    height, width = imgsz * 2 if len(imgsz) == 1 else imgsz
-    if backend.fixed_size is not None:
-        if backend.fixed_size != (height, width):
-            LOGGER.warning(
-                "--imgsz %d %d: the file takes %d x %d only, using that", height, width, *backend.fixed_size
-            )
-        return backend.fixed_size
-    fitted = tuple(-(-side // backend.stride) * backend.stride for side in (height, width))
-    if fitted != (height, width):
-        LOGGER.warning(
-            "--imgsz %d %d: rounded up to %d %d, multiples of %d", height, width, *fitted, backend.stride
-        )
-    return fitted
-
-
 def _show(drawn: np.ndarray, title: str) -> np.ndarray:
     cv2.imshow(title, drawn)
     cv2.waitKey(1)
@@ -369,7 +339,7 @@ def _recorder(opt: Namespace, backend: Backend) -> contextlib.AbstractContextMan
     return FeatureRecorder(backend.model.model) if opt.visualize else contextlib.nullcontext()
 
 
-def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], seconds: float, pace: Pace) -> str:
+def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], ms: float, pace: Pace) -> str:
     """One line per image: which one, its size at the model, what was found, ms of all three stages, the pace.
 
     The time left is that of a video's own frames, or of the images that follow.
@@ -383,7 +353,7 @@ def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], seconds: float
     text = ", ".join(f"{n} {class_name(names, c)}" for c, n in sorted(found.items())) or "nothing found"
     height, width = frame.input.shape[1:]
     dropped = f", {frame.dropped} dropped" if frame.dropped else ""
-    times = f"{seconds * 1e3:.1f} ms, {pace.text(left)}{dropped}"
+    times = f"{ms:.1f} ms, {pace.text(left)}{dropped}"
     return f"{place} {frame.path}: {width}x{height}, {text}, {times}"
 
 

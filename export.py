@@ -36,6 +36,7 @@ from utils.datasets import list_images, load_dataset
 from utils.device import select_device
 from utils.errors import UserError, first_line
 from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
+from utils.image_size import fit_size
 from utils.resume import newest_best
 
 LOGGER = logging.getLogger("yolo.export")
@@ -176,7 +177,7 @@ def export(opt: Namespace) -> list[ExportResult]:
     fetch_missing(opt.weights)
     weights = find_file(opt.weights)
     model = load_checkpoint(weights, device).model
-    size = _image_size(opt.imgsz, int(max(model.stride)))
+    size = fit_size(opt.imgsz, int(max(model.stride)))
     quantiser = None
     if opt.int8:  # first of all: it fetches a data set that is not there yet
         shape = (opt.batch_size, model.ch, *size)
@@ -280,18 +281,6 @@ def suppression_of(opt: Namespace) -> Suppression | None:
     if given.get("max_det", 1) < 1:
         raise UserError(f"--max-det {opt.max_det}: must be at least 1")
     return Suppression(**given, agnostic=opt.agnostic_nms, inputs=opt.nms_inputs)
-
-
-def _image_size(imgsz: int | Sequence[int], stride: int) -> tuple[int, int]:
-    """(height, width), each rounded up to a multiple of the largest stride."""
-    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
-    if len(sides) not in (1, 2) or min(sides) < 1:
-        raise UserError(f"--imgsz {' '.join(map(str, sides))}: give one side or height and width, above 0")
-    sides = sides * 2 if len(sides) == 1 else sides
-    height, width = (-(-side // stride) * stride for side in sides)
-    if [height, width] != sides:
-        LOGGER.warning("--imgsz %sx%s rounded up to %dx%d, multiples of %d", *sides, height, width, stride)
-    return height, width
 
 
 def _second_size(size: tuple[int, int], stride: int) -> tuple[int, int]:

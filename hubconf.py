@@ -71,7 +71,8 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
 def _create(name, pretrained, channels, classes, autoshape, verbose, device):
     """A new network from models/<name>.yaml."""
     _own_packages()
-    from models.hub import HubModel, ModelBackend
+    from models.backends import ModelBackend, optimised
+    from models.hub import HubModel
     from models.yolo import DetectionModel
     from utils.device import select_device
     from utils.errors import UserError
@@ -85,7 +86,7 @@ def _create(name, pretrained, channels, classes, autoshape, verbose, device):
     network = DetectionModel(_HERE / "models" / f"{name}.yaml", ch=channels, nc=classes)
     if verbose:
         _say(f"{name}: a new network of {network.nc} classes", device)
-    return HubModel(ModelBackend(network, device)) if autoshape else network.to(device)
+    return HubModel(ModelBackend(optimised(network, device), device)) if autoshape else network.to(device)
 
 
 def _entry(name):

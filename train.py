@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from models.backends import Backend, ModelBackend, load_backend
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.registry import load_plugins
 from models.start import check_config, start_model, starting_weights
@@ -45,12 +45,13 @@ from utils.device import (
 )
 from utils.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
 from utils.errors import UserError
-from utils.evaluation import ValResult, evaluate, log_table
+from utils.evaluation import EvalOptions, ValResult, evaluate, log_table
 from utils.files import save_yaml
 from utils.hyp import load_hyp, scale_gains
+from utils.image_size import fit_side
 from utils.imageset import ImageSet
 from utils.loggers import EpochBar, ResultsCsv, TensorBoard
-from utils.loss import DetectionLoss, LossFunction
+from utils.loss import DetectionLoss
 from utils.metrics import Metrics, fitness, save_metrics
 from utils.optim import (
     EarlyStopping,
@@ -74,14 +75,13 @@ from utils.resume import (
 )
 from utils.sampling import image_weights
 from utils.train_options import build_parser, check_options, given_options, parse_opt
-from utils.training import EpochResult, Trainer
+from utils.training import EpochResult, Trainer, ValidationLoss
 
 LOGGER = logging.getLogger("yolo.train")
 
 __all__ = ["TrainResult", "parse_opt", "run"]
 
 DRAWN_BATCHES = 3
-VAL_CONF, VAL_IOU = 0.001, 0.6
 
 
 @dataclass
@@ -267,7 +267,7 @@ def settle(
     """
     opt = start.opt
     stride = max(int(model.stride.max()), 32)
-    imgsz = whole_strides(opt.imgsz, stride)
+    imgsz = fit_side(opt.imgsz, stride, least=2)
     amp = amp_dtype(opt.amp, device)
     batch_size = opt.batch_size
     if batch_size == -1:
@@ -438,7 +438,7 @@ def build_recorder(
         saved_epochs=saved_epochs,
         best_saved=best_saved,
     )
-    validate = Validator(loaders.val, data.config.names, trainer.device, opt.single_cls)
+    validate = Validator(loaders.val, data.config.names, opt.single_cls)
     return Recorder(opt, state, saver, validate, start.first_epoch)
 
 
@@ -448,30 +448,14 @@ class Validator:
 
     loader: Loader
     names: dict[int, str]
-    device: torch.device
     single_cls: bool
 
     def __call__(
-        self,
-        model: nn.Module,
-        *,
-        amp: torch.dtype | None = None,
-        loss: LossFunction | None = None,
-        plots: Path | None = None,
+        self, backend: Backend, *, loss: ValidationLoss | None = None, plots: Path | None = None
     ) -> ValResult:
-        """Return the metrics and, with a `loss`, its means; draw into the folder `plots`."""
-        return evaluate(
-            model,
-            self.loader,
-            names=self.names,
-            device=self.device,
-            conf_thres=VAL_CONF,
-            iou_thres=VAL_IOU,
-            single_cls=self.single_cls,
-            loss=loss,
-            plots_dir=plots,
-            amp=amp,
-        )
+        """Return the metrics, give `loss` every batch, and draw into the folder `plots`."""
+        options = EvalOptions(single_cls=self.single_cls, plots_dir=plots)
+        return evaluate(backend, self.loader, self.names, options, on_batch=loss)
 
 
 class Recorder:
@@ -518,9 +502,12 @@ class Recorder:
         rates = [group["lr"] for group in trainer.optimizer.param_groups[:3]]
         values, losses, score = [float("nan")] * 4, [float("nan")] * 3, None
         if validate:
-            found = self.validate(self.state.average.model, amp=trainer.amp, loss=trainer.loss)
+            average, device = self.state.average.model, trainer.device
+            backend = ModelBackend(average, device, amp=trainer.amp, keep_maps=True)
+            loss = ValidationLoss(trainer.loss, backend.raw_maps, device)
+            found = self.validate(backend, loss=loss)
             m = found.metrics
-            values, losses = [m.precision, m.recall, m.map50, m.map], list(found.loss or losses)
+            values, losses = [m.precision, m.recall, m.map50, m.map], list(loss.mean())
             self.state.maps, score = found.maps, fitness(m)
             LOGGER.info(
                 "epoch %d: precision %.3f, recall %.3f, mAP50 %.4f, mAP50-95 %.4f",
@@ -634,8 +621,8 @@ def finish(
         seconds / 3600,
         best or folder.last,
     )
-    model = load_checkpoint(best or folder.last, state.trainer.device).model
-    found = recorder.validate(model.fuse(), plots=None if opt.noplots else folder.path)
+    backend = load_backend(best or folder.last, state.trainer.device)
+    found = recorder.validate(backend, plots=None if opt.noplots else folder.path)
     log_table(found, data.config, verbose=True)
     save_metrics(
         folder.metrics,
@@ -670,14 +657,6 @@ def _out_of_memory(opt: argparse.Namespace, device: torch.device) -> UserError:
 def cfg_name(cfg: str | Path) -> str:
     """Return the name of a run after its model: the YAML's stem, or 'timm-NAME'."""
     return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
-
-
-def whole_strides(imgsz: int, stride: int) -> int:
-    """Return `imgsz` rounded up to a multiple of `stride`, at least two of them."""
-    size = max(-(-imgsz // stride) * stride, 2 * stride)
-    if size != imgsz:
-        LOGGER.warning("--imgsz %d: using %d, a multiple of the stride %d", imgsz, size, stride)
-    return size
 
 
 def main() -> None:

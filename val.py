@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.backends import Backend, check_channels, check_classes, load_backend
+from models.backends import check_channels, load_backend
 from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
 from models.releases import fetch_missing
@@ -32,12 +32,14 @@ from utils.coco import (
     save_predictions,
 )
 from utils.dataloaders import build_loader, workers_beside
-from utils.datasets import DatasetConfig, load_dataset, load_images
+from utils.datasets import DatasetConfig, check_classes, load_dataset, load_images
 from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
-from utils.evaluation import ImageResult, ValResult, evaluate, log_table
+from utils.evaluation import EvalOptions, ImageResult, ValResult, evaluate, log_table
 from utils.files import atomic_write, increment_dir
+from utils.image_size import fit_side
 from utils.metrics import save_metrics
+from utils.nms import NmsOptions
 from utils.outputs import StemBook, label_lines
 from utils.plots import plot_study
 from utils.profiling import summary
@@ -168,7 +170,7 @@ class _Validation:
             weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names
         )
         check_channels(self.backend.path, self.backend.ch)
-        check_classes(self.backend, self.config)
+        check_classes(self.backend.path, self.backend.names, self.config)
         self.split = opt.task if opt.task in ("train", "test") else "val"
         if self.split not in self.config.splits:
             have = ", ".join(self.config.splits)
@@ -182,7 +184,7 @@ class _Validation:
         opt = self.opt
         save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
         saver = _Saver(opt, self.config, save_dir)
-        imgsz = _fit_size(opt.imgsz, self.backend)
+        imgsz = fit_side(opt.imgsz, self.backend.stride, only=self.backend.fixed_size)
         try:
             result = self.measure(imgsz, saver, plots=opt.task != "speed")
         except BaseException:
@@ -219,15 +221,14 @@ class _Validation:
             return evaluate(
                 backend,
                 loader,
-                names=self.config.names,
-                device=self.device,
-                conf_thres=opt.conf_thres,
-                iou_thres=opt.iou_thres,
-                max_det=opt.max_det,
-                single_cls=opt.single_cls,
-                augment=opt.augment,
-                hybrid=opt.save_hybrid,
-                plots_dir=saver.folder if saver and plots else None,
+                self.config.names,
+                EvalOptions(
+                    nms=NmsOptions(opt.conf_thres, opt.iou_thres, max_det=opt.max_det),
+                    single_cls=opt.single_cls,
+                    augment=opt.augment,
+                    hybrid=opt.save_hybrid,
+                    plots_dir=saver.folder if saver and plots else None,
+                ),
                 on_image=saver,
             )
         finally:
@@ -257,18 +258,6 @@ class _Validation:
             coco=result.coco.stats if result.coco else None,
         )
         LOGGER.info("results saved to %s", result.save_dir)
-
-
-def _fit_size(imgsz: int, backend: Backend) -> int:
-    """The longer side the backend can take: that of its only size, or the next multiple of its stride."""
-    if backend.fixed_size is not None:
-        height, width = backend.fixed_size
-        fitted, why = max(height, width), f"of {height}x{width}, the only size it was exported for"
-    else:
-        fitted, why = -(-imgsz // backend.stride) * backend.stride, f"a multiple of stride {backend.stride}"
-    if fitted != imgsz:
-        LOGGER.warning("--imgsz %d: using %d, %s", imgsz, fitted, why)
-    return fitted
 
 
 @dataclass

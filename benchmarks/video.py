@@ -24,10 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import detect
 from models.backends import Backend, load_backend
-from utils.boxes import non_max_suppression
 from utils.cli import guard
 from utils.device import describe, select_device, synchronize, tune_allocator
 from utils.errors import UserError
+from utils.nms import non_max_suppression
 from utils.sources import open_source
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.backends import Backend
 from models.nms_inside import Suppression
-from utils.boxes import MAX_CANDIDATES, NmsOptions, box_iou
+from utils.boxes import box_iou
+from utils.nms import MAX_CANDIDATES, NmsOptions
 
 
 @dataclass

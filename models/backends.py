@@ -20,11 +20,12 @@ from models.checkpoint import load_checkpoint
 from models.metadata import Metadata, Names
 from models.nms_inside import changes
 from models.suppression import figure_tensors
-from models.yolo import LUMA, DetectionModel
-from utils.boxes import NmsOptions
-from utils.datasets import DatasetConfig
+from models.yolo import DetectionModel
+from utils.device import autocast
 from utils.errors import UserError
 from utils.files import find_file
+from utils.letterbox import to_luma
+from utils.nms import NmsOptions
 
 LOGGER = logging.getLogger("yolo.backends")
 
@@ -196,17 +197,25 @@ class Backend(ABC):
                 f"{self.path}: takes images of {_by(self.fixed_size)} (height x width), not {_by(size)}; "
                 f"give --imgsz {self.fixed_size[0]} {self.fixed_size[1]} or export with --dynamic"
             )
-        return self._prepare(images)
+        return self.prepare(images)
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        """Images on the device, floating in 0..1, in the network's precision and number of channels."""
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return images as the network takes them; what is prepared already stays as it is.
+
+        Args:
+            images: (N, ch, H, W) RGB, uint8 or floating in 0..1, on any device. A network of one channel
+                takes three as well and gets their luma.
+
+        Returns:
+            Floating in 0..1, on the network's device, in its precision and number of channels.
+        """
         images = images.to(self.device, non_blocking=True)
         scale = images.dtype == torch.uint8
         images = images.to(torch.float16 if self.half else torch.float32)
         if scale:
             images = images / 255
         if self.ch == 1 and images.shape[1] == 3:
-            images = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+            images = to_luma(images)
         return images
 
     def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
@@ -303,25 +312,74 @@ def _opener(path: Path) -> Opener:
     return FORMATS[max(endings, key=len)]
 
 
-@register_format(".pt")
-class CheckpointBackend(Backend):
-    """A checkpoint of ours or an official one, run by PyTorch: fused, channels_last."""
+class ModelBackend(Backend):
+    """A network in memory as a backend.
+
+    The network is used as it is: neither copied, fused nor moved. It runs in evaluation mode, and one that is
+    being trained is put back into training mode afterwards.
+
+    Args:
+        model: the network; all of it on `device`.
+        device: where it runs.
+        path: the file that it came from, for messages.
+        half: whether its weights are float16.
+        amp: reduced precision of the forward pass; None: as the weights are.
+        keep_maps: keep what `raw_maps` gives.
+    """
 
     pytorch = True
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
-        model = load_checkpoint(path, device).model
-        metadata = Metadata(
-            dict(model.names), int(max(model.stride)), dynamic=True, half=options.half, ch=model.ch
-        )
+    def __init__(
+        self,
+        model: DetectionModel,
+        device: torch.device,
+        *,
+        path: Path = Path("model"),
+        half: bool = False,
+        amp: torch.dtype | None = None,
+        keep_maps: bool = False,
+    ) -> None:
+        metadata = Metadata(dict(model.names), int(max(model.stride)), dynamic=True, half=half, ch=model.ch)
         super().__init__(path, device, metadata)
-        if options.fuse:
-            model.fuse()
-        self.model = model.half() if options.half else model
-        self.model.to(memory_format=torch.channels_last).eval()
+        self.model = model
+        self.amp = amp
+        self.keep_maps = keep_maps
+        self._maps: list[Tensor] = []
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
-        return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)[0]
+        images = images.contiguous(memory_format=torch.channels_last)
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            with autocast(self.device, self.amp):
+                decoded, maps = self.model(images, augment=augment)
+        finally:
+            if training:
+                self.model.train()
+        if self.keep_maps:
+            self._maps = maps
+        return decoded
+
+    def raw_maps(self) -> list[Tensor]:
+        """Return the raw maps (N, na, ny, nx, 5 + nc) of the latest batch, for the loss."""
+        return self._maps
+
+
+def optimised(model: DetectionModel, device: torch.device, *, fuse: bool = True) -> DetectionModel:
+    """Make a network fast for detection, in place: on the device, fused, channels_last, evaluation mode."""
+    if fuse:
+        model.fuse()
+    return model.to(device=device, memory_format=torch.channels_last).eval()
+
+
+@register_format(".pt")
+class CheckpointBackend(ModelBackend):
+    """A checkpoint of ours or an official one, run by PyTorch: fused, channels_last."""
+
+    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+        model = optimised(load_checkpoint(path, device).model, device, fuse=options.fuse)
+        super().__init__(model.half() if options.half else model, device, path=path, half=options.half)
 
 
 class Ensemble(Backend):
@@ -377,16 +435,3 @@ def check_channels(path: Path, ch: int, remedy: str = "") -> None:
     """
     if ch not in (1, 3):
         raise UserError(f"{path}: takes {ch} channels; images have 3 (RGB) or 1 (grey){remedy}")
-
-
-def check_classes(backend: Backend, config: DatasetConfig) -> None:
-    """Refuse a model and a data set that do not number the same classes.
-
-    Raises:
-        UserError: the two numbers, and what to pass.
-    """
-    if not config.single_cls and backend.nc != config.nc:
-        raise UserError(
-            f"{backend.path}: the model has {backend.nc} classes and {config.path} has {config.nc}; "
-            "pass the --data it was trained on"
-        )

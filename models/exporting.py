@@ -13,32 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.metadata import Metadata
-from models.yolo import LUMA, DetectionModel
-from utils.boxes import letterbox
+from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.images import load_image
+from utils.letterbox import letterbox_tensor
 
 T = TypeVar("T")
 
 
 def network_input(path: str | Path, size: tuple[int, int], ch: int) -> Tensor:
-    """An image file as validation shows it to a network: letterboxed to `size`, RGB in 0..1, (ch, H, W).
-
-    One channel is the photograph's luma; of other numbers than 1 and 3 the channels repeat R, G, B.
+    """Return an image file as `letterbox_tensor` shows it to a network, without the batch: (ch, H, W).
 
     Raises:
         UserError: an image that cannot be read.
     """
-    image, _, _ = letterbox(load_image(path), size, auto=False)
-    rgb = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1))).float() / 255
-    if ch == 1:
-        return (rgb * rgb.new_tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
-    return rgb[[channel % 3 for channel in range(ch)]]
+    return letterbox_tensor(load_image(path), size, ch)[0]
 
 
 @dataclass(frozen=True)

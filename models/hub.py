@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,17 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from models.backends import Backend, check_channels
-from models.metadata import Metadata
-from models.yolo import DetectionModel
-from utils.boxes import NmsOptions, letterbox, scale_boxes
-from utils.device import amp_dtype, autocast, synchronize
+from utils.detector import Detector
+from utils.device import amp_dtype, autocast
 from utils.downloads import fetch, file_name, is_url
 from utils.errors import UserError
+from utils.image_size import read_size
 from utils.images import load_image, pillow_to_bgr
+from utils.letterbox import common_shape, letterbox, rgb_planes
+from utils.nms import NmsOptions
 from utils.predictions import Detections
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
-
-
-class ModelBackend(Backend):
-    """A network in memory as a backend: fused, in evaluation mode, channels_last."""
-
-    pytorch = True
-
-    def __init__(self, model: DetectionModel, device: torch.device) -> None:
-        metadata = Metadata(dict(model.names), int(max(model.stride)), dynamic=True, ch=model.ch)
-        super().__init__(Path("model"), device, metadata)
-        self.model = model.fuse().to(device=device, memory_format=torch.channels_last).eval()
-
-    def _run(self, images: Tensor, augment: bool) -> Tensor:
-        return self.model(images.contiguous(memory_format=torch.channels_last), augment=augment)[0]
 
 
 class HubModel(nn.Module):
@@ -153,7 +139,7 @@ class HubModel(nn.Module):
         """The (h, w) that images of `sizes` (h, w) are letterboxed to."""
         fixed = self.backend.fixed_size
         if fixed is None:
-            return common_shape(sizes, 640 if size is None else size, self.stride)
+            return common_shape(sizes, read_size(640 if size is None else size, "size"), self.stride)
         if size is not None and (tuple(size) if isinstance(size, list | tuple) else (size,)) not in (
             fixed,
             (max(fixed),),
@@ -174,40 +160,12 @@ class HubModel(nn.Module):
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
         shape = self._shape([image.shape[:2] for image in images], size)
         fitted = [letterbox(image, shape, auto=False) for image in images]
-        batch = np.stack([np.ascontiguousarray(boxed.transpose(2, 0, 1)) for boxed, _, _ in fitted])
-        inputs = torch.from_numpy(batch).to(self.backend.device)
-        synchronize(self.backend.device)
-        ready = time.perf_counter()
-        output = self.backend.infer(inputs, wanted, augment=augment)
-        synchronize(self.backend.device)
-        inferred = time.perf_counter()
-        found = self.backend.suppress(output, wanted)
-        pred = [
-            torch.cat((scale_boxes(shape, det[:, :4], image.shape[:2], (ratio, pad)), det[:, 4:]), 1)
-            for det, image, (_, ratio, pad) in zip(found, images, fitted)
-        ]
-        marks = (start, ready, inferred, time.perf_counter())
-        times = [(b - a) * 1e3 / len(images) for a, b in zip(marks, marks[1:])]
-        return Detections(images, pred, files, self.names, times, tuple(batch.shape))
-
-
-def common_shape(
-    sizes: Sequence[tuple[int, int]], size: int | tuple[int, int], stride: int
-) -> tuple[int, int]:
-    """The (h, w) that images of `sizes` (h, w) share: their largest scaled sides, rounded up to `stride`.
-
-    For one image that is the rectangle which detect.py uses, so both see the same pixels.
-    """
-    try:
-        height, width = map(index, size if isinstance(size, list | tuple) else (size, size))
-    except (TypeError, ValueError):
-        raise UserError(f"size {size!r}: must be a whole number or (height, width)") from None
-    if min(height, width) < 1:
-        raise UserError(f"size {size}: must be at least 1 pixel; give a value such as 640")
-    gains = [min(height / h, width / w) for h, w in sizes]
-    tallest = max(max(round(h * gain), 1) for (h, _), gain in zip(sizes, gains))
-    widest = max(max(round(w * gain), 1) for (_, w), gain in zip(sizes, gains))
-    return -(-tallest // stride) * stride, -(-widest // stride) * stride
+        inputs = [rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted]
+        placements = [(image.shape[:2], (ratio, pad)) for image, (_, ratio, pad) in zip(images, fitted)]
+        spent = time.perf_counter() - start
+        found = Detector(self.backend, wanted, augment=augment)(inputs, placements, spent=spent)
+        pred = [boxes.to(self.backend.device) for boxes in found.boxes]
+        return Detections(images, pred, files, self.names, list(found.speed.values()), found.shape)
 
 
 def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from utils.boxes import NmsOptions
+from utils.nms import NmsOptions
 
 
 @dataclass(frozen=True)

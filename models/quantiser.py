@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends import Backend, check_channels, check_classes, load_backend
+from models.backends import Backend, check_channels, load_backend
 from models.exporting import network_input
 from utils.dataloaders import build_loader, workers_beside
-from utils.datasets import DatasetConfig, load_dataset, load_images
+from utils.datasets import DatasetConfig, check_classes, load_dataset, load_images
 from utils.evaluation import evaluate
 from utils.metrics import Metrics
 
@@ -107,7 +107,7 @@ def measure(
         UserError: classes that differ.
     """
     rect = backend.rect_ok if rect is None else rect
-    check_classes(backend, config)
+    check_classes(backend.path, backend.names, config)
     loader = build_loader(
         load_images(config, "val"),
         max(size),
@@ -119,6 +119,6 @@ def measure(
         workers=workers_beside(backend.device, None),
     )
     try:
-        return evaluate(backend, loader, names=config.names, device=backend.device).metrics
+        return evaluate(backend, loader, config.names).metrics
     finally:
         loader.close()

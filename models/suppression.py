@@ -1,6 +1,6 @@
 """Non-maximum suppression inside an exported graph: images in, finished detections of a fixed shape out.
 
-The rules are those of `utils.boxes.non_max_suppression` with one class for a box. One module serves every
+The rules are those of `utils.nms.non_max_suppression` with one class for a box. One module serves every
 format: traced for TorchScript, the two steps whose sizes depend on the data are scripted and need nothing but
 libtorch; traced for ONNX, they are the standard operators TopK and NonMaxSuppression, from which OpenVINO
 converts too.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.nms_inside import Suppression
-from utils.boxes import MAX_CANDIDATES, NmsOptions
+from utils.nms import MAX_CANDIDATES, NmsOptions
 
 # The graph's inputs after `images`, where it has them: scalars.
 INPUTS = {"conf_thres": torch.float32, "iou_thres": torch.float32, "max_det": torch.int64}

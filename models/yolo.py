@@ -30,13 +30,14 @@ from utils.cli import Parser, guard, overlay
 from utils.device import describe, select_device
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
+from utils.image_size import fit_size
+from utils.letterbox import to_luma
 from utils.profiling import latency, layer_table, summary
 
 __all__ = ["DetectionModel", "Detect", "Row", "parse_model"]
 
 LOGGER = logging.getLogger("yolo.models")
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, R G B
 TTA_SCALES = (1.0, 0.83, 0.67)
 TTA_FLIPS = (False, True, False)
 TTA_PAD = 0.447  # grey of the padding, about the mean of ImageNet
@@ -150,8 +151,7 @@ class DetectionModel(nn.Module):
     def _prepare(self, x: Tensor) -> Tensor:
         """RGB to luma for a model of one channel, then the model's own mean and standard deviation."""
         if self.ch == 1 and x.shape[1] == 3:
-            weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-            x = (x * weights).sum(1, keepdim=True)
+            x = to_luma(x)
         if self.mean is not None:
             x = x - self.mean.to(x.dtype)
         if self.std is not None:
@@ -248,7 +248,7 @@ def run(**options: Any) -> DetectionModel:
     load_plugins(opt.plugins)
     device = select_device(opt.device)
     model = DetectionModel(opt.cfg, nc=opt.nc).to(device)
-    imgsz = _whole_strides(opt.imgsz, int(model.stride.max()))
+    imgsz = list(fit_size(opt.imgsz, int(model.stride.max())))
     for line in _table_lines(layer_table(model, imgsz, timed=opt.line_profile)):
         LOGGER.info(line)
     cost = summary(model, imgsz)
@@ -260,18 +260,6 @@ def run(**options: Any) -> DetectionModel:
     if opt.profile:
         _log_profile(model, imgsz, device)
     return model
-
-
-def _whole_strides(imgsz: int | list[int], stride: int) -> list[int]:
-    """Height and width rounded up to whole strides, said when that changes them."""
-    sides = [imgsz] if isinstance(imgsz, int) else list(imgsz)
-    sides = sides * 2 if len(sides) == 1 else sides
-    if len(sides) != 2 or min(sides) < 1:
-        raise UserError(f"--imgsz {imgsz}: expected one number or height and width, in pixels")
-    rounded = [math.ceil(side / stride) * stride for side in sides]
-    if rounded != sides:
-        LOGGER.warning("--imgsz %s is not a multiple of the stride %d: %s is used", sides, stride, rounded)
-    return rounded
 
 
 def _table_lines(table: list[dict[str, Any]]) -> list[str]:

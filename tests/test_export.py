@@ -199,7 +199,7 @@ def test_exporter_that_stops_is_a_sentence(weights, monkeypatch):
         ({"calibration_images": 50}, "--calibration-images: only int8 is calibrated; add --int8"),
         ({"opset": 99}, "--opset 99: must be 11 to 20"),
         ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
-        ({"imgsz": [32, 32, 32]}, "--imgsz 32 32 32: give one side or height and width"),
+        ({"imgsz": [32, 32, 32]}, "--imgsz 32 32 32: must be one side or height and width"),
         ({"imgsz": [0]}, "--imgsz 0"),
         ({"weights": "best.onnx"}, "only a .pt checkpoint can be exported"),
         ({"weights": "nowhere.pt"}, "nowhere.pt: no such file"),
@@ -212,11 +212,6 @@ def test_what_cannot_be_done_is_refused_before_any_work(weights, options, senten
     with pytest.raises(UserError, match=sentence):
         export.run(**{"weights": str(weights), **options})
     assert files_in(weights.parent) == ["best.pt"]
-
-
-def test_sizes_are_rounded_up_to_the_stride():
-    assert export._image_size([33, 64], 32) == (64, 64)
-    assert export._image_size(40, 8) == (40, 40)
 
 
 def test_check_image_can_come_from_the_users_data(weights, tmp_path):

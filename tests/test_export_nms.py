@@ -27,9 +27,9 @@ from models.formats.onnx_nms import PREFIX
 from models.metadata import SCHEMA, parse_metadata
 from models.nms_inside import Suppression
 from models.yolo import DetectionModel
-from utils.boxes import NmsOptions
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.nms import NmsOptions
 
 TINY = {
     "nc": 2,

@@ -184,7 +184,7 @@ def test_size_is_any_whole_number_or_two(folder, model):
     assert shapes == [(1, 3, 80, 128)] * 3
     assert model(folder / "wide.png").s == (1, 3, 384, 640)
     for size in ("128", 128.5, (1, 2, 3)):
-        with pytest.raises(UserError, match="must be a whole number"):
+        with pytest.raises(UserError, match="must be one side or height and width, whole numbers"):
             model(folder / "wide.png", size=size)
     with pytest.raises(UserError, match="leave size out"):
         model(torch.zeros(1, 3, 64, 64), size=128)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,17 +19,21 @@ from torch import nn
 
 import export
 import val
+from models.backends import ModelBackend
 from models.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
-from utils.boxes import letterbox, xywhn2xyxy, xyxy2xywhn
+from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.device import seeded
 from utils.errors import UserError
-from utils.evaluation import ImageResult, evaluate
+from utils.evaluation import EvalOptions, ImageResult, evaluate
 from utils.files import ROOT, save_yaml
+from utils.letterbox import letterbox
+from utils.training import ValidationLoss
 
 NAMES = {0: "dark", 1: "light"}
 SIZES = [(60, 90), (90, 60), (64, 64), (50, 120), (33, 77)]  # (h, w)
 CPU = torch.device("cpu")
+QUIET = EvalOptions(progress=False)
 
 
 def labelled_images(rng: np.random.Generator):
@@ -69,11 +74,12 @@ class Oracle(nn.Module):
 
     def __init__(self, shift: float = 0.0) -> None:
         super().__init__()
+        self.names, self.stride, self.ch = NAMES, torch.tensor([32]), 3
         self.shift = shift
         self.upcoming = batches()
 
     def forward(self, images: torch.Tensor, augment: bool = False):
-        assert images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
+        assert not self.training and images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
         _, targets, _, _ = next(self.upcoming)
         size = images.shape[-1]
         decoded = torch.zeros(len(images), 6, 7)
@@ -85,13 +91,17 @@ class Oracle(nn.Module):
         return decoded, [images.new_full((len(images), 1, 2, 2, 7), 2.0).bfloat16()]
 
 
+def oracle(shift: float = 0.0, **options) -> ModelBackend:
+    return ModelBackend(Oracle(shift).eval(), CPU, **options)
+
+
 def test_a_perfect_model_scores_0_995_and_every_image_counts():
     found = []
-    result = evaluate(Oracle(), batches(), names=NAMES, device=CPU, on_image=found.append, progress=False)
+    result = evaluate(oracle(), batches(), NAMES, QUIET, on_image=found.append)
     assert result.metrics.map == pytest.approx(0.995) and result.metrics.map50 == pytest.approx(0.995)
     assert (result.seen, result.instances) == (5, 8)
     assert result.maps == pytest.approx([0.995, 0.995])
-    assert set(result.speed) == {"preprocess", "inference", "nms"} and result.loss is None
+    assert set(result.speed) == {"preprocess", "inference", "nms"}
     assert np.diag(result.confusion.matrix).tolist() == [4, 4, 0]
     for image, (native, labels) in zip(found, labelled_images(np.random.default_rng(0))):
         assert isinstance(image, ImageResult) and image.shape == native.shape[:2]
@@ -101,7 +111,7 @@ def test_a_perfect_model_scores_0_995_and_every_image_counts():
 
 
 def test_boxes_off_by_half_score_nothing():
-    result = evaluate(Oracle(shift=40), batches(), names=NAMES, device=CPU, progress=False)
+    result = evaluate(oracle(shift=40), batches(), NAMES, QUIET)
     assert result.metrics.map50 < 0.05 and result.seen == 5
     assert result.confusion.matrix[:2, 2].tolist() == [4, 4]
 
@@ -113,16 +123,20 @@ def test_loss_gets_float32_maps_and_is_averaged_over_batches():
         seen.append((raws[0].dtype, len(targets)))
         return raws[0].sum(), torch.tensor([float(len(targets)), 2, 3])
 
-    result = evaluate(Oracle(), batches(), names=NAMES, device=CPU, loss=loss, progress=False)
+    backend = oracle(keep_maps=True)
+    mean = ValidationLoss(loss, backend.raw_maps, CPU)
+    evaluate(backend, batches(), NAMES, QUIET, on_batch=mean)
     assert seen == [(torch.float32, 6), (torch.float32, 2)]
-    assert result.loss == pytest.approx((4, 2, 3))
+    assert mean.mean() == pytest.approx((4, 2, 3))
 
 
 def test_mode_of_the_model_is_put_back():
     model = Oracle().train()
-    evaluate(model, batches(), names=NAMES, device=CPU, progress=False)
+    evaluate(ModelBackend(model, CPU), batches(), NAMES, QUIET)
     assert model.training
-    evaluate(Oracle().eval(), batches(), names=NAMES, device=CPU, progress=False)
+    model = Oracle().eval()
+    evaluate(ModelBackend(model, CPU), batches(), NAMES, QUIET)
+    assert not model.training
 
 
 def test_single_cls_counts_every_class_as_one():
@@ -133,15 +147,14 @@ def test_single_cls_counts_every_class_as_one():
             targets[:, 1] = 0
             yield images, targets, paths, shapes
 
-    blind = evaluate(Oracle(), one_class(), names={0: "item"}, device=CPU, single_cls=True, progress=False)
+    blind = evaluate(oracle(), one_class(), {0: "item"}, replace(QUIET, single_cls=True))
     assert blind.metrics.map50 == pytest.approx(0.995)
     assert blind.confusion.matrix.shape == (2, 2) and blind.confusion.matrix[0, 0] == 8
 
 
 def test_hybrid_labels_turn_up_as_detections():
     found = []
-    options = {"names": NAMES, "device": CPU, "progress": False}
-    evaluate(Oracle(shift=40), batches(), hybrid=True, on_image=found.append, **options)
+    evaluate(oracle(shift=40), batches(), NAMES, replace(QUIET, hybrid=True), on_image=found.append)
     for image in found:
         certain = image.detections[image.detections[:, 4] == 1]
         order = lambda boxes: boxes[boxes[:, 0].argsort()]  # noqa: E731
@@ -149,7 +162,7 @@ def test_hybrid_labels_turn_up_as_detections():
 
 
 def test_plots_are_drawn(tmp_path):
-    evaluate(Oracle(), batches(), names=NAMES, device=CPU, plots_dir=tmp_path, progress=False)
+    evaluate(oracle(), batches(), NAMES, replace(QUIET, plots_dir=tmp_path))
     names = {p.name for p in tmp_path.iterdir()}
     assert {"PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png", "confusion_matrix.png"} <= names
     assert {f"val_batch{i}_{kind}.jpg" for i in (0, 1) for kind in ("labels", "pred")} <= names
@@ -265,9 +278,9 @@ def test_a_file_of_one_rectangle_sees_every_image_in_it(project, tmp_path):
     export.run(weights=str(project / "tiny.pt"), include=["onnx"], imgsz=[64, 96])
     original = val.evaluate
 
-    def spy(backend, loader, **kwargs):
+    def spy(backend, loader, *args, **kwargs):
         shapes.extend(tuple(batch[0].shape) for batch in loader)
-        return original(backend, loader, **kwargs)
+        return original(backend, loader, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(val, "evaluate", spy)

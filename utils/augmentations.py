@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from utils.boxes import LETTERBOX_GREY
+from utils.letterbox import LETTERBOX_GREY
 
 LOGGER = logging.getLogger("yolo.augmentations")
 

@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from utils.augmentations import Sample, copy_paste, finish, mixup, mosaic4, random_perspective
-from utils.boxes import letterbox, xywhn2xyxy, xyxy2xywhn
+from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.device import available_cpus, cores_are_scarce, tune_allocator
 from utils.errors import UserError
 from utils.image_cache import open_reader
 from utils.imageset import ImageSet
+from utils.letterbox import Placement, letterbox, rgb_planes
 from utils.processes import start_worker
 from utils.sampling import BatchSampler, Key, rect_batches
 
@@ -36,9 +37,7 @@ WORKERS = 8
 CLIP_EPS = 1e-3
 """How far inside the image the clipped boxes of a batch end, in pixels."""
 
-Shape = tuple[tuple[int, int], tuple[tuple[float, float], tuple[float, float]]]
-"""Native (height, width), and the ratios (h, w) and padding (w, h) that `utils.boxes.scale_boxes` undoes."""
-Batch = tuple[Tensor, Tensor, list[str], list[Shape]]
+Batch = tuple[Tensor, Tensor, list[str], list[Placement]]
 """Images (N, 3, H, W) uint8 RGB, targets (M, 6) float32 `image, class, xc, yc, w, h`, paths, shapes."""
 
 
@@ -48,7 +47,7 @@ class Item(NamedTuple):
     image: np.ndarray  # (H, W, 3) uint8, still BGR
     labels: np.ndarray  # (k, 5) float32: class, xc, yc, w, h normalised
     path: str
-    shape: Shape
+    shape: Placement
 
 
 class DetectionDataset(Dataset):
@@ -147,7 +146,7 @@ class DetectionDataset(Dataset):
         labels[:, 1:] = xywhn2xyxy(labels[:, 1:], width, height)
         return Sample(image, labels, [p * np.float32((width, height)) for p in self._polygons(index)]), native
 
-    def _letterboxed(self, index: int) -> tuple[Sample, Shape]:
+    def _letterboxed(self, index: int) -> tuple[Sample, Placement]:
         image, native = self._reader.read(index)
         scaled = image.shape[:2]
         target = self.rect.shape(index) if self.rect else self.frame
@@ -180,7 +179,7 @@ def collate(items: Sequence[Item]) -> Batch:
     targets = np.zeros((sum(len(item.labels) for item in items), 6), np.float32)
     row = 0
     for number, (planes, item) in enumerate(zip(images.numpy(), items)):
-        np.copyto(planes, item.image[:, :, ::-1].transpose(2, 0, 1))
+        rgb_planes(item.image, out=planes)
         rows = targets[row : row + len(item.labels)]
         rows[:, 0], rows[:, 1:] = number, item.labels
         row += len(item.labels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,42 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
         label_names=label_names,
         single_cls=single_cls,
     )
+
+
+def class_difference(names: Mapping[int, str], config: DatasetConfig, *, by_name: bool = False) -> str:
+    """Say how the classes of a network and of a dataset differ; empty when they agree.
+
+    Args:
+        names: the network's.
+        config: the dataset, whose names follow `single_cls`.
+        by_name: compare the names and their order; otherwise only how many there are.
+    """
+    if len(names) != config.nc:
+        return f"{config.path} has {config.nc}"
+    differing = [number for number, name in config.names.items() if by_name and name != names.get(number)]
+    if not differing:
+        return ""
+    number = differing[0]
+    return f"class {number} of {config.path} is {config.names[number]!r}, not {names.get(number)!r}"
+
+
+def check_classes(path: Path, names: Mapping[int, str], config: DatasetConfig) -> None:
+    """Refuse a network and a dataset that do not number the same classes.
+
+    With `single_cls` every network fits, because all of its classes count as one.
+
+    Args:
+        path: where the network is from.
+        names: its class names.
+        config: the dataset.
+
+    Raises:
+        UserError: the two numbers, and what to pass.
+    """
+    if not config.single_cls and (difference := class_difference(names, config)):
+        raise UserError(
+            f"{path}: the model has {len(names)} classes and {difference}; pass the --data it was trained on"
+        )
 
 
 def load_images(

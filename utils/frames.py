@@ -10,10 +10,9 @@ from queue import Full, Queue
 from threading import Event, Thread
 from typing import ClassVar, Protocol, TypeVar
 
-import cv2
 import numpy as np
 
-from utils.boxes import letterbox
+from utils.letterbox import letterbox, rgb_planes
 
 FALLBACK_FPS = 30.0  # for a video or a stream that states no frame rate, or an absurd one
 
@@ -106,14 +105,6 @@ class Letterboxer:
         frame.input = rgb_planes(boxed)
         frame.ratio_pad = (ratio, pad)
         frame.seconds += time.perf_counter() - start
-
-
-def rgb_planes(image: np.ndarray) -> np.ndarray:
-    """BGR uint8 (H,W,3) -> RGB uint8 (3,H,W), contiguous; cv2 does it without holding Python's lock."""
-    planes = np.empty((3, *image.shape[:2]), np.uint8)
-    for channel in range(3):
-        cv2.extractChannel(image, 2 - channel, planes[channel])
-    return planes
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:

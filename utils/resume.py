@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from utils.cli import overlay
-from utils.datasets import DatasetConfig
+from utils.datasets import DatasetConfig, class_difference
 from utils.errors import UserError
 from utils.files import ROOT, increment_dir, load_yaml, save_yaml
 from utils.optim import EarlyStopping, ModelEMA
@@ -335,13 +335,9 @@ def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConf
     Raises:
         UserError: it has others, or as many by other names.
     """
-    if dict(names) == data.names:
+    differ = class_difference(names, data, by_name=True)
+    if not differ:
         return
-    if len(names) != data.nc:
-        differ = f"{data.path} has {data.nc}"
-    else:
-        number = next(i for i, name in data.names.items() if name != names.get(i))
-        differ = f"class {number} of {data.path} is {data.names[number]!r}, not {names.get(number)!r}"
     raise UserError(
         f"--resume {path}: its run learns {len(names)} classes, and {differ}; give --data with the run's own "
         f"classes, or start a new run with --weights {path} --data {data.path}"

@@ -7,30 +7,22 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
-from utils.boxes import letterbox, xywhn2xyxy
+from utils.boxes import xywhn2xyxy
 from utils.drawing import draw_detections
 from utils.images import load_image
 from utils.imageset import ImageSet
 from utils.report import Sample
 
-Detector = Callable[[np.ndarray], np.ndarray]
+FindBoxes = Callable[[np.ndarray], np.ndarray]
+"""(H, W, 3) BGR uint8 -> (n, 6) xyxy in its pixels, confidence, class."""
 
 PIXELS = (320, 480)  # longer side of a picture, at least (names must be legible) and at most
 QUALITY = 88  # of its JPEG
 
 
-def as_batch(image: np.ndarray, size: int) -> Tensor:
-    """A BGR uint8 image letterboxed to a square: (1, 3, size, size) RGB, float in 0..1."""
-    square, _, _ = letterbox(image, size, auto=False)
-    rgb = np.ascontiguousarray(square[..., ::-1].transpose(2, 0, 1))
-    return torch.from_numpy(rgb).float()[None] / 255
-
-
 def sample_pictures(
-    images: ImageSet, names: Mapping[int, str], count: int, detectors: Mapping[str, Detector]
+    images: ImageSet, names: Mapping[int, str], count: int, detectors: Mapping[str, FindBoxes]
 ) -> list[Sample]:
     """Images evenly spread over those with labels, each with its ground truth and every detector's boxes.
 

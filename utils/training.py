@@ -250,6 +250,33 @@ class Trainer:
             self.ema.load(average, state["updates"])
 
 
+class ValidationLoss:
+    """Averages the loss over the batches of a validation; give it to `evaluate` as `on_batch`.
+
+    Args:
+        loss: called with (raw maps in float32, targets) -> (loss, items).
+        raw_maps: returns the raw maps of the batch that the network has just seen.
+        device: of the maps.
+    """
+
+    def __init__(
+        self, loss: LossFunction, raw_maps: Callable[[], list[Tensor]], device: torch.device
+    ) -> None:
+        self._loss = loss
+        self._raw_maps = raw_maps
+        self._device = device
+        self._items: list[Tensor] = []
+
+    def __call__(self, targets: Tensor) -> None:
+        """Count the batch with these targets (M, 6)."""
+        maps = [raw.float() for raw in self._raw_maps()]
+        self._items.append(self._loss(maps, targets.to(self._device))[1].float().cpu())
+
+    def mean(self) -> tuple[float, ...]:
+        """Return the means (box, obj, cls) over the batches."""
+        return tuple(torch.stack(self._items).mean(0).tolist())
+
+
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """Return a seed for torch's own generator (dropout and the like) that depends on these three alone.
 

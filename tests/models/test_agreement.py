@@ -8,7 +8,7 @@ import torch
 from models.agreement import compare_detections
 from models.nms_inside import Suppression
 from tests.models.decoded_rows import rows
-from utils.boxes import NmsOptions
+from utils.nms import NmsOptions
 
 TOLERANCE = (1e-3, 0.5)
 NMS = Suppression(0.3, 0.45, 40)

@@ -6,7 +6,7 @@ import torch
 from models.nms_inside import Suppression, changes
 from models.suppression import Suppressed
 from tests.models.decoded_rows import rows
-from utils.boxes import NmsOptions
+from utils.nms import NmsOptions
 
 FIXED = Suppression(0.25, 0.45, 300)
 FREE = Suppression(0.25, 0.45, 300, inputs=True)

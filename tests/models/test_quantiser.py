@@ -83,9 +83,9 @@ def test_a_fixed_rectangle_is_measured_in_that_rectangle(weights, data, tmp_path
     shapes = []
     original = quantiser.evaluate
 
-    def spy(backend, loader, **kwargs):
+    def spy(backend, loader, *args):
         shapes.append((backend.path.suffix, {tuple(batch[0].shape) for batch in loader}))
-        return original(backend, loader, **kwargs)
+        return original(backend, loader, *args)
 
     monkeypatch.setattr(quantiser, "evaluate", spy)
     copy = shutil.copy(weights, tmp_path)

@@ -9,7 +9,7 @@ from torch import nn
 from models.nms_inside import Suppression
 from models.suppression import Suppressed, figure_tensors
 from tests.models.decoded_rows import assert_same, rows
-from utils.boxes import NmsOptions
+from utils.nms import NmsOptions
 
 FIXED = Suppression(0.3, 0.45, 12)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_sets import write_images
 
-from utils.boxes import scale_boxes, xywhn2xyxy
+from utils.boxes import xywhn2xyxy
 from utils.dataloaders import (
     DetectionDataset,
     Loader,
@@ -19,6 +19,7 @@ from utils.dataloaders import (
     workers_beside,
 )
 from utils.errors import UserError
+from utils.letterbox import scale_boxes
 from utils.sampling import BatchSampler
 
 # Four workers are the point of a test here, however few processors there are.

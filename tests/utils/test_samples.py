@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from utils.drawing import colour
-from utils.samples import as_batch, sample_pictures
+from utils.samples import sample_pictures
 
 
 def images(tmp_path, count: int = 6, side: int = 160):
@@ -49,11 +49,3 @@ def test_truth_first_then_each_net_in_the_image_s_own_pixels(tmp_path):
     assert abs(xs.min() - 120) <= 3 and abs(xs.max() - 360) <= 3 and abs(ys.max() - 180) <= 3
     assert np.abs(net[60, 3:8].astype(int) - colour(0)).sum(1).min() < 90  # the left edge of the first box
     assert not (net[100:] > 60).any()
-
-
-def test_batch_is_a_letterboxed_square():
-    image = np.zeros((32, 64, 3), np.uint8)
-    image[..., 0] = 255  # blue
-    batch = as_batch(image, 64)
-    assert batch.shape == (1, 3, 64, 64) and batch[0, :, 32, 32].tolist() == [0, 0, 1]
-    assert batch[0, :, 2, 2].tolist() == [114 / 255] * 3 or abs(batch[0, 0, 2, 2] - 114 / 255) < 1e-6

@@ -14,7 +14,7 @@ from models.metadata import Metadata
 from models.nms_inside import Suppression
 from models.suppression import INPUTS, figure_tensors
 from tests.models.decoded_rows import assert_same, rows
-from utils.boxes import NmsOptions
+from utils.nms import NmsOptions
 
 CASES = [(0.3, 0.45, 12), (0.0, 0.6, 12), (0.05, 0.45, 5), (0.3, 0.0, 12), (0.3, 1.0, 12), (1.0, 0.5, 1)]
 
