@@ -300,7 +300,7 @@ def test_yaml_is_valid(page: Path, line: int, text: str) -> None:
 @pytest.mark.skipif(not PLAN, reason="the modules are still elsewhere")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_and_modules_exist(page: Path) -> None:
-    """Each path of the project in a code span exists; so does each module of the last column of a table."""
+    """Each path of the project in a code span exists, and so does each name given after one."""
     text = page.read_text(encoding="utf-8")
     tree = [
         line.split()[0]
@@ -310,16 +310,7 @@ def test_paths_and_modules_exist(page: Path) -> None:
     for name in [*SPAN.findall(text), *tree]:
         if re.fullmatch(r"(models|utils|data|docs|tests|benchmarks)/[\w./*-]*", name) and name not in COMING:
             assert list(ROOT.glob(name.rstrip("/"))) or name == "models/NAME.yaml", f"{page.name}: no {name}"
-    for row in re.findall(r"^\| `(?:models|utils)\..*\| (.*) \|$", text, re.M):
-        for dotted in SPAN.findall(row):
-            assert exists(dotted), f"{page.name}: there is no {dotted}"
-
-
-def exists(dotted: str) -> bool:
-    """Whether a dotted name is a module, or a name in one."""
-    try:
-        importlib.import_module(dotted)
-    except ModuleNotFoundError:
-        module, _, name = dotted.rpartition(".")
-        return hasattr(importlib.import_module(module), name)
-    return True
+    for path, listed in re.findall(r"`((?:models|utils)/[\w/]+)\.py`: ((?:`\w+`(?:, )?)+)", text):
+        module = importlib.import_module(path.replace("/", "."))
+        for name in SPAN.findall(listed):
+            assert hasattr(module, name), f"{page.name}: {path}.py has no {name}"
