@@ -33,7 +33,7 @@ from models.releases import fetch_missing
 from utils.boxes import NmsOptions, scale_boxes
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.device import cores_are_scarce, select_device, synchronize, tune_allocator
-from utils.display import can_open_windows
+from utils.display import can_open_windows, show_image
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
@@ -215,7 +215,9 @@ def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: Detect
             pace.count(len(batch))
             for index, (frame, boxes) in enumerate(zip(batch, found)):
                 _keep(result, frame, boxes)
-                drawn = _show(writer.draw(frame, boxes), frame.path) if opt.view_img else None
+                drawn = writer.draw(frame, boxes) if opt.view_img else None
+                if drawn is not None:
+                    show_image(frame.path, drawn)
                 writer.save(frame, boxes, drawn)
                 if recorder is not None:
                     stem = writer.stem(frame)
@@ -357,12 +359,6 @@ def _fit_size(imgsz: list[int], backend: Backend) -> tuple[int, int]:
             "--imgsz %d %d: rounded up to %d %d, multiples of %d", height, width, *fitted, backend.stride
         )
     return fitted
-
-
-def _show(drawn: np.ndarray, title: str) -> np.ndarray:
-    cv2.imshow(title, drawn)
-    cv2.waitKey(1)
-    return drawn
 
 
 def _recorder(opt: Namespace, backend: Backend) -> contextlib.AbstractContextManager[FeatureRecorder | None]:

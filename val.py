@@ -38,9 +38,9 @@ from utils.errors import UserError
 from utils.evaluation import ImageResult, ValResult, evaluate, log_table
 from utils.files import atomic_write, increment_dir
 from utils.metrics import save_metrics
-from utils.outputs import StemBook, label_lines
 from utils.plots import plot_study
 from utils.profiling import summary
+from utils.result_files import StemBook, label_lines
 from utils.resume import newest_best
 
 __all__ = ["ValResult", "evaluate", "run"]
