@@ -33,7 +33,7 @@ from models.releases import fetch_missing
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.detector import Detector
 from utils.device import cores_are_scarce, select_device, tune_allocator
-from utils.display import can_open_windows
+from utils.display import can_open_windows, show_image
 from utils.drawing import class_name
 from utils.errors import UserError
 from utils.feature_maps import FeatureRecorder
@@ -216,7 +216,9 @@ def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: Detect
             pace.count(len(batch))
             for index, (frame, boxes) in enumerate(zip(batch, found)):
                 _keep(result, frame, boxes)
-                drawn = _show(writer.draw(frame, boxes), frame.path) if opt.view_img else None
+                drawn = writer.draw(frame, boxes) if opt.view_img else None
+                if drawn is not None:
+                    show_image(frame.path, drawn)
                 writer.save(frame, boxes, drawn)
                 if recorder is not None:
                     stem = writer.stem(frame)
@@ -327,12 +329,6 @@ def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
             f"{path}: 'names' must be a list of class names or a mapping from 0, 1, 2, ... to names"
         )
     return {index: str(name) for index, name in names.items()}
-
-
-def _show(drawn: np.ndarray, title: str) -> np.ndarray:
-    cv2.imshow(title, drawn)
-    cv2.waitKey(1)
-    return drawn
 
 
 def _recorder(opt: Namespace, backend: Backend) -> contextlib.AbstractContextManager[FeatureRecorder | None]:

@@ -40,9 +40,9 @@ from utils.files import atomic_write, increment_dir
 from utils.image_size import fit_side
 from utils.metrics import save_metrics
 from utils.nms import NmsOptions
-from utils.outputs import StemBook, label_lines
 from utils.plots import plot_study
 from utils.profiling import summary
+from utils.result_files import StemBook, label_lines
 from utils.resume import newest_best
 
 __all__ = ["ValResult", "evaluate", "run"]

@@ -1,33 +1,38 @@
-"""Whether pictures can be shown here; OpenCV aborts the process where there is no display."""
+"""Windows that show results, where there is a display for them."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import cv2
+import numpy as np
 
-_PATIENCE = 60.0  # seconds for another process to import OpenCV and to open a window
+from utils.errors import UserError, first_line
 
 
 def has_display() -> bool:
-    """Whether there is a screen that a program may open windows on."""
+    """Return whether there is a screen that a program may open windows on."""
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def can_open_windows() -> bool:
-    """Whether OpenCV can show a window: a build of it that knows windows, and a display that answers."""
-    return bool(getattr(cv2, "currentUIFramework", lambda: "unknown")()) and has_display() and _opens_one()
+    """Return whether there is a display, and an OpenCV that was built with windows."""
+    return has_display() and bool(getattr(cv2, "currentUIFramework", lambda: "unknown")())
 
 
-def _opens_one() -> bool:
-    """Open a window in another process, which is aborted where $DISPLAY names a display that is not there."""
-    trial = [sys.executable, "-c", "import cv2; cv2.namedWindow('trial'); cv2.destroyAllWindows()"]
+def show_image(title: str, image: np.ndarray) -> None:
+    """Show a BGR image (H,W,3) in the window of that title.
+
+    Raises:
+        UserError: OpenCV cannot open the window.
+    """
     try:
-        done = subprocess.run(trial, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        cv2.imshow(title, image)
+        cv2.waitKey(1)
+    except cv2.error as error:
+        raise UserError(
+            f"--view-img: OpenCV cannot show a window ({first_line(error)}); leave the option out"
+        ) from None

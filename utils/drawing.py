@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
-
-from utils.fonts import default_font, font_for
-
-if TYPE_CHECKING:
-    from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 LOGGER = logging.getLogger("yolo.drawing")
 
@@ -25,17 +22,28 @@ PALETTE = [
 ]
 
 _MIN_FONT_SCALE = 0.3  # below this cv2's strokes run together
+# Parts of file names, lower case, of fonts with many scripts made for screens; others are tried after them.
+_PREFERRED_FONTS = (
+    "notosanscjk",
+    "sourcehansans",
+    "notosans",
+    "wqy-",
+    "arialuni",
+    "pingfang",
+    "msyh",
+    "yugoth",
+)
 
 
 def colour(class_index: int) -> tuple[int, int, int]:
-    """BGR colour of a class, 0..255 each; the same index always gives the same colour."""
+    """Return the BGR colour of a class, 0..255 each; the same index always has the same colour."""
     code = PALETTE[int(class_index) % len(PALETTE)]
     red, green, blue = (int(code[i : i + 2], 16) for i in (0, 2, 4))
     return blue, green, red
 
 
 def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white BGR, whichever has more contrast with a BGR background (WCAG relative luminance)."""
+    """Return black or white BGR, whichever has more contrast with a BGR background (WCAG luminance)."""
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in background]
     luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
     # Contrast with white is 1.05 / (L + 0.05), with black (L + 0.05) / 0.05; they meet at L = 0.179.
@@ -43,7 +51,7 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def class_name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
-    """Name of a class from a dict or a list, `class<index>` when there is none."""
+    """Return the name of a class from a dict or a list, `class<index>` when there is none."""
     if isinstance(names, Mapping):
         return str(names.get(index, f"class{index}"))
     return str(names[index]) if 0 <= index < len(names) else f"class{index}"
@@ -61,9 +69,9 @@ def draw_detections(
     """Return a copy of a BGR uint8 image (H,W,3) with detections drawn on it.
 
     `det` is (n,6): x1, y1, x2, y2 in pixels of the image, confidence, class; an array or a CPU tensor. The
-    most confident box is drawn last, so that it lies on top. `line_thickness` is in pixels and sets the text
-    size too. A label box never leaves the image: it sits on the box, else inside its top edge, and is moved
-    left or made smaller where it would not fit. A name whose letters no installed font has is `class<index>`.
+    most confident box is drawn last, over the others. `line_thickness` is in pixels and sets the text size
+    too. A label is always inside the image: above the box, else inside its top edge, moved left or made
+    smaller where it would not fit. A name whose letters no installed font has becomes `class<index>`.
     """
     canvas = np.ascontiguousarray(image).copy()
     rows = np.asarray(det, dtype=np.float64).reshape(-1, 6)
@@ -76,7 +84,7 @@ def draw_detections(
 
 
 def _label(names: Mapping[int, str] | Sequence[str], index: int, confidence: float | None) -> str:
-    """What a box says: name and confidence; `class<index>` for a name whose letters no font here has."""
+    """Return the text of a box: name and confidence."""
     number = "" if confidence is None else f" {confidence:.2f}"
     label = class_name(names, index) + number
     if label.isascii() or font_for(label):
@@ -87,7 +95,7 @@ def _label(names: Mapping[int, str] | Sequence[str], index: int, confidence: flo
 
 @lru_cache(maxsize=1)
 def _warn_of_letters() -> None:
-    """Say once how to get a font."""
+    """Tell once how to get a font."""
     LOGGER.warning(
         "class names with letters that no installed font has are drawn as class<number>; install a font that "
         "has them, such as Noto Sans CJK (apt install fonts-noto-cjk, or from fonts.google.com/noto)"
@@ -101,7 +109,11 @@ def draw_box(
     box_colour: tuple[int, int, int],
     line_thickness: int = 3,
 ) -> tuple[int, int, int, int] | None:
-    """Draw one xyxy pixel box and its label in place; return the label's rectangle (xyxy) or None."""
+    """Draw one xyxy pixel box and its label in place.
+
+    Returns:
+        The label's rectangle (xyxy), or None without a label.
+    """
     thickness = max(int(line_thickness), 1)
     x1, y1, x2, y2 = box
     cv2.rectangle(image, (x1, y1), (x2, y2), box_colour, thickness)
@@ -119,7 +131,7 @@ def draw_box(
 
 @lru_cache(maxsize=512)
 def _label_patch(label: str, background: tuple[int, int, int], thickness: int, max_width: int) -> np.ndarray:
-    """The label as a small BGR image (h,w,3), at most `max_width` wide where a legible size allows it.
+    """Return the label as a small BGR image (h,w,3), at most `max_width` wide if that stays legible.
 
     Cached because the frames of a video repeat the same few labels; callers only read it.
     """
@@ -134,7 +146,7 @@ def _label_patch(label: str, background: tuple[int, int, int], thickness: int, m
 
 
 def _cv2_patch(label: str, background: tuple[int, int, int], scale: float, stroke: int) -> np.ndarray:
-    """An ASCII label through cv2's stroke font: several times faster than PIL."""
+    """Draw an ASCII label with cv2's stroke font, several times faster than PIL."""
     font = cv2.FONT_HERSHEY_SIMPLEX
     (width, height), baseline = cv2.getTextSize(label, font, scale, stroke)
     margin = stroke + 1
@@ -145,11 +157,9 @@ def _cv2_patch(label: str, background: tuple[int, int, int], scale: float, strok
 
 
 def _pil_patch(label: str, background: tuple[int, int, int], scale: float, stroke: int) -> np.ndarray:
-    """Any other label through PIL: cv2's stroke font prints '?' for everything outside ASCII."""
-    from PIL import Image, ImageDraw
-
+    """Draw any other label with PIL: cv2's stroke font prints '?' for everything outside ASCII."""
     pixels = max(round(30 * scale), 9)  # cap height like cv2's 22 px at scale 1
-    font = _font(font_for(label) or default_font(), pixels)
+    font = _font(font_for(label) or _font_files()[0], pixels)
     left, top, right, bottom = font.getbbox(label)
     margin = stroke + 2
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
@@ -161,7 +171,43 @@ def _pil_patch(label: str, background: tuple[int, int, int], scale: float, strok
 
 @lru_cache(maxsize=16)
 def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
-    """A font file at a size in pixels."""
-    from PIL import ImageFont
-
     return ImageFont.truetype(path, size)
+
+
+@lru_cache(maxsize=2048)
+def font_for(text: str) -> str | None:
+    """Return the file of a font that has a glyph for every character, or None where none has."""
+    needed = {ord(character) for character in text if _is_inked(character)}
+    return next((path for path in _font_files() if needed <= _characters(path)), None)
+
+
+def _is_inked(character: str) -> bool:
+    """Return whether a character is drawn, as spaces, joiners and variation selectors are not."""
+    unseen = unicodedata.category(character) in ("Cc", "Cf") or "\ufe00" <= character <= "\ufe0f"
+    return not (character.isspace() or unseen)
+
+
+@cache
+def _font_files() -> list[str]:
+    """Return matplotlib's own DejaVu Sans, then the installed fonts, the best for labels first."""
+    import matplotlib
+    from matplotlib.font_manager import findSystemFonts
+
+    def rank(path: str) -> tuple[int, bool, str]:
+        name = Path(path).name.lower()
+        kind = next((i for i, part in enumerate(_PREFERRED_FONTS) if part in name), len(_PREFERRED_FONTS))
+        return kind, "regular" not in name, path
+
+    return [f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", *sorted(findSystemFonts(), key=rank)]
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """Return the code points that a font file draws at any size; none when it cannot be used."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        ImageFont.truetype(path, 20)  # refuses fonts of coloured pictures, which have one size only
+        return frozenset(FT2Font(path).get_charmap())
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()

@@ -20,7 +20,7 @@ from utils.display import has_display
 from utils.drawing import class_name, draw_detections
 from utils.errors import UserError
 from utils.files import atomic_text, increment_dir
-from utils.outputs import StemBook, crop_box, folder_names, write_image
+from utils.result_files import FreePaths, StemBook, crop_box, folder_names, write_image
 
 if TYPE_CHECKING:
     import pandas
@@ -194,7 +194,7 @@ class Detections:
             also written to `save_dir/crops/<class>/<file>.jpg`, numbered on as by `save()`.
         """
         folder = _folder(save_dir, exist_ok) if save else None
-        folders = folder_names(self.names)
+        folders, paths = folder_names(self.names), FreePaths()
         crops: list[dict[str, Any]] = []
         for image, det, stem in zip(self._clean, self.pred, self._stems()):
             for row in det.detach().float().cpu().numpy():
@@ -211,7 +211,7 @@ class Detections:
                 )
                 if folder is not None and part.size:
                     home = folder / "crops" / folders.get(int(row[5]), f"class{int(row[5])}")
-                    write_image(_free(home, stem), cv2.cvtColor(part, cv2.COLOR_RGB2BGR))
+                    write_image(paths.next(home / stem), cv2.cvtColor(part, cv2.COLOR_RGB2BGR))
         return crops
 
     def _stems(self) -> list[str]:
@@ -222,14 +222,6 @@ class Detections:
 def _folder(save_dir: str | Path, exist_ok: bool) -> Path:
     save_dir = Path(save_dir)
     return increment_dir(save_dir.parent, save_dir.name, exist_ok)
-
-
-def _free(folder: Path, stem: str) -> Path:
-    """`stem.jpg`, `stem2.jpg`, ...: the first that does not exist."""
-    number = 1
-    while (path := folder / f"{stem}{number if number > 1 else ''}.jpg").exists():
-        number += 1
-    return path
 
 
 def _notebook_display() -> Any:

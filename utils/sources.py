@@ -18,16 +18,17 @@ from typing import ClassVar
 from utils.downloads import fetch, file_name, is_url, split_url
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES
-from utils.frames import Frame, Letterboxer, Source, prefetch
+from utils.frames import Frame, Letterboxer, Source
 from utils.image_pipe import ImagePipe
 from utils.images import load_image
 from utils.screen import Screen
 from utils.streams import Streams, is_stream, read_streams
+from utils.threads import read_ahead
 from utils.video import VideoFile
 
 LOGGER = logging.getLogger("yolo.sources")
 
-_PREFETCH = 4  # frames decoded ahead: enough to hide decoding, few enough to keep 4K video in memory
+_AHEAD = 4  # frames decoded ahead: enough to hide decoding, few enough to keep 4K video in memory
 MAX_IMAGE_BYTES = 1 << 28  # of a download
 MAX_VIDEO_BYTES = 1 << 33
 
@@ -123,7 +124,7 @@ class Opened:
     def batches(self) -> Iterator[list[Frame]]:
         """Yield batches ready for the model. Close the iterator to release cameras, files and threads."""
         prepared = (self.prepare(batch) for batch in self.source.batches())
-        return prepared if self.live else prefetch(prepared, _PREFETCH)
+        return prepared if self.live else read_ahead(prepared, _AHEAD)
 
     def __iter__(self) -> Iterator[Frame]:
         for batch in self.batches():

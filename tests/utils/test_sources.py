@@ -1,15 +1,10 @@
 """utils/sources.py: what is found, in which order, what is refused, and what a damaged file gives."""
 
-import threading
-import time
-
 import cv2
 import numpy as np
 import pytest
 
-from utils import frames as frames_module
 from utils.errors import UserError
-from utils.frames import prefetch
 from utils.sources import open_source, read_list
 
 
@@ -162,49 +157,3 @@ def test_an_mp4_without_its_index_is_skipped_by_name(tmp_path, log):
     write_image(tmp_path / "a.png")
     assert [f.is_video for f in frames_of(tmp_path)] == [False]
     assert "cut.mp4" in log.text
-
-
-def test_prefetch_keeps_order_and_passes_errors_on():
-    def items():
-        yield from range(20)
-        raise OSError("disk gone")
-
-    got = []
-    with pytest.raises(OSError, match="disk gone"):
-        for item in prefetch(items(), 3):
-            got.append(item)
-    assert got == list(range(20))
-
-
-def test_leaving_early_stops_the_thread_and_closes_the_items():
-    closed = threading.Event()
-
-    def items():
-        try:
-            while True:
-                yield 1
-        finally:
-            closed.set()
-
-    stream = prefetch(items(), 2)
-    assert next(stream) == 1
-    stream.close()
-    assert closed.wait(5)
-    assert not any(t.name == "decode" for t in threading.enumerate())
-
-
-def test_leaving_does_not_wait_for_a_thread_that_is_held_up(monkeypatch):
-    """By a pipe in which nothing comes, or by a download: Ctrl-C has to end the program all the same."""
-    monkeypatch.setattr(frames_module, "_LAST_WAIT", 0.1)
-    go_on = threading.Event()
-
-    def items():
-        yield 1
-        go_on.wait(20)
-
-    stream = prefetch(items(), 2)
-    assert next(stream) == 1
-    start = time.monotonic()
-    stream.close()
-    assert time.monotonic() - start < 5
-    go_on.set()

@@ -1,11 +1,10 @@
-"""utils/outputs.py: names that never clash or escape, labels, crops, whole videos, a thread that tells."""
+"""utils/result_files.py: names that never clash or escape, labels, crops."""
 
 import cv2
 import numpy as np
-import pytest
 
-from utils.outputs import (
-    Background,
+from utils.result_files import (
+    FreePaths,
     StemBook,
     crop_box,
     folder_names,
@@ -62,18 +61,7 @@ def test_image_names_beyond_ascii(tmp_path):
     assert (cv2.imdecode(data, cv2.IMREAD_COLOR) == 9).all()
 
 
-def test_background_runs_in_order_and_hands_back_the_first_error():
-    done = []
-
-    def fail():
-        raise OSError("full")
-
-    background = Background(depth=2)
-    for k in range(10):
-        background.submit(lambda k=k: done.append(k))
-    background.submit(fail)
-    with pytest.raises(OSError, match="full"):
-        for _ in range(100):  # more than the queue holds: a writer that died must not block its caller
-            background.submit(lambda: done.append("after"))
-        background.close()
-    assert done[:10] == list(range(10)) and "after" not in done
+def test_free_paths_count_on_and_leave_existing_files_alone(tmp_path):
+    (tmp_path / "a2.jpg").touch()
+    paths = FreePaths()
+    assert [paths.next(tmp_path / base).name for base in ("a", "a", "b.c")] == ["a.jpg", "a3.jpg", "b.c.jpg"]
