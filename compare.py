@@ -14,8 +14,7 @@ import json
 import logging
 import shutil
 import time
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import partial
@@ -34,16 +33,8 @@ from models.formats.onnx import onnx_obstacle
 from models.registry import load_plugins
 from models.releases import fetch_missing
 from models.wrappers import is_named
-from utils.cli import guard
-from utils.compare_options import (
-    Net,
-    build_parser,
-    command_line,
-    list_nets,
-    open_run,
-    save_options,
-    train_options,
-)
+from utils.cli import from_keywords, given, guard
+from utils.compare_options import CompareOptions, ComparePlan, Net, open_run, train_options
 from utils.comparison import (
     Group,
     Row,
@@ -70,7 +61,7 @@ from utils.profiling import interleaved, summary
 from utils.report import Page, Sample, render
 from utils.resume import RunFolder
 from utils.samples import FindBoxes, sample_pictures
-from utils.train_options import given_options
+from utils.train_options import TrainingOptions, with_recipe
 
 LOGGER = logging.getLogger("yolo.compare")
 
@@ -89,9 +80,9 @@ class CompareResult:
     failed: list[Row]
 
 
-def parse_opt(argv: list[str] | None = None) -> Namespace:
-    """The command line with all defaults."""
-    return build_parser().parse_args(argv)
+def parse_opt(argv: Sequence[str] | None = None) -> CompareOptions:
+    """Return the options that a command line gives, with all defaults."""
+    return from_keywords(CompareOptions, with_recipe(given(CompareOptions, argv), TrainingOptions))
 
 
 def run(**options: Any) -> CompareResult:
@@ -100,25 +91,25 @@ def run(**options: Any) -> CompareResult:
     Raises:
         UserError: nothing could be started. A net that fails is in the result's `failed` instead.
     """
-    fetch_missing(*(options.get("weights") or ()))
-    opt, folder = open_run(options)
-    return Comparison(opt, folder).run()
+    fetch_missing(*CompareOptions(weights=options.get("weights") or []).weights)
+    return Comparison(open_run(options)).run()
 
 
 class Comparison:
     """One run: every net trained and validated in a folder of its own, then all timed and written down."""
 
-    def __init__(self, opt: Namespace, folder: Path | None) -> None:
-        self.opt = opt
+    def __init__(self, plan: ComparePlan) -> None:
+        self.plan, self.opt = plan, plan.opt
+        opt = self.opt
         self.device = select_device(opt.device)
         amp_dtype(opt.amp, self.device)  # refused now, not once per net
         load_plugins(opt.plugins)
         tune_allocator()  # training would switch it on, and a resumed run is timed like a first one
         self.data = load_dataset(opt.data, single_cls=opt.single_cls)
         self.images = load_images(self.data, "val", workers=opt.workers)
-        self.nets = list_nets(opt)
-        self.folder = folder or increment_dir(opt.project, opt.name, opt.exist_ok)
-        save_options(opt, self.folder)
+        self.nets = plan.nets()
+        self.folder = plan.folder or increment_dir(opt.project, opt.name, opt.exist_ok)
+        plan.save(self.folder)
         self.onnx_missing = onnx_obstacle(self.device)
 
     def run(self) -> CompareResult:
@@ -270,7 +261,7 @@ class Comparison:
     def _imgsz(self, checkpoint: Checkpoint) -> int:
         """The pixels to measure with: --imgsz, or those of the training where --weights alone were given."""
         opt = checkpoint.meta.get("opt")
-        trained = opt.get("imgsz") if self.opt.own_imgsz and isinstance(opt, dict) else None
+        trained = opt.get("imgsz") if self.plan.own_imgsz and isinstance(opt, dict) else None
         usable = isinstance(trained, int) and trained > 0
         return _whole_strides(trained if usable else self.opt.imgsz, checkpoint.model)
 
@@ -347,7 +338,7 @@ class Comparison:
         folder, failed = self.folder, [row for row in rows if row.failed]
         trained = {net.key for net in self.nets if net.cfg}
         own = next((row.conditions for row in rows if row.key in trained and not row.failed), None)
-        groups = group_rows(rows, own, [self.opt.hyp_file] if self.opt.hyp_file else [])
+        groups = group_rows(rows, own, [self.plan.hyp_file] if self.plan.hyp_file else [])
         facts = self._facts(sorted({row.imgsz for row in rows if not row.failed}))
         atomic_text(folder / "compare.csv", to_csv(groups, failed))
         measured = [f"{name.capitalize()}: {text}." for name, text in facts.items()]
@@ -360,7 +351,7 @@ class Comparison:
             chart=(folder / "pareto.png").read_bytes(),
             samples=samples,
             facts=facts,
-            command=command_line(self.opt),
+            command=self.plan.command_line(),
         )
         atomic_text(folder / "index.html", render(page))
         LOGGER.info("\n%s", to_markdown(groups, failed, ()))
@@ -436,7 +427,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Compare as the command line says; nets that failed make the exit code 1."""
-    result = run(**given_options(parser=build_parser()))
+    result = run(**given(CompareOptions))
     if result.failed:
         reasons = "; ".join(f"{row.label} ({row.failed})" for row in result.failed)
         total = len(result.failed) + sum(len(group.rows) for group in result.groups)

@@ -9,9 +9,9 @@ here; with --cfg alone the start is from scratch and nothing is fetched.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -29,7 +29,7 @@ from models.wrappers import is_named
 from models.yolo import DetectionModel
 from utils.anchors import check_anchors
 from utils.autobatch import choose_batch_size
-from utils.cli import guard, overlay, setup_logging
+from utils.cli import from_keywords, guard, setup_logging
 from utils.dataloaders import Loader, build_loader, workers_beside
 from utils.datasets import DatasetConfig, load_dataset, load_images
 from utils.device import (
@@ -74,7 +74,7 @@ from utils.resume import (
     resumed_options,
 )
 from utils.sampling import image_weights
-from utils.train_options import build_parser, check_options, given_options, parse_opt
+from utils.train_options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
 from utils.training import EpochResult, Trainer, ValidationLoss
 
 LOGGER = logging.getLogger("yolo.train")
@@ -99,7 +99,7 @@ class TrainResult:
 class Start:
     """Say what a run starts from: its options; if resumed, its checkpoint and first epoch, too."""
 
-    opt: argparse.Namespace
+    opt: TrainOptions
     checkpoint: Checkpoint | None = None
     first_epoch: int = 0
 
@@ -157,6 +157,8 @@ def run(**options: Any) -> TrainResult:
         UserError: an option, a file or the data set is wrong, or the batch does not fit into memory.
     """
     start = resume_run(options) if options.get("resume") else new_run(options)
+    if start.opt.local_rank >= 0:
+        os.environ.setdefault("LOCAL_RANK", str(start.opt.local_rank))  # torchrun says it this way
     device = select_device(start.opt.device)
     with repeatable(device), process_group(device):
         try:
@@ -167,8 +169,7 @@ def run(**options: Any) -> TrainResult:
 
 def new_run(options: dict[str, Any]) -> Start:
     """Check the options of a new run, and that its starting weights exist."""
-    opt = overlay(build_parser(), options)
-    check_options(opt)
+    opt = from_keywords(TrainOptions, with_recipe(options))
     starting_weights(opt.cfg, opt.weights)
     return Start(opt)
 
@@ -181,9 +182,8 @@ def resume_run(options: dict[str, Any]) -> Start:
     checkpoint = load_checkpoint(path)
     if checkpoint.official:
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")
-    opt = resumed_options(build_parser(), saved or checkpoint.meta.get("opt", {}), options)
+    opt = resumed_options(saved or checkpoint.meta.get("opt", {}), options)
     first = resumed_epoch(path, checkpoint.meta, checkpoint.training, opt.epochs, "epochs" in options)
-    check_options(opt)
     return Start(opt, checkpoint, first)
 
 
@@ -209,7 +209,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
         return finish(start, recorder, data, settings, epochs=epochs, started=started)
 
 
-def prepare_process(opt: argparse.Namespace) -> None:
+def prepare_process(opt: TrainOptions) -> None:
     """Silence every process but the main one, and load the user's blocks."""
     if not is_main():
         setup_logging(verbose=False)
@@ -251,7 +251,7 @@ def prepare_data(start: Start) -> TrainingData:
     return TrainingData(config, images, val)
 
 
-def place_network(model: DetectionModel, opt: argparse.Namespace, device: torch.device) -> DetectionModel:
+def place_network(model: DetectionModel, opt: TrainOptions, device: torch.device) -> DetectionModel:
     """Move the network to its device, channels_last, with the norms that --sync-bn asks for."""
     model = model.to(device, memory_format=torch.channels_last)
     return synchronise_norms(model) if opt.sync_bn else model
@@ -300,13 +300,13 @@ def make_folder(
         save_yaml(folder.hyp, recipe)
         if is_named(opt.cfg):
             save_yaml(folder.path / f"{cfg_name(opt.cfg)}.yaml", model.yaml)
-    folder.write_options(options_to_save(vars(opt), settings.hyp, settings.batch_size))
+    folder.write_options(options_to_save(opt, settings.hyp, settings.batch_size))
     LOGGER.info("%s; saving to %s", describe(device), folder.path)
     return folder
 
 
 def build_loaders(
-    opt: argparse.Namespace, settings: RunSettings, data: TrainingData, device: torch.device
+    opt: TrainOptions, settings: RunSettings, data: TrainingData, device: torch.device
 ) -> Loaders:
     """Build the loaders of the training images and, on the main process, of the validation images."""
     workers = workers_beside(device, opt.workers)
@@ -341,9 +341,7 @@ def build_loaders(
     return Loaders(train, val)
 
 
-def fit_anchors(
-    opt: argparse.Namespace, model: DetectionModel, data: TrainingData, settings: RunSettings
-) -> None:
+def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, settings: RunSettings) -> None:
     """Replace the network's anchors where others fit the boxes better, unless --noautoanchor forbids it."""
     counted = "anchors" in settings.hyp
     if opt.noautoanchor and not counted:
@@ -409,7 +407,7 @@ def build_recorder(
     if trainer.ema is None or loaders.val is None:
         return None
     facts = {
-        "opt": options_to_save(vars(opt), settings.hyp, settings.batch_size),
+        "opt": options_to_save(opt, settings.hyp, settings.batch_size),
         "hyp": settings.hyp,
         "seed": opt.seed,
         "versions": versions(),
@@ -471,7 +469,7 @@ class Recorder:
 
     def __init__(
         self,
-        opt: argparse.Namespace,
+        opt: TrainOptions,
         state: RunState,
         saver: CheckpointSaver,
         validate: Validator,
@@ -532,7 +530,7 @@ class EpochLoop:
         recorder: the main process's; None on the others.
     """
 
-    opt: argparse.Namespace
+    opt: TrainOptions
     trainer: Trainer
     loader: Loader
     data: TrainingData
@@ -645,7 +643,7 @@ def finish(
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
 
 
-def _out_of_memory(opt: argparse.Namespace, device: torch.device) -> UserError:
+def _out_of_memory(opt: TrainOptions, device: torch.device) -> UserError:
     """Return what to tell when a run does not fit into memory."""
     if opt.batch_size == -1:
         batch, remedy = "the batch that --batch-size -1 has found", "give a number"
@@ -660,8 +658,12 @@ def cfg_name(cfg: str | Path) -> str:
 
 
 def main() -> None:
-    """Train as the command line says."""
-    run(**given_options())
+    """Train as the command line says; without any option, by the recipe for the bundled data set."""
+    options = given_options()
+    if not options:
+        options = {"recipe": FIRST_RECIPE}
+        LOGGER.info("no options given: --recipe %s trains on the bundled data set (see --help)", FIRST_RECIPE)
+    run(**options)
 
 
 if __name__ == "__main__":

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Parser, overlay
+from utils.cli import from_keywords, option, specs, typed
 from utils.comparison import data_path
 from utils.device import world_size
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
 from utils.hyp import load_hyp
 from utils.resume import RunFolder
-from utils.train_options import add_recipe, check_options
-from utils.train_options import build_parser as train_parser
+from utils.train_options import TrainingOptions, with_recipe
 
 LOGGER = logging.getLogger("yolo.compare")
 
 RUN_FILE = "compare.yaml"  # the options of a run, in its folder: what makes a folder one of ours
 # What may change when a run is gone on with: not what is learnt, only where and what is shown.
 CHANGEABLE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
-_OWN = frozenset({"cfg", "weights", "resume", "project", "name", "exist_ok", "samples", "latency_runs"})
-_STATE = frozenset({"hyp_file", "own_imgsz", "keys"})  # what a run knows besides its options
 _CFG = re.compile(r"(?P<cfg>.+?\.ya?ml|(?:timm|torchvision):[^+]+)\+(?P<start>.+)", re.IGNORECASE | re.DOTALL)
 _NAMED = ("timm:", "torchvision:")
 SCRATCH = "scratch"
@@ -52,107 +48,153 @@ class Net:
     backbone_weights: str = ""
 
 
-def build_parser() -> Parser:
-    """The command line."""
-    parser = Parser(
-        description="Train several detectors under the same conditions and put them side by side.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add(
-        "--cfg",
-        nargs="+",
-        default=[],
+@dataclass(frozen=True)
+class CompareOptions(TrainingOptions):
+    """Train several detectors under the same conditions and put them side by side."""
+
+    cfg: list[str] = option(
+        [],
         metavar="CFG[+START]",
         help="model YAMLs or timm:NAME to train; +imagenet, or + and what --backbone-weights takes, starts "
         "that one from pretrained weights, +scratch from none",
     )
-    add("--weights", nargs="+", default=[], metavar="PT", help="trained checkpoints to put beside them")
-    add(
-        "--resume", nargs="?", const=True, default=False, help="go on with the newest or the given run folder"
+    weights: list[str] = option([], metavar="PT", help="trained checkpoints to put beside them")
+    resume: bool | str = option(
+        False, nargs="?", const=True, help="go on with the newest or the given run folder"
     )
-    add("--project", default=str(ROOT / "runs" / "compare"), help="folder of runs")
-    add("--name", default="exp", help="folder in it")
-    add("--exist-ok", action="store_true", help="go on with project/name if it exists")
-    add("--samples", type=int, default=4, help="val images that the page shows with each net's detections")
-    add("--latency-runs", type=int, default=50, help="timed runs of each net and engine")
-    add_recipe(parser)
-    return parser
+    project: str = option(str(ROOT / "runs" / "compare"), help="folder of runs")
+    name: str = option("exp", type=str, help="folder in it")
+    exist_ok: bool = option(False, help="go on with project/name if it exists")
+    samples: int = option(4, help="val images that the page shows with each net's detections")
+    latency_runs: int = option(50, help="timed runs of each net and engine")
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is trained."""
+        super().check()
+        self.at_least(samples=0, latency_runs=1)
+        if world_size() > 1:
+            raise UserError("compare.py measures in one process; start it without torchrun")
 
 
-def open_run(options: dict[str, Any]) -> tuple[argparse.Namespace, Path | None]:
-    """The options of a run, those of the earlier run in its folder taken in, and that folder.
+@dataclass(frozen=True)
+class ComparePlan:
+    """One run of compare.py: its options and what it knows besides them.
 
-    Args:
-        options: what the caller gave, by name.
+    Attributes:
+        opt: the options; `cfg` and `weights` name the nets of all its sessions, `hyp` is read, and files are
+            named by absolute paths.
+        hyp_file: the file that `hyp` was read from; '' for a mapping from Python.
+        own_imgsz: whether each checkpoint is measured at the image size of its training.
+        keys: the folder of each net by its text in `cfg` or `weights`.
+        folder: the folder of the earlier session that is gone on with; None for a new run.
+    """
 
-    Returns:
-        The options, with `cfg` and `weights` those of both runs and `hyp` read, and `own_imgsz`: whether each
-        checkpoint is measured at the image size of its training, and `keys`: the folder of each net by its
-        text in `cfg` or `weights`. Files are named by absolute paths. Then the folder that is gone on
-        with, or None for a new one.
+    opt: CompareOptions
+    hyp_file: str
+    own_imgsz: bool
+    keys: Mapping[str, str]
+    folder: Path | None = None
+
+    def nets(self) -> list[Net]:
+        """Return the nets, each once."""
+        return list_nets(self.opt, self.keys)
+
+    def save(self, folder: Path) -> None:
+        """Write the run's options as plain values, the hyperparameters inside."""
+        state = {"hyp_file": self.hyp_file, "own_imgsz": self.own_imgsz, "keys": dict(self.keys)}
+        save_yaml(folder / RUN_FILE, vars(self.opt) | state | {"resume": False})
+
+    def command_line(self) -> str:
+        """Return the command line that gives these options, files named from this folder."""
+        words = ["python", "compare.py"]
+        for name, spec in specs(CompareOptions).items():
+            value = getattr(self.opt, name)
+            value = (self.hyp_file or "HYP.yaml") if name == "hyp" else value
+            # The recipe's options stand there themselves, whatever becomes of its file.
+            if value == spec.default or name in ("resume", "exist_ok", "recipe"):
+                continue
+            words.append(spec.flag)
+            if value is not True:
+                words += map(_shortened, value if isinstance(value, list) else [value])
+        return shlex.join(words)
+
+
+def open_run(options: Mapping[str, object]) -> ComparePlan:
+    """Return a run from what the caller gives, with the options and nets of the earlier run in its folder.
 
     Raises:
         UserError: nothing to compare, an option that cannot be honoured, or one that changes the conditions
             of a run that is gone on with.
     """
-    parser = build_parser()
-    if options.get("resume"):
-        placed = [name for name in ("project", "name", "exist_ok") if options.get(name)]
-        if placed:
-            raise UserError(f"--resume names the folder itself; leave --{placed[0].replace('_', '-')} out")
-        folder = find_run(options["resume"])
-        saved = load_yaml(folder / RUN_FILE)
-        known = {action.dest for action in parser._actions}
-        opt = overlay(parser, {k: v for k, v in saved.items() if k in known} | options)
-    else:
-        opt = overlay(parser, options)
-        folder = Path(opt.project) / opt.name
-        folder = folder if opt.exist_ok and (folder / RUN_FILE).is_file() else None
-        saved = load_yaml(folder / RUN_FILE) if folder else {}
-    _check(opt)
-    opt.hyp_file = saved.get("hyp_file") or ("" if isinstance(opt.hyp, dict) else str(opt.hyp))
-    opt.hyp = load_hyp(opt.hyp)
-    opt.own_imgsz = bool(saved.get("own_imgsz")) if saved else "imgsz" not in options and not opt.cfg
+    # A recipe's network and folder are not taken: the nets are named here.
+    asked = with_recipe(options, TrainingOptions)
+    folder, saved = _earlier_run(asked)
+    kept: dict[str, object] = {}
+    if folder is not None and asked.get("resume"):
+        known = {name: value for name, value in saved.items() if name in specs(CompareOptions)}
+        kept = typed(CompareOptions, known, f"{folder / RUN_FILE}: ")
+    opt = from_keywords(CompareOptions, kept | asked)
+    hyp_file = saved.get("hyp_file") or ("" if isinstance(opt.hyp, dict) else str(opt.hyp))
+    opt = replace(opt, hyp=load_hyp(opt.hyp))
+    own_imgsz = bool(saved.get("own_imgsz")) if saved else "imgsz" not in asked and not opt.cfg
     if folder is not None:
         _check_same(opt, saved, folder)
-        if opt.own_imgsz and "imgsz" in options:
+        if own_imgsz and "imgsz" in asked:
             raise UserError(
                 f"{folder}: its nets are measured at the image sizes of their trainings; leave --imgsz out, "
                 "or give another --name"
             )
-    _name_nets(opt, saved)
-    _name_files(opt)
+    opt, keys = _name_nets(opt, saved)
     if not opt.cfg and not opt.weights:
         raise UserError(
             "nothing to compare; give --cfg with model YAMLs, --weights with checkpoints, or both"
         )
-    return opt, folder
+    return ComparePlan(_name_files(opt), _absolute(hyp_file), own_imgsz, keys, folder)
 
 
-def _name_nets(opt: argparse.Namespace, saved: dict[str, Any]) -> None:
-    """Add the nets of the earlier run and fix each one's folder, then name files by absolute paths.
+def _earlier_run(options: Mapping[str, object]) -> tuple[Path | None, dict[str, Any]]:
+    """The folder of the run that is gone on with, and what it has saved; None and nothing for a new run."""
+    opt = from_keywords(CompareOptions, options)
+    if opt.resume:
+        placed = [name for name in ("project", "name", "exist_ok") if options.get(name)]
+        if placed:
+            raise UserError(f"--resume names the folder itself; leave --{placed[0].replace('_', '-')} out")
+        folder = find_run(opt.resume)
+    else:
+        folder = Path(opt.project) / opt.name
+        if not opt.exist_ok or not (folder / RUN_FILE).is_file():
+            return None, {}
+    return folder, load_yaml(folder / RUN_FILE)
+
+
+def _name_nets(opt: CompareOptions, saved: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, str]]:
+    """Add the nets of the earlier run, fix each one's folder, then name files by absolute paths.
 
     A run may be gone on with from another folder, where what was typed names nothing or something else. A
     net's folder is called after what was typed, in earlier versions too, whose runs know no `keys`.
+
+    Returns:
+        The options, and the folder of each net by its text in them.
     """
-    typed = {}
+    typed_by: dict[str, dict[str, str]] = {"cfg": {}, "weights": {}}
     for name, absolute in (("cfg", _absolute_cfg), ("weights", _absolute)):
-        typed[name] = {}
         for text in [*map(str, saved.get(name, ())), *getattr(opt, name)]:
-            typed[name].setdefault(absolute(text), text)
-    opt.keys = saved.get("keys", {})
-    opt.cfg, opt.weights = (list(texts.values()) for texts in typed.values())
-    nets = list_nets(opt)
-    opt.cfg, opt.weights = (list(texts) for texts in typed.values())
-    opt.keys = {text: net.key for text, net in zip([*opt.cfg, *opt.weights], nets)}
+            typed_by[name].setdefault(absolute(text), text)
+    cfg, weights = typed_by["cfg"], typed_by["weights"]
+    as_typed = replace(opt, cfg=list(cfg.values()), weights=list(weights.values()))
+    nets = list_nets(as_typed, saved.get("keys", {}))
+    keys = {text: net.key for text, net in zip([*cfg, *weights], nets)}
+    return replace(opt, cfg=list(cfg), weights=list(weights)), keys
 
 
-def _name_files(opt: argparse.Namespace) -> None:
+def _name_files(opt: CompareOptions) -> CompareOptions:
     """Name the files of the other options by absolute paths."""
-    opt.data, opt.hyp_file = _absolute(opt.data), _absolute(opt.hyp_file)
-    opt.backbone_weights = _absolute_start(opt.backbone_weights)
-    opt.plugins = [_absolute(plugin) for plugin in opt.plugins]
+    return replace(
+        opt,
+        data=_absolute(opt.data),
+        backbone_weights=_absolute_start(opt.backbone_weights),
+        plugins=[_absolute(plugin) for plugin in opt.plugins],
+    )
 
 
 def _absolute(path: str | Path) -> str:
@@ -182,7 +224,7 @@ def find_run(resume: bool | str | Path) -> Path:
         UserError: there is none.
     """
     if resume is not True:
-        folder = Path(resume)
+        folder = Path(str(resume))
         if not (folder / RUN_FILE).is_file():
             raise UserError(f"--resume {folder}: holds no {RUN_FILE}; give the folder of a compare.py run")
         return folder
@@ -194,35 +236,14 @@ def find_run(resume: bool | str | Path) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-def save_options(opt: argparse.Namespace, folder: Path) -> None:
-    """Write a run's options, as plain values, the hyperparameters inside."""
-    plain = {name: str(v) if isinstance(v, Path) else v for name, v in vars(opt).items()}
-    save_yaml(folder / RUN_FILE, plain | {"resume": False, "plugins": [str(p) for p in opt.plugins]})
-
-
-def train_options(opt: argparse.Namespace, net: Net) -> dict[str, Any]:
+def train_options(opt: CompareOptions, net: Net) -> dict[str, object]:
     """The keywords of train.run for one net."""
-    recipe = {name: value for name, value in vars(opt).items() if name not in _OWN | _STATE}
-    return recipe | {"cfg": net.cfg, "weights": "", "backbone_weights": net.backbone_weights}
+    shared = {field.name: getattr(opt, field.name) for field in fields(TrainingOptions)}
+    del shared["recipe"]  # what it holds is among the others
+    return shared | {"cfg": net.cfg, "weights": "", "backbone_weights": net.backbone_weights}
 
 
-def _check(opt: argparse.Namespace) -> None:
-    """Refuse what cannot work before anything is trained; single values of list options become lists."""
-    for name in ("cfg", "weights"):
-        given = getattr(opt, name)
-        setattr(opt, name, [str(v) for v in ([given] if isinstance(given, str | Path) else given)])
-    for name, least in (("samples", 0), ("latency_runs", 1)):
-        if getattr(opt, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least {least}")
-    if world_size() > 1:
-        raise UserError("compare.py measures in one process; start it without torchrun")
-    recipe = overlay(train_parser(), train_options(opt, Net("", "", cfg="any")))
-    recipe.backbone_weights = opt.backbone_weights
-    check_options(recipe)
-    opt.freeze, opt.plugins = recipe.freeze, recipe.plugins
-
-
-def _check_same(opt: argparse.Namespace, saved: dict[str, Any], folder: Path) -> None:
+def _check_same(opt: CompareOptions, saved: Mapping[str, Any], folder: Path) -> None:
     """Hold the conditions now asked for against those that the folder's nets were trained under."""
     fixed = [name for name in train_options(opt, Net("", "")) if name not in CHANGEABLE | {"cfg", "weights"}]
     changed = [name for name in fixed if name in saved and not _same(name, saved[name], getattr(opt, name))]
@@ -243,10 +264,9 @@ def _same(name: str, saved: Any, now: Any) -> bool:
     return saved == now
 
 
-def list_nets(opt: argparse.Namespace) -> list[Net]:
+def list_nets(opt: CompareOptions, keys: Mapping[str, str]) -> list[Net]:
     """The nets that the options name, each once; folders are those of `keys`, or new ones that are free."""
     nets: list[Net] = []
-    keys = opt.keys
     for text in opt.cfg:
         cfg, start = split_cfg(text)
         start = opt.backbone_weights if start is None else start
@@ -295,17 +315,3 @@ def _free(key: str, nets: list[Net], keys: Mapping[str, str]) -> str:
 def _shortened(value: Any) -> str:
     """A value as it would be typed: paths below this folder are relative to it."""
     return re.sub(rf"(^|[+=]){re.escape(f'{Path.cwd()}{os.sep}')}", r"\1", str(value))
-
-
-def command_line(opt: argparse.Namespace) -> str:
-    """The command line that gives these options, files named from this folder."""
-    words = ["python", "compare.py"]
-    for action in build_parser()._actions:
-        value = getattr(opt, action.dest, action.default)
-        value = (opt.hyp_file or "HYP.yaml") if action.dest == "hyp" else value
-        if value == action.default or action.dest in ("resume", "exist_ok"):
-            continue
-        words.append(next(name for name in action.option_strings if name.startswith("--")))
-        if value is not True:
-            words += map(_shortened, value if isinstance(value, list) else [value])
-    return shlex.join(words)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from utils.cli import overlay
+from utils.cli import from_keywords, specs, typed
 from utils.datasets import DatasetConfig, class_difference
 from utils.errors import UserError
 from utils.files import ROOT, increment_dir, load_yaml, save_yaml
 from utils.optim import EarlyStopping, ModelEMA
+from utils.train_options import TrainOptions
 from utils.training import Trainer
 
 LOGGER = logging.getLogger("yolo.train")
@@ -290,16 +290,20 @@ def newest_best() -> TrainedRun:
     )
 
 
-def resumed_options(
-    parser: argparse.ArgumentParser, saved: dict[str, Any], given: dict[str, Any]
-) -> argparse.Namespace:
+def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) -> TrainOptions:
     """Return the options of the interrupted run, replaced where the user gives them now.
+
+    Args:
+        saved: what its opt.yaml says; options that an older version did not have take their defaults.
+        given: what the user gives beside --resume.
 
     Raises:
         UserError: an option is given that would make it another run.
     """
-    known = {action.dest for action in parser._actions} - {"hyp"}  # the checkpoint holds the hyperparameters
-    options = {name: value for name, value in saved.items() if name in known}
+    known = {name: spec.default for name, spec in specs(TrainOptions).items()}
+    del known["hyp"]  # the checkpoint holds the hyperparameters
+    options = known | {name: value for name, value in saved.items() if name in known}
+    given = typed(TrainOptions, given, "run() got ")
     for name, value in given.items():
         if name not in CHANGEABLE_ON_RESUME and value != options.get(name):
             changeable = ", ".join(sorted(CHANGEABLE_ON_RESUME - {"resume", "local_rank"}))
@@ -307,23 +311,19 @@ def resumed_options(
                 f"--resume goes on with the run's own options, {name} = {options.get(name)!r} among them; "
                 f"only {changeable} may be changed (start a new run instead)"
             )
-    return overlay(parser, options | given)
+    return from_keywords(TrainOptions, options | given, "opt.yaml: ")
 
 
-def options_to_save(
-    options: Mapping[str, object], hyp: Mapping[str, float], batch_size: int
-) -> dict[str, object]:
+def options_to_save(opt: TrainOptions, hyp: Mapping[str, float], batch_size: int) -> dict[str, object]:
     """Return a run's options as plain values for opt.yaml and the checkpoints.
 
     Args:
-        options: as the run was started with.
+        opt: as the run was started with.
         hyp: the hyperparameters, with what was fitted to the data set.
         batch_size: images per batch that -1 has found.
     """
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    plugins = options["plugins"]
-    paths = [str(Path(path).resolve()) for path in plugins] if isinstance(plugins, list) else []
-    return values | {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": paths}
+    plugins = [str(Path(plugin).resolve()) for plugin in opt.plugins]
+    return asdict(opt) | {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": plugins}
 
 
 def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:

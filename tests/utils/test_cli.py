@@ -3,25 +3,43 @@
 import errno
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError, dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from utils import cli, train_options
+from utils.cli import Options, build_parser, from_keywords, given, option, parse, specs
 from utils.errors import UserError
 from utils.files import ROOT
 
 
-def _parser():
-    parser = cli.Parser(prog="train.py")
-    parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--optimizer", choices=["SGD", "Adam"], default="SGD")
-    return parser
+@dataclass(frozen=True)
+class Example(Options):
+    """Count things."""
+
+    REFUSED = {
+        "--evolve": "hyperparameters are not searched here",
+        "--bucket": "hyperparameters are not searched here",
+    }
+
+    epochs: int = option(100, help="how often")
+    batch_size: int = option(16, flags=("--bs",))
+    optimizer: str = option("SGD", choices=["SGD", "Adam"])
+    rate: float | None = option(None)
+    sizes: list[int] = option([640], help="pixels, 50 % more or less")
+    rect: bool = option(False)
+    resume: bool | str = option(False, nargs="?", const=True)
+    device: str = option("", type=str)
+
+    def check(self) -> None:
+        self.at_least(epochs=1)
 
 
 def test_parser_error_is_one_line_and_exit_code_one(capsys):
     with pytest.raises(SystemExit) as stop:
-        _parser().parse_args(["--epochs", "many"])
+        parse(Example, ["--epochs", "many"])
     assert stop.value.code == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -30,22 +48,35 @@ def test_parser_error_is_one_line_and_exit_code_one(capsys):
 
 
 def test_abbreviations_work_as_yolov5_users_type_them():
-    assert _parser().parse_args(["--batch", "8"]).batch_size == 8
+    assert parse(Example, ["--batch", "8"]).batch_size == 8
+    assert parse(Example, ["--bs", "8"]).batch_size == 8
+
+
+def test_the_annotations_say_what_the_command_line_takes():
+    assert parse(Example, []) == Example()
+    typed = ["--rate", "0.5", "--sizes", "1", "2", "--rect", "--resume", "--device", "0"]
+    assert parse(Example, typed) == Example(rate=0.5, sizes=[1, 2], rect=True, resume=True, device="0")
+    assert parse(Example, ["--resume", "last.pt"]).resume == "last.pt"
+    assert given(Example, ["--rect", "--epochs", "100"]) == {"rect": True, "epochs": 100}
+
+
+def test_help_tells_defaults_that_say_something():
+    text = " ".join(build_parser(Example).format_help().split())
+    assert "Count things." in text and "how often (default: 100)" in text
+    assert "pixels, 50 % more or less (default: 640)" in text
+    assert "None" not in text and "False" not in text
 
 
 def test_an_option_that_is_known_and_not_had_says_why(capsys):
-    parser = _parser()
-    parser.refuse("hyperparameters are not searched here", "--evolve", "--bucket")
     for arguments in (["--evolve"], ["--evolve", "300"], ["--bucket=x"]):
         with pytest.raises(SystemExit) as stop:
-            parser.parse_args(arguments)
+            parse(Example, arguments)
         assert stop.value.code == 1
         assert f"{arguments[0][:8]}: hyperparameters are" in capsys.readouterr().err
     with pytest.raises(UserError, match="run.. got evolve: hyperparameters are not searched here"):
-        cli.overlay(parser, {"evolve": 300})
-    assert vars(parser.parse_args([])) == vars(_parser().parse_args([]))
-    assert vars(cli.overlay(parser, {})) == vars(cli.overlay(_parser(), {}))
-    assert "evolve" not in parser.format_help()
+        from_keywords(Example, {"evolve": 300})
+    assert "evolve" not in specs(Example)
+    assert "evolve" not in build_parser(Example).format_help()
 
 
 def test_train_knows_what_yolov5_has_beside_its_options(capsys):
@@ -56,22 +87,57 @@ def test_train_knows_what_yolov5_has_beside_its_options(capsys):
 
 
 def test_scripts_that_run_models_share_their_options():
-    parser = _parser()
+    parser = cli.Parser(prog="val.py")
     cli.add_run_options(parser, "val")
     opt = parser.parse_args(["--name", "mine", "--plugins", "a.py", "b.py", "--half"])
     assert (opt.project, opt.name, opt.exist_ok) == (str(ROOT / "runs" / "val"), "mine", False)
     assert (opt.half, opt.dnn, opt.plugins) == (True, False, ["a.py", "b.py"])
 
 
-def test_overlay_lays_options_over_defaults():
-    opt = cli.overlay(_parser(), {"epochs": 3})
+def test_keywords_are_laid_over_defaults():
+    opt = from_keywords(Example, {"epochs": 3})
     assert (opt.epochs, opt.batch_size, opt.optimizer) == (3, 16, "SGD")
 
 
-@pytest.mark.parametrize(("options", "match"), [({"epoch": 1}, "unknown"), ({"optimizer": "Lion"}, "Lion")])
-def test_overlay_refuses_what_the_script_lacks(options, match):
-    with pytest.raises(UserError, match=match):
-        cli.overlay(_parser(), options)
+def test_values_of_python_callers_become_those_of_the_fields():
+    opt = Example(epochs=np.int64(3), rate=np.float32(0.5), sizes=320, resume=Path("a/last.pt"), device=0)
+    assert vars(opt) == vars(Example(3, rate=0.5, sizes=[320], resume="a/last.pt", device="0"))
+    kinds = {name: type(getattr(opt, name)) for name in ("epochs", "rate", "resume", "device")}
+    assert kinds == {"epochs": int, "rate": float, "resume": str, "device": str}
+    assert Example(sizes=(320, np.int32(64))).sizes == [320, 64]
+    assert Example().sizes is not Example().sizes, "a list is each object's own"
+
+
+def test_options_do_not_change_and_get_no_further_fields():
+    opt = Example()
+    with pytest.raises(FrozenInstanceError):
+        opt.epochs = 3
+    with pytest.raises(FrozenInstanceError):
+        opt.own = True
+    with pytest.raises(UserError, match="--epochs 0: must be at least 1"):
+        replace(opt, epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epoch": 1}, "unknown option 'epoch'; did you mean 'epochs'"),
+        ({"colour": 1}, "unknown option 'colour'; the options are batch_size, device,"),
+        ({"optimizer": "Lion"}, "optimizer='Lion'; it takes one of ['SGD', 'Adam']"),
+        ({"epochs": "many"}, "epochs='many'; it takes a whole number"),
+        ({"epochs": 2.5}, "epochs=2.5; it takes a whole number"),
+        ({"epochs": True}, "epochs=True; it takes a whole number"),
+        ({"epochs": None}, "epochs=None; it takes a whole number"),
+        ({"rate": "fast"}, "rate='fast'; it takes a number"),
+        ({"rect": "no"}, "rect='no'; it takes True or False"),
+        ({"sizes": [1, "2"]}, "sizes='2'; it takes a whole number, or several"),
+        ({"resume": 3}, "resume=3; it takes True or False or text"),
+    ],
+)
+def test_what_a_script_does_not_take_is_one_sentence(options, says):
+    with pytest.raises(UserError) as caught:
+        from_keywords(Example, options)
+    assert f"run() got {'the ' * ('unknown' in says)}{says}" in str(caught.value)
 
 
 @pytest.mark.parametrize(

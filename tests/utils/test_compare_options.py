@@ -8,12 +8,11 @@ import pytest
 
 import compare
 import train
+from utils.cli import specs
 from utils.compare_options import (
+    CompareOptions,
     Net,
-    command_line,
-    list_nets,
     open_run,
-    save_options,
     split_cfg,
     train_options,
 )
@@ -23,7 +22,7 @@ from utils.hyp import load_hyp
 
 
 def nets(**options) -> list[Net]:
-    return list_nets(open_run(options)[0])
+    return open_run(options).nets()
 
 
 @pytest.mark.parametrize(
@@ -63,38 +62,49 @@ def test_nets_have_names_and_folders_of_their_own(tmp_path):
 
 
 def test_training_options_and_defaults_are_train_s_own():
-    opt, folder = open_run({"cfg": ["n.yaml"], "epochs": 7, "cos_lr": True, "hyp": "hyp.digits.yaml"})
-    passed = train_options(opt, Net("n", "n", cfg="n.yaml", backbone_weights="imagenet"))
-    assert folder is None and passed["epochs"] == 7 and passed["backbone_weights"] == "imagenet"
+    plan = open_run({"cfg": ["n.yaml"], "epochs": 7, "cos_lr": True, "hyp": "hyp.digits.yaml"})
+    passed = train_options(plan.opt, Net("n", "n", cfg="n.yaml", backbone_weights="imagenet"))
+    assert plan.folder is None and passed["epochs"] == 7 and passed["backbone_weights"] == "imagenet"
     assert passed["hyp"] == load_hyp("hyp.digits.yaml") and passed["cfg"] == "n.yaml"
     own = vars(train.parse_opt([]))
     assert set(passed) < set(own)
     same = set(passed) - {"cfg", "weights", "epochs", "cos_lr", "hyp", "backbone_weights"}
     assert all(passed[name] == own[name] for name in same)
     left = {"resume", "project", "name", "exist_ok", "nosave", "noval", "sync_bn", "local_rank"}
+    left.add("recipe")  # what it holds is passed on
     assert set(own) - set(passed) == left
 
 
+def test_a_recipe_says_how_to_train_and_not_what(tmp_path):
+    opt = open_run({"cfg": ["n.yaml"], "recipe": "digits", "epochs": 3}).opt
+    assert (opt.data, opt.imgsz, opt.optimizer, opt.epochs) == ("data/digits.yaml", 320, "AdamW", 3)
+    assert (opt.cfg, opt.name) == (["n.yaml"], "exp")
+    command = open_run({"cfg": ["n.yaml"], "recipe": "adamw"}).command_line()
+    assert command == (
+        "python compare.py --cfg n.yaml --hyp data/hyps/hyp.adamw.yaml --optimizer AdamW --cos-lr"
+    )
+
+
 def test_the_command_line_comes_back(tmp_path):
-    opt, _ = open_run({"cfg": ["a b.yaml", "n.yaml"], "epochs": 3, "cos_lr": True, "freeze": ["backbone"]})
+    plan = open_run({"cfg": ["a b.yaml", "n.yaml"], "epochs": 3, "cos_lr": True, "freeze": ["backbone"]})
     line = "python compare.py --cfg 'a b.yaml' n.yaml --epochs 3 --cos-lr --freeze backbone"
-    assert command_line(opt) == line
+    assert plan.command_line() == line
 
 
 def test_a_resumed_run_keeps_its_conditions(tmp_path, monkeypatch):
     same = {"project": str(tmp_path), "name": "run", "data": "data/digits.yaml", "hyp": "hyp.digits.yaml"}
-    opt, _ = open_run({"cfg": ["a.yaml"], "epochs": 5, **same})
+    plan = open_run({"cfg": ["a.yaml"], "epochs": 5, **same})
     folder = tmp_path / "run"
     folder.mkdir()
-    save_options(opt, folder)
-    again, found = open_run({"resume": str(folder), "cfg": ["b.yaml"], "workers": 1})
-    assert found == folder and again.cfg == ["a.yaml", "b.yaml"] and again.workers == 1
-    assert again.epochs == 5 and again.hyp == opt.hyp and again.hyp_file == "hyp.digits.yaml"
+    plan.save(folder)
+    again = open_run({"resume": str(folder), "cfg": ["b.yaml"], "workers": 1})
+    assert again.folder == folder and again.opt.cfg == ["a.yaml", "b.yaml"] and again.opt.workers == 1
+    assert again.opt.epochs == 5 and again.opt.hyp == plan.opt.hyp and again.hyp_file == "hyp.digits.yaml"
     monkeypatch.chdir(tmp_path)
-    assert open_run({"resume": True})[1] == folder
-    again, found = open_run({"cfg": ["c.yaml"], "epochs": 5, "exist_ok": True, **same})
-    assert found == folder and again.cfg == ["a.yaml", "c.yaml"]
-    assert open_run({"cfg": ["c.yaml"], "epochs": 6, **same})[1] is None  # a new run beside it
+    assert open_run({"resume": True}).folder == folder
+    again = open_run({"cfg": ["c.yaml"], "epochs": 5, "exist_ok": True, **same})
+    assert again.folder == folder and again.opt.cfg == ["a.yaml", "c.yaml"]
+    assert open_run({"cfg": ["c.yaml"], "epochs": 6, **same}).folder is None  # a new run beside it
     for changes, says in (
         ({"resume": str(folder), "epochs": 6}, "epochs 5, now 6"),
         ({"resume": str(folder), "hyp": "hyp.VOC.yaml"}, "hyp"),
@@ -116,12 +126,13 @@ def test_files_are_saved_by_paths_that_hold_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     given = {"cfg": ["a.yaml+w.pt", "a.yaml+timm/x=w.pt", "a.yaml", "timm:x"], "weights": ["best.pt"]}
     given |= {"data": "set.yaml", "plugins": ["blocks.py"], "backbone_weights": "w.pt", "name": "run"}
-    opt, _ = open_run(given | {"project": str(tmp_path)})
+    plan = open_run(given | {"project": str(tmp_path)})
+    opt = plan.opt
     cfg, start = str(here / "a.yaml"), str(here / "w.pt")
     assert opt.cfg == [f"{cfg}+{start}", f"{cfg}+timm/x={start}", cfg, "timm:x"]
     assert opt.weights == [str(here / "best.pt")] and opt.data == str(here / "set.yaml")
     assert opt.plugins == [str(here / "blocks.py")] and opt.backbone_weights == start
-    found = list_nets(opt)
+    found = plan.nets()
     assert [net.key for net in found] == [
         "a-w.pt",
         "a-timm-x-w.pt",
@@ -130,21 +141,21 @@ def test_files_are_saved_by_paths_that_hold_everywhere(tmp_path, monkeypatch):
         "weights-here",
     ]
     assert [net.label for net in found[:2]] == ["a (w.pt)", "a (timm/x=w.pt)"]
-    assert "a.yaml+w.pt" in command_line(opt) and str(here) not in command_line(opt)
+    assert "a.yaml+w.pt" in plan.command_line() and str(here) not in plan.command_line()
 
     (tmp_path / "run").mkdir()
-    save_options(opt, tmp_path / "run")
+    plan.save(tmp_path / "run")
     monkeypatch.chdir(there)
-    again, _ = open_run({"resume": str(tmp_path / "run"), "cfg": ["../here/a.yaml", "b.yaml"]})
-    assert list_nets(again)[:4] == found[:4] and list_nets(again)[-1] == found[-1]
-    assert again.cfg[4:] == ["b.yaml"]  # a.yaml was there already
-    assert (again.data, again.plugins) == (opt.data, opt.plugins)
+    again = open_run({"resume": str(tmp_path / "run"), "cfg": ["../here/a.yaml", "b.yaml"]})
+    assert again.nets()[:4] == found[:4] and again.nets()[-1] == found[-1]
+    assert again.opt.cfg[4:] == ["b.yaml"]  # a.yaml was there already
+    assert (again.opt.data, again.opt.plugins) == (opt.data, opt.plugins)
 
     older = load_yaml(tmp_path / "run" / "compare.yaml")
     older = {name: value for name, value in older.items() if name != "keys"} | given
     save_yaml(tmp_path / "run" / "compare.yaml", older)  # as an earlier version wrote it
     monkeypatch.chdir(here)
-    assert list_nets(open_run({"resume": str(tmp_path / "run")})[0]) == found
+    assert open_run({"resume": str(tmp_path / "run")}).nets() == found
 
 
 @pytest.mark.parametrize(
@@ -170,5 +181,5 @@ def test_what_cannot_work_is_one_sentence(options, says):
 
 def test_every_option_is_documented():
     undocumented = {"epochs", "optimizer", "seed"}  # as in train.py, whose help these options have
-    assert {a.dest for a in compare.build_parser()._actions if not a.help} <= undocumented
+    assert {name for name, spec in specs(CompareOptions).items() if not spec.given.help} <= undocumented
     assert inspect.getdoc(compare.run)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from utils.cli import Parser
 from utils.datasets import DatasetConfig
 from utils.errors import UserError
 from utils.files import save_yaml
@@ -28,6 +27,7 @@ from utils.resume import (
     resumed_epoch,
     resumed_options,
 )
+from utils.train_options import TrainOptions
 from utils.training import Trainer
 
 HYP = load_hyp("hyp.scratch-low.yaml") | {"nominal_batch": 2}
@@ -86,9 +86,9 @@ def test_the_folder_is_found_from_a_checkpoint_wherever_that_lies(tmp_path: Path
 def test_options_come_back_as_they_were_saved(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.read_options() == {}
-    options = {"cfg": tmp_path / "a.yaml", "freeze": [0], "plugins": ["b.py"], "resume": True}
-    folder.write_options(options_to_save(options | {"batch_size": -1}, {"lr0": 0.1}, 24))
-    assert folder.read_options() == {
+    opt = TrainOptions(cfg=tmp_path / "a.yaml", freeze=[0], plugins=["b.py"], resume=True, batch_size=-1)
+    folder.write_options(options_to_save(opt, {"lr0": 0.1}, 24))
+    assert folder.read_options() == vars(TrainOptions()) | {
         "cfg": str(tmp_path / "a.yaml"),
         "freeze": [0],
         "plugins": [str(Path("b.py").resolve())],
@@ -232,14 +232,15 @@ def test_without_a_run_the_sentence_says_what_to_do(runs: Path, tmp_path: Path) 
 
 
 def test_only_what_does_not_change_the_learning_may_change() -> None:
-    parser = Parser()
-    for name in ("epochs", "imgsz"):
-        parser.add_argument(f"--{name}", type=int, default=1)
-    saved = {"epochs": 3, "imgsz": 64, "gone": True, "hyp": {"lr0": 1.0}}
-    opt = resumed_options(parser, saved, {"epochs": 5, "imgsz": 64})
-    assert vars(opt) == {"epochs": 5, "imgsz": 64}
+    saved = {"epochs": 3, "imgsz": 64, "gone": True, "hyp": {"lr0": 1.0}}  # an older version had fewer
+    opt = resumed_options(saved, {"epochs": 5, "imgsz": 64, "freeze": 0})
+    assert vars(opt) == vars(TrainOptions()) | {"epochs": 5, "imgsz": 64}
     with pytest.raises(UserError, match="imgsz = 64 among them"):
-        resumed_options(parser, saved, {"imgsz": 96})
+        resumed_options(saved, {"imgsz": 96})
+    with pytest.raises(UserError, match="recipe = '' among them"):
+        resumed_options(saved, {"recipe": "adamw"})
+    with pytest.raises(UserError, match="opt.yaml: epochs='3'; it takes a whole number"):
+        resumed_options(saved | {"epochs": "3"}, {})
 
 
 def make_config(names: list[str]) -> DatasetConfig:
