@@ -27,15 +27,19 @@ import numpy as np
 import export
 import train
 import val
-from models.backends import Backend, load_backend
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.backends import load_backend
+from models.formats.base import Backend
 from models.formats.onnx import onnx_obstacle
+from models.layers.library_nets import is_named
 from models.registry import load_plugins
-from models.releases import fetch_missing
-from models.wrappers import is_named
+from models.weights.checkpoint import Checkpoint, load_checkpoint
+from models.weights.releases import fetch_missing
 from utils.cli import from_keywords, given, guard
-from utils.compare_options import CompareOptions, ComparePlan, Net, open_run, train_options
-from utils.comparison import (
+from utils.comparison.options import CompareOptions, ComparePlan, Net, open_run, train_options
+from utils.comparison.page import Page, Sample, render
+from utils.comparison.pareto import plot_pareto
+from utils.comparison.samples import FindBoxes, sample_pictures
+from utils.comparison.table import (
     Group,
     Row,
     conditions_of,
@@ -46,7 +50,8 @@ from utils.comparison import (
     to_csv,
     to_markdown,
 )
-from utils.datasets import class_difference, load_dataset, load_images
+from utils.dataset.config import class_difference, load_dataset
+from utils.dataset.images import load_images
 from utils.detector import Detector
 from utils.device import amp_dtype, describe, select_device, tune_allocator, versions
 from utils.errors import UserError
@@ -54,14 +59,11 @@ from utils.files import atomic_text, atomic_write, find_file, increment_dir
 from utils.image_size import fit_side
 from utils.images import load_image
 from utils.letterbox import letterbox, letterbox_tensor, rgb_planes
-from utils.loggers import read_results
 from utils.nms import NmsOptions
-from utils.plots import plot_pareto
 from utils.profiling import interleaved, summary
-from utils.report import Page, Sample, render
-from utils.resume import RunFolder
-from utils.samples import FindBoxes, sample_pictures
-from utils.train_options import TrainingOptions, with_recipe
+from utils.training.loggers import read_results
+from utils.training.options import TrainingOptions, with_recipe
+from utils.training.run_folder import RunFolder
 
 LOGGER = logging.getLogger("yolo.compare")
 
@@ -314,7 +316,6 @@ class Comparison:
 
     def _samples(self, rows: list[Row], backends: dict[str, dict[str, Backend]]) -> list[Sample]:
         """The same val images as each net sees them."""
-
         wanted = NmsOptions(SHOWN_CONF, SHOWN_IOU, agnostic=self.opt.single_cls)
 
         def detector(backend: Backend, size: int) -> FindBoxes:

@@ -3,8 +3,8 @@
     python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
 
 Decoding runs ahead in one thread, drawing and writing behind in another, so that both overlap with the model.
-A source is what `utils.sources.open_source` knows. Text lists are lists of image and video files; unlike
-YOLOv5, annotated images are saved for them as well. `-` reads images from standard input.
+A source is what `utils.sources.open_source.open_source` knows. Text lists are lists of image and video files;
+unlike YOLOv5, annotated images are saved for them as well. `-` reads images from standard input.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ import cv2
 import numpy as np
 import torch
 
-from models.backends import Backend, check_channels, load_backend
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.backends import check_channels, load_backend
+from models.formats.base import Backend
 from models.registry import load_plugins
-from models.releases import fetch_missing
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
+from models.weights.releases import fetch_missing
 from utils.cli import Parser, add_run_options, guard, overlay
 from utils.detector import Detector
 from utils.device import cores_are_scarce, select_device, tune_allocator
-from utils.display import can_open_windows, show_image
-from utils.drawing import class_name
 from utils.errors import UserError
-from utils.feature_maps import FeatureRecorder
 from utils.files import ROOT, find_file, increment_dir, load_yaml
-from utils.frames import Frame
 from utils.image_size import fit_size
 from utils.images import single_threaded_opencv
 from utils.nms import NmsOptions
-from utils.outputs import ResultWriter, SaveOptions
-from utils.progress import Pace
-from utils.resume import newest_best
-from utils.sources import Opened, open_source
+from utils.results.display import can_open_windows, show_image
+from utils.results.drawing import class_name
+from utils.results.feature_maps import FeatureRecorder
+from utils.results.progress import Pace
+from utils.results.writer import ResultWriter, SaveOptions
+from utils.sources.frame import Frame
+from utils.sources.open_source import Opened, open_source
+from utils.training.run_folder import newest_best
 
 LOGGER = logging.getLogger("yolo.detect")
 SIZE = 640  # pixels, where neither --imgsz nor a run of ours says another

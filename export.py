@@ -22,22 +22,23 @@ import torch
 from torch import Tensor
 
 import models.formats  # noqa: F401 registers the formats
-from models.checkpoint import load_checkpoint
-from models.exporting import EXPORTERS, Exporter, Job, network_input
-from models.metadata import Metadata
-from models.nms_inside import Suppression
-from models.proof import check_nms, compare, judge, judge_accuracy
-from models.quantiser import Accuracy, Quantiser
+from models.export_checks.accept import check_nms, compare, judge, judge_accuracy
+from models.export_checks.int8_accuracy import Accuracy, Quantiser
+from models.formats.exporter import EXPORTERS, Exporter, Job, network_input
+from models.formats.metadata import Metadata
+from models.formats.nms_options import Suppression
 from models.registry import load_plugins
-from models.releases import fetch_missing
+from models.weights.checkpoint import load_checkpoint
+from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard, overlay
-from utils.datasets import list_images, load_dataset
+from utils.dataset.config import load_dataset
+from utils.dataset.images import list_images
 from utils.device import select_device
 from utils.errors import UserError, first_line
 from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
 from utils.image_size import fit_size
-from utils.resume import newest_best
+from utils.training.run_folder import newest_best
 
 LOGGER = logging.getLogger("yolo.export")
 
@@ -395,7 +396,8 @@ def _one_sentence(what: str, verbose: bool) -> Iterator[None]:
 
 def _check_batch(photograph: Path, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
     """A photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
-    images mixed up within a batch show."""
+    images mixed up within a batch show.
+    """
     tensor = network_input(photograph, size, ch)
     return torch.stack([tensor.flip(2) if i % 2 else tensor for i in range(batch)])
 

@@ -21,17 +21,19 @@ from typing import Any
 
 import torch
 
-from models.backends import Backend, ModelBackend, load_backend
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.backends import ModelBackend, load_backend
+from models.formats.base import Backend
+from models.layers.library_nets import is_named
 from models.registry import load_plugins
-from models.start import check_config, start_model, starting_weights
-from models.wrappers import is_named
+from models.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.weights.initial_model import check_config, start_model, starting_weights
 from models.yolo import DetectionModel
-from utils.anchors import check_anchors
-from utils.autobatch import choose_batch_size
 from utils.cli import from_keywords, guard, setup_logging
-from utils.dataloaders import Loader, build_loader, workers_beside
-from utils.datasets import DatasetConfig, load_dataset, load_images
+from utils.dataset.batch_sampler import image_weights
+from utils.dataset.config import DatasetConfig, load_dataset
+from utils.dataset.image_set import ImageSet
+from utils.dataset.images import load_images
+from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import (
     amp_dtype,
     describe,
@@ -43,17 +45,20 @@ from utils.device import (
     versions,
     world_size,
 )
-from utils.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
 from utils.errors import UserError
-from utils.evaluation import EvalOptions, ValResult, evaluate, log_table
+from utils.evaluation.evaluate import EvalOptions, ValResult, evaluate, log_table
+from utils.evaluation.metrics import Metrics, fitness, save_metrics
+from utils.evaluation.plots import plot_images, plot_labels, plot_results
 from utils.files import save_yaml
-from utils.hyp import load_hyp, scale_gains
 from utils.image_size import fit_side
-from utils.imageset import ImageSet
-from utils.loggers import EpochBar, ResultsCsv, TensorBoard
-from utils.loss import DetectionLoss
-from utils.metrics import Metrics, fitness, save_metrics
-from utils.optim import (
+from utils.profiling import count_parameters, gflops
+from utils.training.anchors import check_anchors
+from utils.training.autobatch import choose_batch_size
+from utils.training.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
+from utils.training.hyp import load_hyp, scale_gains
+from utils.training.loggers import EpochBar, ResultsCsv, TensorBoard
+from utils.training.loss import DetectionLoss
+from utils.training.optim import (
     EarlyStopping,
     FrozenLayers,
     LRSchedule,
@@ -61,9 +66,8 @@ from utils.optim import (
     add_nominal_batch,
     build_optimizer,
 )
-from utils.plots import plot_images, plot_labels, plot_results
-from utils.profiling import count_parameters, gflops
-from utils.resume import (
+from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
+from utils.training.run_folder import (
     CheckpointSaver,
     RunFolder,
     RunState,
@@ -73,9 +77,7 @@ from utils.resume import (
     resumed_epoch,
     resumed_options,
 )
-from utils.sampling import image_weights
-from utils.train_options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
-from utils.training import EpochResult, Trainer, ValidationLoss
+from utils.training.trainer import EpochResult, Trainer, ValidationLoss
 
 LOGGER = logging.getLogger("yolo.train")
 

@@ -17,11 +17,16 @@ from typing import Any
 import numpy as np
 
 from models.backends import check_channels, load_backend
-from models.checkpoint import load_checkpoint
 from models.registry import load_plugins
-from models.releases import fetch_missing
+from models.weights.checkpoint import load_checkpoint
+from models.weights.releases import fetch_missing
 from utils.cli import WORKERS_HELP, Parser, add_run_options, guard, overlay
-from utils.coco import (
+from utils.dataset.config import DatasetConfig, check_classes, load_dataset
+from utils.dataset.images import load_images
+from utils.dataset.loader import build_loader, workers_beside
+from utils.device import describe, select_device, tune_allocator, versions
+from utils.errors import UserError
+from utils.evaluation.coco import (
     COCO_CATEGORY_IDS,
     CocoEvaluator,
     coco_evaluate,
@@ -31,19 +36,15 @@ from utils.coco import (
     prediction_rows,
     save_predictions,
 )
-from utils.dataloaders import build_loader, workers_beside
-from utils.datasets import DatasetConfig, check_classes, load_dataset, load_images
-from utils.device import describe, select_device, tune_allocator, versions
-from utils.errors import UserError
-from utils.evaluation import EvalOptions, ImageResult, ValResult, evaluate, log_table
+from utils.evaluation.evaluate import EvalOptions, ImageResult, ValResult, evaluate, log_table
+from utils.evaluation.metrics import save_metrics
+from utils.evaluation.plots import plot_study
 from utils.files import atomic_write, increment_dir
 from utils.image_size import fit_side
-from utils.metrics import save_metrics
 from utils.nms import NmsOptions
-from utils.plots import plot_study
 from utils.profiling import summary
-from utils.result_files import StemBook, label_lines
-from utils.resume import newest_best
+from utils.results.result_files import StemBook, label_lines
+from utils.training.run_folder import newest_best
 
 __all__ = ["ValResult", "evaluate", "run"]
 

@@ -27,13 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import export
 import val
-from models.backends import Backend, load_backend
-from models.exporting import EXPORTERS
-from models.metadata import PRECISIONS
-from models.quantiser import measure
+from models.backends import load_backend
+from models.export_checks.int8_accuracy import measure
+from models.formats.base import Backend
+from models.formats.exporter import EXPORTERS
+from models.formats.metadata import PRECISIONS
 from models.registry import load_plugins
 from utils.cli import Parser, guard, overlay
-from utils.datasets import load_dataset
+from utils.dataset.config import load_dataset
 from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.files import ROOT, atomic_text, find_file, increment_dir

@@ -9,7 +9,7 @@ last convolution, pooling and classifier predict from our backbone's features. T
 and is asked before and after fusion. Exit code 1 when one class differs.
 
 The published network is timm's tf_efficientnet_* where timm is installed, which shares no code with this
-project, else models/references.py's; the weights are the package's in both cases.
+project, else models/weights/references.py's; the weights are the package's in both cases.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.matching import copy_pairs, leaves, pair
-from models.references import build_reference, imagenet_state
-from models.start import start_model
-from models.timm_library import timm_network
+from models.layers.libraries import timm_network
+from models.weights.initial_model import start_model
+from models.weights.matching import copy_pairs, leaves, pair
+from models.weights.references import build_reference, imagenet_state
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
 from utils.errors import UserError

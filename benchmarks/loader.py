@@ -16,8 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from utils.cli import Parser, guard
-from utils.dataloaders import build_loader
-from utils.datasets import load_dataset, load_images
+from utils.dataset.config import load_dataset
+from utils.dataset.images import load_images
+from utils.dataset.loader import build_loader
 from utils.device import describe
 from utils.files import find_file, load_yaml
 

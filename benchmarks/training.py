@@ -29,14 +29,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
-from utils.dataloaders import Loader, build_loader, workers_beside
-from utils.datasets import load_dataset, load_images
+from utils.dataset.config import load_dataset
+from utils.dataset.images import load_images
+from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import amp_dtype, autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
-from utils.hyp import load_hyp, scale_gains
-from utils.loss import DetectionLoss
-from utils.optim import LRSchedule, ModelEMA, build_optimizer
-from utils.training import BatchReport, Trainer
+from utils.training.hyp import load_hyp, scale_gains
+from utils.training.loss import DetectionLoss
+from utils.training.optim import LRSchedule, ModelEMA, build_optimizer
+from utils.training.trainer import BatchReport, Trainer
 
 CPU = torch.device("cpu")
 WARM_UP = 4

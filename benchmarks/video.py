@@ -23,12 +23,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import detect
-from models.backends import Backend, load_backend
+from models.backends import load_backend
+from models.formats.base import Backend
 from utils.cli import guard
 from utils.device import describe, select_device, synchronize, tune_allocator
 from utils.errors import UserError
 from utils.nms import non_max_suppression
-from utils.sources import open_source
+from utils.sources.open_source import open_source
 
 
 def read_frames(path: str, imgsz: int, backend: Backend, limit: int) -> list[torch.Tensor]:

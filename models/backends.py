@@ -7,259 +7,21 @@ formats live in `models/formats`.
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from models.checkpoint import load_checkpoint
-from models.metadata import Metadata, Names
-from models.nms_inside import changes
-from models.suppression import figure_tensors
+from models.formats.base import FORMATS, Backend, Opener, OpenOptions, register_format
+from models.formats.metadata import Metadata, Names
+from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
 from utils.device import autocast
 from utils.errors import UserError
 from utils.files import find_file
-from utils.letterbox import to_luma
-from utils.nms import NmsOptions
 
 LOGGER = logging.getLogger("yolo.backends")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `load_backend` was asked for, handed to the format's class."""
-
-    half: bool = False
-    dnn: bool = False
-    names: Names | None = None
-    fuse: bool = True
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-class Backend(ABC):
-    """A network ready to run, whatever file it came from.
-
-    Attributes:
-        names: class names by index.
-        stride: the largest stride: image sides are multiples of it.
-        precision: how a file's weights are stored: 'fp32', 'fp16' or 'int8'.
-        pytorch: whether it runs a DetectionModel itself (not an exported file).
-        fixed_size: the only (height, width) it takes; None when free.
-        fixed_batch: the only batch size the file takes; None when free. `predict` pads and splits to it, so a
-            caller may pass any batch; passing this one is fastest.
-        nms: the NMS inside an exported file; None for a network that gives decoded boxes.
-        model: the DetectionModel of a single `.pt`; None for exported files and ensembles.
-    """
-
-    pytorch: ClassVar[bool] = False
-
-    def __init__(self, path: Path, device: torch.device, metadata: Metadata) -> None:
-        self.path = path
-        self.device = device
-        self.names = metadata.names
-        self.stride = metadata.stride
-        self.half = metadata.half
-        self.precision = metadata.precision
-        self.ch = metadata.ch
-        self.fixed_size = None if metadata.dynamic else metadata.imgsz
-        self.fixed_batch = None if metadata.dynamic else metadata.batch
-        self.model: DetectionModel | None = None
-        self.nms = metadata.nms
-        self._said: set[str] = set()
-
-    @property
-    def nc(self) -> int:
-        """How many classes it tells apart."""
-        return len(self.names)
-
-    @property
-    def rect_ok(self) -> bool:
-        """Whether images may be letterboxed to a rectangle of their own instead of the exported size."""
-        return self.fixed_size is None
-
-    def predict(self, images: Tensor, augment: bool = False) -> Tensor:
-        """Run the network.
-
-        Args:
-            images: (N, ch, H, W) RGB, uint8 or floating in 0..1, on any device.
-            augment: test-time augmentation; checkpoints only.
-
-        Returns:
-            (N, boxes, 5 + nc) float32 on `device`: xywh in pixels, objectness, class scores.
-
-        Raises:
-            UserError: a size the file cannot take, augmentation asked of an exported file, or a file with NMS
-                inside, for which `detections` serves.
-        """
-        if self.nms is not None:
-            raise UserError(f"{self.path}: has NMS inside and gives no decoded boxes; ask for its detections")
-        inputs = self._checked(images, augment)
-        with torch.no_grad():
-            outputs = [self._run(piece, augment)[:number] for piece, number in self._pieces(inputs)]
-        output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
-        if output.shape[-1] != 5 + self.nc:
-            raise UserError(
-                f"{self.path}: gives {output.shape[-1] - 5} classes, but there are {self.nc} names for them; "
-                "give --data with the dataset it was trained on"
-            )
-        return output
-
-    def detections(
-        self, images: Tensor, wanted: NmsOptions, *, augment: bool = False, labels: Sequence[Tensor] = ()
-    ) -> list[Tensor]:
-        """Run the network and its NMS, wherever that is.
-
-        Args:
-            images, augment: as for `predict`.
-            wanted: what is asked of the NMS.
-            labels: per image (m, 5) class + xywh in pixels, added with confidence 1 (hybrid labelling).
-
-        Returns:
-            Per image (n, 6) float32 on `device`: xyxy in pixels of the input, confidence, class; best first.
-
-        Raises:
-            UserError: as for `predict`, or the NMS inside the file cannot do what is wanted.
-        """
-        return self.suppress(self.infer(images, wanted, augment=augment), wanted, labels)
-
-    def infer(self, images: Tensor, wanted: NmsOptions, *, augment: bool = False) -> Tensor | list[Tensor]:
-        """The first half of `detections`, apart so that it can be timed: what `suppress` takes."""
-        if self.nms is None:
-            return self.predict(images, augment)
-        self.check_nms(wanted)
-        figures = figure_tensors(self.nms, wanted)
-        found: list[Tensor] = []
-        inputs = self._checked(images, augment)
-        with torch.no_grad():
-            for piece, number in self._pieces(inputs):
-                rows, counts = self._run_nms(piece, figures)
-                pairs = zip(rows[:number].float(), counts[:number].tolist())
-                found += [image[:count].to(self.device) for image, count in pairs]
-        return found
-
-    def suppress(
-        self, inferred: Tensor | list[Tensor], wanted: NmsOptions, labels: Sequence[Tensor] = ()
-    ) -> list[Tensor]:
-        """The second half of `detections`."""
-        if isinstance(inferred, Tensor):
-            return wanted.suppress(inferred, labels)
-        if len(labels):
-            raise UserError(f"{self.path}: has NMS inside, so labels cannot be added before it; give the .pt")
-        if self.nms.full(inferred, wanted):
-            self._say_once(
-                f"gives {self.nms.max_det} boxes of an image at most, and an image here has as many, so some "
-                "may be missing; export it again with a larger --max-det"
-            )
-        return [self.nms.narrow(found, wanted) for found in inferred]
-
-    def check_nms(self, wanted: NmsOptions) -> None:
-        """Refuse what the NMS inside the file cannot do, and say once what it does otherwise.
-
-        Raises:
-            UserError: a sentence with the remedy.
-        """
-        if self.nms is None:
-            return
-        if refusal := self.nms.refusal(wanted, self.nc):
-            raise UserError(f"{self.path}: {refusal}")
-        if note := self.nms.note(wanted, self.nc):
-            self._say_once(note)
-
-    def nearest(self, wanted: NmsOptions) -> NmsOptions:
-        """What comes nearest to `wanted` of what the file can do; the difference is said once."""
-        if self.nms is None:
-            return wanted
-        near = self.nms.nearest(wanted, self.nc)
-        if difference := changes(wanted, near):
-            self._say_once(f"has NMS inside: {difference}; mAP is not comparable with that of the .pt")
-        return near
-
-    def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said:
-            self._said.add(sentence)
-            LOGGER.warning("%s: %s", self.path, sentence)
-
-    def _checked(self, images: Tensor, augment: bool) -> Tensor:
-        """Images as the network takes them; a size or an augmentation it cannot do stops here."""
-        if augment and not self.pytorch:
-            raise UserError(f"{self.path}: --augment needs a .pt checkpoint, an exported file cannot do it")
-        size = (images.shape[-2], images.shape[-1])
-        if self.fixed_size is not None and size != self.fixed_size:
-            raise UserError(
-                f"{self.path}: takes images of {_by(self.fixed_size)} (height x width), not {_by(size)}; "
-                f"give --imgsz {self.fixed_size[0]} {self.fixed_size[1]} or export with --dynamic"
-            )
-        return self.prepare(images)
-
-    def prepare(self, images: Tensor) -> Tensor:
-        """Return images as the network takes them; what is prepared already stays as it is.
-
-        Args:
-            images: (N, ch, H, W) RGB, uint8 or floating in 0..1, on any device. A network of one channel
-                takes three as well and gets their luma.
-
-        Returns:
-            Floating in 0..1, on the network's device, in its precision and number of channels.
-        """
-        images = images.to(self.device, non_blocking=True)
-        scale = images.dtype == torch.uint8
-        images = images.to(torch.float16 if self.half else torch.float32)
-        if scale:
-            images = images / 255
-        if self.ch == 1 and images.shape[1] == 3:
-            images = to_luma(images)
-        return images
-
-    def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Pieces of `fixed_batch` images, the last padded with zeros, and how many of each count; all at once
-        when the batch is free."""
-        size = self.fixed_batch
-        if size is None or len(images) == size:
-            yield images, len(images)
-            return
-        for piece in images.split(size):
-            short = size - len(piece)
-            yield torch.cat([piece, piece.new_zeros(short, *piece.shape[1:])]) if short else piece, len(piece)
-
-    @abstractmethod
-    def _run(self, images: Tensor, augment: bool) -> Tensor:
-        """The network on floating images (N, ch, H, W) of the right size, batch and precision."""
-
-    def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same for a file with NMS inside: (N, max_det, 6) and counts (N,).
-
-        `figures` are the graph's further inputs by name, in order (`models.suppression.INPUTS`), on the CPU;
-        empty where it has none.
-        """
-        raise UserError(f"{self.path}: files of this format with NMS inside cannot be run here")
-
-    def warmup(self, shape: tuple[int, int, int, int]) -> None:
-        """Run once on zeros of `shape` (N, ch, H, W), so that the first timed call pays for no set-up."""
-        height, width = self.fixed_size or shape[2:]
-        images = torch.zeros((*shape[:2], height, width), device=self.device)
-        self.infer(images, NmsOptions() if self.nms is None else self.nms.usual())
-
-
-Opener = Callable[[Path, torch.device, Options], Backend]
-FORMATS: dict[str, Opener] = {}
-
-
-def register_format(*endings: str) -> Callable[[Opener], Opener]:
-    """Register what opens the files, or folders, whose names end like this (lower-case; a dot included)."""
-
-    def register(opener: Opener) -> Opener:
-        FORMATS.update(dict.fromkeys(endings, opener))
-        return opener
-
-    return register
 
 
 def load_backend(
@@ -292,7 +54,7 @@ def load_backend(
     device = torch.device(device)
     if half and device.type != "cuda":
         raise UserError(f"--half: float16 inference needs a CUDA device, not {device.type}; leave --half out")
-    options = Options(half, dnn, names, fuse)
+    options = OpenOptions(half, dnn, names, fuse)
     openers = [_opener(Path(file)) for file in files]
     if dnn and any(Path(file).suffix.lower() != ".onnx" for file in files):
         raise UserError(f"--dnn: OpenCV runs .onnx files only, not {files[0]}; leave --dnn out")
@@ -377,7 +139,7 @@ def optimised(model: DetectionModel, device: torch.device, *, fuse: bool = True)
 class CheckpointBackend(ModelBackend):
     """A checkpoint of ours or an official one, run by PyTorch: fused, channels_last."""
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         model = optimised(load_checkpoint(path, device).model, device, fuse=options.fuse)
         super().__init__(model.half() if options.half else model, device, path=path, half=options.half)
 
@@ -413,14 +175,6 @@ class Ensemble(Backend):
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         return torch.cat([member._run(images, augment) for member in self.members], dim=1)
-
-
-def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: torch.device) -> None:
-    """Refuse a precision the file was not exported in, and float16 files where there is no CUDA."""
-    if wanted_half and not exported_half:
-        raise UserError(f"{path}: was exported in float32; leave --half out or export it with --half")
-    if exported_half and device.type != "cuda":
-        raise UserError(f"{path}: is in float16, which needs a CUDA device; export it without --half")
 
 
 def check_channels(path: Path, ch: int, remedy: str = "") -> None:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.activations import ACTIVATIONS, Activation, make_activation
-from models.depthwise import StridedDepthwiseConv2d, convolution
+from models.layers.activations import ACTIVATIONS, Activation, make_activation
+from models.layers.depthwise import StridedDepthwiseConv2d, convolution
 from models.registry import Arguments, register_block
 
 # Small functions that several families share
@@ -224,7 +224,7 @@ class C3(nn.Module):
 
 @register_block(repeat="inside")
 class C3x(C3):
-    """Apply a C3 of cross convolutions. Example: `[-1, 3, C3x, [64]]`"""
+    """Apply a C3 of cross convolutions. Example: `[-1, 3, C3x, [64]]`."""
 
     def _inner(self, hidden: int, n: int, shortcut: bool, g: int) -> nn.Module:
         return nn.Sequential(*(CrossConv(hidden, hidden, 3, 1, g, 1.0, shortcut) for _ in range(n)))
@@ -248,7 +248,7 @@ class C3TR(C3):
 
 @register_block(repeat="inside")
 class C3Ghost(C3):
-    """Apply a C3 of ghost bottlenecks. Example: `[-1, 3, C3Ghost, [64]]`"""
+    """Apply a C3 of ghost bottlenecks. Example: `[-1, 3, C3Ghost, [64]]`."""
 
     def _inner(self, hidden: int, n: int, shortcut: bool, g: int) -> nn.Module:
         return nn.Sequential(*(GhostBottleneck(hidden, hidden) for _ in range(n)))
@@ -514,7 +514,7 @@ def _check_concat(args: Arguments, channels: list[int]) -> str | None:
 
 @register_block(channels="same", joins=True, check=_check_concat)
 class Concat(nn.Module):
-    """Concatenate several maps along one dimension. Example: `[[-1, 1], 1, Concat, [1]]`"""
+    """Concatenate several maps along one dimension. Example: `[[-1, 1], 1, Concat, [1]]`."""
 
     def __init__(self, dimension: int = 1) -> None:
         super().__init__()
@@ -536,7 +536,7 @@ def _check_sum(args: Arguments, channels: list[int]) -> str | None:
 
 @register_block(channels="same", joins=True, check=_check_sum)
 class Sum(nn.Module):
-    """Add n maps. Example: `[[-1, 1], 1, Sum, [2]]`
+    """Add n maps. Example: `[[-1, 1], 1, Sum, [2]]`.
 
     With `weight` every map but the first is multiplied by 2 * sigmoid(w), which starts at 1.
     """

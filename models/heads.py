@@ -22,6 +22,7 @@ class Detect(nn.Module):
         nc: classes.
         anchors: per level a flat list w, h, w, h, ... in pixels.
         ch: input channels per level.
+
     Attributes:
         anchors: buffer (nl, na, 2), width and height in units of the level's stride.
         stride: buffer (nl,), pixels per cell; not in the state_dict. Set with `set_stride`.
@@ -64,6 +65,7 @@ class Detect(nn.Module):
 
         Args:
             x: nl maps (N, ch_i, ny_i, nx_i).
+
         Returns:
             Training: nl raw maps (N, na, ny, nx, 5 + nc), views of the convolutions' results.
             Evaluation: (decoded (N, boxes, 5 + nc), raw maps); with `export` the decoded tensor alone.

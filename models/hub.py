@@ -14,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from models.backends import Backend, check_channels
+from models.backends import check_channels
+from models.formats.base import Backend
 from utils.detector import Detector
 from utils.device import amp_dtype, autocast
 from utils.downloads import fetch, file_name, is_url
@@ -23,7 +24,7 @@ from utils.image_size import read_size
 from utils.images import load_image, pillow_to_bgr
 from utils.letterbox import common_shape, letterbox, rgb_planes
 from utils.nms import NmsOptions
-from utils.predictions import Detections
+from utils.results.detections import Detections
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
 
@@ -96,8 +97,10 @@ class HubModel(nn.Module):
                 its sides multiples of the stride, goes straight through the network.
             size: pixels of the long side, or (h, w) to fit into; None: 640, or the one size a file takes.
             augment: test-time augmentation; checkpoints only.
+
         Returns:
             `Detections`; for a tensor (N,3,h,w) the network's decoded output (N, boxes, 5 + nc).
+
         Raises:
             UserError: an image that cannot be read or has no such form, or what the file cannot do.
         """

@@ -140,8 +140,10 @@ def register_block(
         cls: the module's class; None for a decorator with arguments.
         name: what a YAML calls it; None: the class's own name.
         rules: see `BlockSpec`.
+
     Returns:
         The class unchanged, or the decorator.
+
     Raises:
         UserError: the name is taken by another block, or a rule is unknown or cannot work.
     """
@@ -200,6 +202,7 @@ def load_plugins(paths: str | Path | Iterable[str | Path]) -> list[str]:
 
     Returns:
         The absolute paths of the files, in order.
+
     Raises:
         UserError: a file is missing, or its code fails (the message names the line).
     """

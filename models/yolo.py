@@ -21,18 +21,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import models.common  # noqa: F401 registers the blocks, as models.heads and models.wrappers do
-from models.fusion import fuse_adjacent
+from models.build.fusion import fuse_adjacent
+from models.build.rows import Row, check_keys, read_rows
+from models.build.shapes import build_layer, infer_shapes
 from models.heads import Detect
-from models.parsing import Row, parse_model
+from models.layers.activations import default_activation
+from models.layers.library_nets import named_config
 from models.registry import load_plugins, plugins_of
-from models.wrappers import named_config
 from utils.cli import Parser, guard, overlay
 from utils.device import describe, select_device
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
 from utils.image_size import fit_size
 from utils.letterbox import to_luma
-from utils.profiling import latency, layer_table, summary
+from utils.profiling import latency, layer_table, summary, table_lines
 
 __all__ = ["DetectionModel", "Detect", "Row", "parse_model"]
 
@@ -59,12 +61,12 @@ class DetectionModel(nn.Module):
         nc: int | None = None,
         anchors: Any = None,
     ) -> None:
-        """
-        Args:
+        """Args:
             cfg: a model YAML (a bare name is searched under models/), its contents, or 'timm:NAME' or
                 'torchvision:NAME' for that network under YOLOv5's neck.
             ch: channels of the image, unless the YAML has `ch`.
             nc, anchors: instead of the YAML's; anchors as lists per level or as a number per level.
+
         Raises:
             UserError: the YAML cannot be built; the sentence names the row and what was expected.
         """
@@ -133,6 +135,7 @@ class DetectionModel(nn.Module):
             x: (N, ch, H, W) float RGB in 0..1, H and W multiples of the largest stride. A model of one
                 channel takes RGB too and sees its luma.
             augment: test-time augmentation, in evaluation only.
+
         Returns:
             As `Detect.forward`; with `augment` (decoded rows of all passes, None).
         """
@@ -249,7 +252,7 @@ def run(**options: Any) -> DetectionModel:
     device = select_device(opt.device)
     model = DetectionModel(opt.cfg, nc=opt.nc).to(device)
     imgsz = list(fit_size(opt.imgsz, int(model.stride.max())))
-    for line in _table_lines(layer_table(model, imgsz, timed=opt.line_profile)):
+    for line in table_lines(layer_table(model, imgsz, timed=opt.line_profile)):
         LOGGER.info(line)
     cost = summary(model, imgsz)
     work = "GFLOPs not counted" if cost["gflops"] is None else f"{cost['gflops']:.2f} GFLOPs"
@@ -260,28 +263,6 @@ def run(**options: Any) -> DetectionModel:
     if opt.profile:
         _log_profile(model, imgsz, device)
     return model
-
-
-def _table_lines(table: list[dict[str, Any]]) -> list[str]:
-    """The table of layers as lines of text, each column as wide as it needs."""
-    header = ["", "from", "n", "params", "module", "arguments", "output"]
-    timed = "ms" in table[0]
-    cells = [[*header, "GFLOPs", "ms"] if timed else header]
-    for row in table:
-        shapes = row["shape"] if isinstance(row["shape"], list) else [row["shape"]]
-        arguments = str(row["args"])
-        output = ", ".join("x".join(map(str, shape)) for shape in shapes)
-        line = [row["index"], row["from"], row["n"], row["params"], row["module"], arguments, output]
-        cells.append([*line, f"{row['gflops']:.3f}", f"{row['ms']:.2f}"] if timed else line)
-    widths = [max(len(str(line[i])) for line in cells) for i in range(len(cells[0]))]
-    left = (4, 5, 6)
-    return [
-        "  ".join(
-            f"{cell!s:<{w}}" if i in left else f"{cell!s:>{w}}"
-            for i, (cell, w) in enumerate(zip(line, widths))
-        )
-        for line in cells
-    ]
 
 
 def _log_profile(model: DetectionModel, imgsz: list[int], device: torch.device) -> None:
@@ -309,6 +290,30 @@ def _log_profile(model: DetectionModel, imgsz: list[int], device: torch.device) 
 def main() -> None:
     """The script."""
     run(**vars(parse_opt()))
+
+
+def parse_model(
+    cfg: dict[str, Any], ch: int = 3, source: str = "model YAML"
+) -> tuple[nn.Sequential, list[Row]]:
+    """Check a model's YAML row by row, then build its layers on torch's default device.
+
+    Args:
+        cfg: the YAML as a dict; `nc` and `anchors` must be in it.
+        ch: channels of the input image.
+        source: what to call it in messages.
+
+    Returns:
+        The layers and a `Row` for each.
+
+    Raises:
+        UserError: one sentence with file, section, row, what was found and what was expected.
+    """
+    check_keys(cfg, source)
+    rows = read_rows(cfg, source)
+    with default_activation(cfg.get("activation")):
+        infer_shapes(rows, cfg, ch, source)
+        layers = nn.Sequential(*(build_layer(row) for row in rows))
+    return layers, rows
 
 
 if __name__ == "__main__":

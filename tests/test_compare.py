@@ -14,15 +14,15 @@ from pathlib import Path
 
 import cv2
 import pytest
-from test_train import interrupt_in
-from tiny_set import TINY_MODEL, write_model, write_set
 
 import compare
 import train
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
+from tests.test_train import interrupt_in
+from tests.tiny_set import TINY_MODEL, write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
-from utils.loggers import read_results
+from utils.training.loggers import read_results
 
 FILES = {"compare.csv", "compare.md", "pareto.png", "index.html", "compare.yaml", "latency.json"}
 

@@ -19,8 +19,9 @@ import torch
 
 import detect
 import export
-from models.backends import Backend, Metadata
-from models.checkpoint import load_checkpoint, save_checkpoint
+from models.formats.base import Backend
+from models.formats.metadata import Metadata
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from tests.mjpeg_server import Camera
 from utils.cli import guard
@@ -286,7 +287,7 @@ def test_without_weights_the_newest_run_looks_at_the_bundled_images(tmp_path, ch
     best.parent.mkdir(parents=True)
     best.write_bytes(checkpoint.read_bytes())
     save_yaml(tmp_path / "train" / "exp" / "opt.yaml", {"imgsz": 96, "data": "data/digits.yaml"})
-    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    monkeypatch.setattr("utils.training.run_folder.RUNS", tmp_path / "train")
     monkeypatch.chdir(tmp_path)
     log.set_level("INFO", "yolo")
     common = {

@@ -32,7 +32,7 @@ SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SCRIPT = re.compile(r"(?:\./)?((?:[\w-]+/)*[\w-]+\.py)")
 # What a document may name before it is there. Empty when the code is where the documents say.
-COMING = frozenset({"docs/images/nets.jpg"})
+COMING: frozenset[str] = frozenset()
 PLAN = (ROOT / "models" / "layers").is_dir()  # whether the modules are where the documents put them
 
 

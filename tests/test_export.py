@@ -13,16 +13,16 @@ import onnx
 import pytest
 import torch
 import yaml
-from tiny_set import write_set
 
 import export
 from export import ExportError, ExportResult, parse_opt
-from models import exporting
 from models.backends import load_backend
-from models.checkpoint import save_checkpoint
+from models.formats import exporter as exporting
 from models.formats import onnx as onnx_format
-from models.metadata import PROJECT, SCHEMA_DECODED
+from models.schema import PROJECT, SCHEMA_DECODED
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
+from tests.tiny_set import write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 
@@ -238,7 +238,7 @@ def test_without_weights_the_newest_run_is_exported_at_its_size(weights, tmp_pat
     best.parent.mkdir(parents=True)
     best.write_bytes(weights.read_bytes())
     save_yaml(tmp_path / "train" / "exp" / "opt.yaml", {"imgsz": 32, "data": str(data)})
-    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    monkeypatch.setattr("utils.training.run_folder.RUNS", tmp_path / "train")
     log.set_level("INFO", "yolo")
     (result,) = export.run()
     assert result.path == best.with_suffix(".torchscript")

@@ -13,20 +13,21 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_set import write_set
 
 import detect
 import export
 import val
 from export import ExportError
-from models.agreement import compare_detections
 from models.backends import load_backend
-from models.checkpoint import save_checkpoint
+from models.export_checks.nms_agreement import compare_detections
 from models.formats import onnx as onnx_format
+from models.formats.metadata import parse_metadata
+from models.formats.nms_options import Suppression
 from models.formats.onnx_nms import PREFIX
-from models.metadata import SCHEMA, parse_metadata
-from models.nms_inside import Suppression
+from models.schema import SCHEMA
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
+from tests.tiny_set import write_set
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.nms import NmsOptions

@@ -17,7 +17,7 @@ from PIL import Image
 import detect
 import export
 import hubconf
-from models.checkpoint import save_checkpoint
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from utils.errors import UserError
 

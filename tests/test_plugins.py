@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_set import TINY_MODEL, write_set
 
 import compare
 import detect
@@ -22,8 +21,9 @@ import hubconf
 import train
 import val
 from models import registry
-from models.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
+from tests.tiny_set import TINY_MODEL, write_set
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from tiny_set import write_set
 
 import train
-from models.checkpoint import load_checkpoint
-from models.start import start_model
+from models.weights.checkpoint import load_checkpoint
+from models.weights.initial_model import start_model
+from tests.tiny_set import write_set
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
-from utils.loggers import read_results
+from utils.training.loggers import read_results
 
 POSTS = ROOT / "tests/fixtures/posts"
 RUNS = [

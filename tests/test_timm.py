@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_set import write_set
 
 import detect
 import export
 import train
 import val
 from models.backends import load_backend
-from models.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
-from utils.training import Trainer
+from tests.tiny_set import write_set
+from utils.training.trainer import Trainer
 
 pytest.importorskip("timm", reason="timm, which is optional, is not installed")
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_set import NAMES, TINY_MODEL, write_model, write_set
 
 import train
-from models.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
-from utils import resume
+from tests.tiny_set import NAMES, TINY_MODEL, write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
-from utils.hyp import load_hyp
-from utils.loggers import read_results
-from utils.training import Trainer
+from utils.training import run_folder as resume
+from utils.training.hyp import load_hyp
+from utils.training.loggers import read_results
+from utils.training.trainer import Trainer
 
 UNREACHABLE = "http://127.0.0.1:9/absent.zip"
 

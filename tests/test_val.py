@@ -20,15 +20,15 @@ from torch import nn
 import export
 import val
 from models.backends import ModelBackend
-from models.checkpoint import save_checkpoint
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.device import seeded
 from utils.errors import UserError
-from utils.evaluation import EvalOptions, ImageResult, evaluate
+from utils.evaluation.evaluate import EvalOptions, ImageResult, evaluate
 from utils.files import ROOT, save_yaml
 from utils.letterbox import letterbox
-from utils.training import ValidationLoss
+from utils.training.trainer import ValidationLoss
 
 NAMES = {0: "dark", 1: "light"}
 SIZES = [(60, 90), (90, 60), (64, 64), (50, 120), (33, 77)]  # (h, w)
@@ -328,7 +328,7 @@ def test_without_weights_the_newest_run_is_measured_on_its_data_at_its_size(
     project, tmp_path, monkeypatch, log
 ):
     best = finished_run(tmp_path / "train", project / "tiny.pt", data=str(project / "set.yaml"), imgsz=96)
-    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    monkeypatch.setattr("utils.training.run_folder.RUNS", tmp_path / "train")
     log.set_level("INFO", "yolo")
     common = {"device": "cpu", "workers": 0, "project": tmp_path / "runs"}
     result = val.run(**common)
@@ -355,7 +355,7 @@ def test_with_weights_the_defaults_are_those_of_yolov5(project, tmp_path):
 
 def test_a_run_that_does_not_say_its_data_is_one_sentence(project, tmp_path, monkeypatch):
     finished_run(tmp_path / "train", project / "tiny.pt", imgsz=96)
-    monkeypatch.setattr("utils.resume.RUNS", tmp_path / "train")
+    monkeypatch.setattr("utils.training.run_folder.RUNS", tmp_path / "train")
     with pytest.raises(
         UserError, match=r"best\.pt: its run has no opt\.yaml that names its data; give --data"
     ):

@@ -23,7 +23,7 @@ STAGES = ("preprocess", "inference", "nms")
 
 
 class Detecting(Protocol):
-    """What a `Detector` needs of a network; `models.backends.Backend` is one."""
+    """What a `Detector` needs of a network; `models.formats.base.Backend` is one."""
 
     device: torch.device
 

@@ -409,3 +409,25 @@ def _shape_of(y: Any) -> Any:
         return tuple(y.shape[1:])
     raws = y[1] if isinstance(y, tuple) else y
     return [tuple(raw.shape[1:]) for raw in raws]
+
+
+def table_lines(table: list[dict[str, Any]]) -> list[str]:
+    """The table of layers as lines of text, each column as wide as it needs."""
+    header = ["", "from", "n", "params", "module", "arguments", "output"]
+    timed = "ms" in table[0]
+    cells = [[*header, "GFLOPs", "ms"] if timed else header]
+    for row in table:
+        shapes = row["shape"] if isinstance(row["shape"], list) else [row["shape"]]
+        arguments = str(row["args"])
+        output = ", ".join("x".join(map(str, shape)) for shape in shapes)
+        line = [row["index"], row["from"], row["n"], row["params"], row["module"], arguments, output]
+        cells.append([*line, f"{row['gflops']:.3f}", f"{row['ms']:.2f}"] if timed else line)
+    widths = [max(len(str(line[i])) for line in cells) for i in range(len(cells[0]))]
+    left = (4, 5, 6)
+    return [
+        "  ".join(
+            f"{cell!s:<{w}}" if i in left else f"{cell!s:>{w}}"
+            for i, (cell, w) in enumerate(zip(line, widths))
+        )
+        for line in cells
+    ]

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends import Options, register_format
-from models.exporting import Exporter, Job, quiet, register_exporter, require
+from models.formats.base import OpenOptions, register_format
 from models.formats.embedded import EmbeddedBackend, plain
+from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from utils.errors import UserError, first_line
 
 
@@ -55,7 +55,7 @@ class CoremlBackend(EmbeddedBackend):
 
     title = "CoreML"
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         if reason := elsewhere():
             raise UserError(f"{path}: {reason}; export the checkpoint to ONNX or OpenVINO for this machine")
         tools = require("coremltools", str(path))

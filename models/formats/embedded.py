@@ -1,5 +1,6 @@
 """What the formats for phones and boards share: float32 in and out however the weights are stored, one image
-at a time, on the CPU; and what a file says about itself, its own check sum included."""
+at a time, on the CPU; and what a file says about itself, its own check sum included.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.backends import Backend, Options
-from models.exporting import Decoded, Job
-from models.metadata import PROJECT, decode, parse_metadata
+from models.formats.base import Backend, OpenOptions
+from models.formats.exporter import Decoded, Job
+from models.formats.metadata import decode, parse_metadata
+from models.schema import PROJECT
 from utils.errors import UserError
 
 DIGEST = "sha256"  # the entry that holds the check sum of what the runtime reads
@@ -78,7 +80,9 @@ class EmbeddedBackend(Backend):
 
     title: ClassVar[str]
 
-    def __init__(self, path: Path, device: torch.device, options: Options, raw: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, device: torch.device, options: OpenOptions, raw: Mapping[str, Any]
+    ) -> None:
         if device.type != "cpu":
             raise UserError(f"{path}: {self.title} files run on the CPU here; use --device cpu")
         metadata = parse_metadata(path, raw, options.names)

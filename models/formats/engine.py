@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Exporter, Job, register_exporter, require
+from models.formats.base import Backend, OpenOptions, check_precision, register_format
 from models.formats.embedded import check_digest, describe
+from models.formats.exporter import Exporter, Job, register_exporter, require
+from models.formats.metadata import parse_metadata
 from models.formats.onnx import write_onnx
-from models.metadata import parse_metadata
 from utils.errors import UserError
 
 LENGTH = 4  # bytes of the header's length
@@ -99,7 +99,7 @@ def read_engine(path: Path) -> tuple[dict[str, Any], bytes]:
 class EngineBackend(Backend):
     """An exported TensorRT plan on the GPU it was built for."""
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         raw, plan = read_engine(path)
         metadata = parse_metadata(path, raw, options.names)
         check_digest(path, raw, plan)

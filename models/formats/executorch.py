@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backends import Options, register_format
-from models.exporting import Exporter, Job, quiet, register_exporter, require
+from models.formats.base import OpenOptions, register_format
 from models.formats.embedded import EmbeddedBackend, describe, plain
-from models.metadata import decode
+from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
+from models.formats.metadata import decode
 from utils.errors import UserError, first_line
 
 FORWARD, METADATA = "forward", "metadata"
@@ -50,7 +50,7 @@ class ExecutorchBackend(EmbeddedBackend):
 
     title = "ExecuTorch"
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         runtime = require("executorch.runtime", str(path), "executorch")
         _set_threads(torch.get_num_threads())
         try:

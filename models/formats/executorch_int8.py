@@ -19,8 +19,8 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationConfig, QuantizationSpec
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from models.exporting import back_to
 from models.formats.embedded import CUT_OFF, activation_range
+from models.formats.exporter import back_to
 
 # The product of two steps must be one that XNNPACK can divide by, 2^-32 at least. Its quantiser's own 2^-12
 # is too coarse for channels of small weights.

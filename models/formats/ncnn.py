@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends import Options, register_format
-from models.exporting import Exporter, Job, quiet, register_exporter, require
+from models.formats.base import OpenOptions, register_format
 from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
@@ -78,7 +78,7 @@ class NcnnBackend(EmbeddedBackend):
 
     title = "ncnn"
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         ncnn = require("ncnn", str(path))
         content = _content(path)
         if not (path / METADATA).is_file():

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.base import Backend, OpenOptions, check_precision, register_format
+from models.formats.exporter import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.metadata import Metadata, parse_metadata
+from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms
 from models.formats.onnx_precision import reduce_precision
-from models.metadata import Metadata, parse_metadata
-from models.suppression import INPUTS
 from utils.errors import UserError, first_line
 
 
@@ -48,7 +48,7 @@ def write_onnx(job: Job, path: Path) -> None:
 
 
 def add_nms(job: Job, network: Path, path: Path) -> None:
-    """A written network with NMS behind it; outputs and further inputs are those of `models.suppression`."""
+    """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
     onnx = require("onnx", "--include onnx --nms")
     _save(with_nms(onnx.load(str(network)), job), job, path)
 
@@ -63,7 +63,7 @@ def _save(graph: Any, job: Job, path: Path) -> None:
 
 
 @register_format(".onnx")
-def open_onnx(path: Path, device: torch.device, options: Options) -> Backend:
+def open_onnx(path: Path, device: torch.device, options: OpenOptions) -> Backend:
     """An exported ONNX file, run by ONNX Runtime or, on request, by OpenCV."""
     return (OpenCvBackend if options.dnn else OnnxBackend)(path, device, options)
 
@@ -71,7 +71,7 @@ def open_onnx(path: Path, device: torch.device, options: Options) -> Backend:
 class OnnxBackend(Backend):
     """An ONNX file run by ONNX Runtime; its metadata are the model's properties."""
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         runtime = _import_onnxruntime(path)
         self.session = _open_session(runtime, path, device)
         metadata = _read_metadata(self.session, path, options)
@@ -150,7 +150,7 @@ def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
 class OpenCvBackend(Backend):
     """An ONNX file run by OpenCV's own network module on the CPU."""
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         import cv2
 
         if device.type != "cpu":
@@ -172,7 +172,7 @@ class OpenCvBackend(Backend):
         return torch.from_numpy(np.array(self.network.forward()))
 
 
-def _read_metadata(session: Any, path: Path, options: Options) -> Metadata:
+def _read_metadata(session: Any, path: Path, options: OpenOptions) -> Metadata:
     """What the file says of itself; of shapes and types the graph knows better than any note about them."""
     metadata = parse_metadata(path, session.get_modelmeta().custom_metadata_map, options.names)
     first = session.get_inputs()[0]

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.exporting import Job, quiet, require
-from models.suppression import INPUTS, OUTPUTS, Suppressed, figure_tensors
+from models.formats.exporter import Job, quiet, require
+from models.formats.nms_graph import INPUTS, OUTPUTS, Suppressed, figure_tensors
 
 PREFIX = "nms/"  # before the name of everything inside, which might be in the network too
 
 
 def nms_graph(job: Job, *, openvino: bool = False) -> bytes:
     """The NMS that the job's metadata ask for, as an ONNX file: input `decoded` (N, boxes, 5 + nc) and, where
-    they are inputs, the figures of `INPUTS`; outputs `output0` and `counts`. All sizes are free."""
+    they are inputs, the figures of `INPUTS`; outputs `output0` and `counts`. All sizes are free.
+    """
     require("onnx", "--nms in an ONNX or OpenVINO file")  # torch writes by its means
     nms = job.metadata.nms
     figures = {name: figure.to(INPUTS[name]) for name, figure in figure_tensors(nms).items()}

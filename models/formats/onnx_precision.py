@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from models.exporting import Job, back_to, quiet, require
+from models.formats.exporter import Job, back_to, quiet, require
 from utils.errors import UserError
 
 WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})

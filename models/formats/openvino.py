@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.backends import Backend, Options, register_format
-from models.exporting import Decoded, Exporter, Job, back_to, quiet, register_exporter, require
+from models.formats.base import Backend, OpenOptions, register_format
+from models.formats.exporter import Decoded, Exporter, Job, back_to, quiet, register_exporter, require
+from models.formats.metadata import parse_metadata
+from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms_in_openvino
-from models.metadata import parse_metadata
-from models.suppression import INPUTS
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
@@ -41,7 +41,7 @@ def write_openvino(job: Job, path: Path) -> None:
 
 
 def add_nms(job: Job, folder: Path, path: Path) -> None:
-    """A written network with NMS behind it; outputs and further inputs are those of `models.suppression`."""
+    """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
     openvino = require("openvino", "--include openvino --nms")
     network = openvino.Core().read_model(_network_file(folder))
     _save(with_nms_in_openvino(network, job), job, path, compress=False)  # what may be float16 is by now
@@ -89,7 +89,7 @@ def head(network: Any) -> list[str]:
 class OpenVinoBackend(Backend):
     """An exported OpenVINO folder, or the .xml in it, run on the CPU."""
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         openvino = _import_openvino(path)
         if device.type != "cpu":
             raise UserError(

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.backends import Options, register_format
-from models.exporting import Exporter, Job, quiet, register_exporter, require
+from models.formats.base import OpenOptions, register_format
 from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
+from models.formats.metadata import decode
 from models.formats.tflite_precision import reduce_precision
-from models.metadata import decode
 from utils.errors import UserError, first_line
 
 META = "meta.txt"
@@ -89,7 +89,7 @@ class TfliteBackend(EmbeddedBackend):
 
     title = "TFLite"
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         require("ai_edge_litert", str(path), "ai-edge-litert")
         from ai_edge_litert.interpreter import Interpreter
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.exporting import Job, back_to, quiet, require
 from models.formats.embedded import CUT_OFF, activation_range
+from models.formats.exporter import Job, back_to, quiet, require
 
 WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
 

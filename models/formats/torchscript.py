@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.backends import Backend, Options, check_precision, register_format
-from models.exporting import Decoded, Exporter, Job, in_half, quiet, register_exporter
-from models.metadata import decode, parse_metadata
-from models.suppression import Suppressed, figure_tensors
+from models.formats.base import Backend, OpenOptions, check_precision, register_format
+from models.formats.exporter import Decoded, Exporter, Job, in_half, quiet, register_exporter
+from models.formats.metadata import decode, parse_metadata
+from models.formats.nms_graph import Suppressed, figure_tensors
 from utils.errors import UserError, first_line
 
 
@@ -55,7 +55,7 @@ def _json_or_text(value: str) -> Any:
 class TorchScriptBackend(Backend):
     """An exported TorchScript file; its metadata is the extra file `config.txt` (JSON)."""
 
-    def __init__(self, path: Path, device: torch.device, options: Options) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         extra = {"config.txt": ""}
         try:
             with warnings.catch_warnings():

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import formats
-from models import exporting
-from models.checkpoint import save_checkpoint
+from models.formats import exporter as exporting
 from models.registry import load_plugins
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import NAMES, TINY_MODEL, write_set
 from utils.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.lite_top1 import SIDE, backbone_features, class_names, classifier_of, predict, prepare
-from models.start import start_model
+from models.weights.initial_model import start_model
 from utils.files import ROOT
 from utils.images import load_image
 

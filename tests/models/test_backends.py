@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import export
-from models.backends import FORMATS, Backend, check_channels, load_backend
-from models.checkpoint import save_checkpoint
-from models.metadata import SCHEMA, Metadata, index_names, parse_metadata
+from models.backends import check_channels, load_backend
+from models.formats.base import FORMATS, Backend
+from models.formats.metadata import Metadata, index_names, parse_metadata
+from models.schema import SCHEMA
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from utils.errors import UserError
 

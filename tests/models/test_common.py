@@ -6,14 +6,14 @@ import re
 import pytest
 import torch
 import yaml
-from parity import randomise_norms
 from torch import nn
 
 from models import common
-from models.activations import activation_factory, default_activation
-from models.fusion import fuse_adjacent
+from models.build.fusion import fuse_adjacent
+from models.layers.activations import activation_factory, default_activation
 from models.registry import REGISTRY
 from models.yolo import parse_model
+from tests.models.parity import randomise_norms
 
 BLOCKS = {
     "Conv": lambda: common.Conv(8, 16, 3, 2),

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import assert_equal_layers, backbone_of, copy_in_order, layer_outputs, randomise_norms
 from torch import nn
 
 from models.common import (
@@ -18,6 +17,13 @@ from models.common import (
     stem,
 )
 from models.yolo import DetectionModel
+from tests.models.parity import (
+    assert_equal_layers,
+    backbone_of,
+    copy_in_order,
+    layer_outputs,
+    randomise_norms,
+)
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from parity import settle_norms
 from torch import nn
 
 from models import common
 from models.yolo import DetectionModel
+from tests.models.parity import settle_norms
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
 

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
-from parity import assert_equal_layers, backbone_of, copy_in_order, layer_outputs, randomise_norms
 from torch import nn
 
 from models.common import MobileNetV3Block, SeBlock, make_divisible
+from tests.models.parity import (
+    assert_equal_layers,
+    backbone_of,
+    copy_in_order,
+    layer_outputs,
+    randomise_norms,
+)
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 NETS = {  # torchvision's builder: our YAML, layers, taps and their channels

@@ -5,15 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from parity import settle_norms
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import export
 from models import common
-from models.checkpoint import save_checkpoint
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
+from tests.models.parity import settle_norms
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
 from utils.profiling import gflops

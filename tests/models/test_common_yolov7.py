@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
+from models.build.fusion import fuse_adjacent
 from models.common import ELAN, SPPCSPC
-from models.fusion import fuse_adjacent
 
 
 def convolutions(block):

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.common import MBConvBlock
-from models.pretrained import equal_reference
+from models.weights.pretrained import equal_reference
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.imageset import EMPTY, FOUND, ImageSet, Packed, Record, ScanReport
+from utils.dataset.image_set import EMPTY, FOUND, ImageSet, Packed, Record, ScanReport
 
 
 def write_images(folder: Path, sizes: Sequence[tuple[int, int]], *, polygons: bool = False) -> ImageSet:

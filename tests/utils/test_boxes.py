@@ -8,15 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.boxes import (
-    box_iou,
-    clip_boxes,
-    complete_iou,
-    xywh2xyxy,
-    xywhn2xyxy,
-    xyxy2xywh,
-    xyxy2xywhn,
-)
+from utils.boxes import box_iou, clip_boxes, complete_iou, xywh2xyxy, xywhn2xyxy, xyxy2xywh, xyxy2xywhn
 
 
 def random_xyxy(rng: np.random.Generator, n: int, size: float = 640) -> np.ndarray:

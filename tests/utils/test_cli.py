@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils import cli, train_options
+from utils import cli
 from utils.cli import Options, build_parser, from_keywords, given, option, parse, specs
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.training import options as train_options
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from file_server import serve
 
-from utils import datasets
+from tests.file_server import serve
+from utils.dataset.config import load_dataset
+from utils.dataset.images import load_images
 from utils.downloads import fetch, file_name, is_archive, unpack
 from utils.errors import UserError
 
@@ -283,9 +284,9 @@ def remote(server, tmp_path, monkeypatch):
 
 def test_a_missing_data_set_is_fetched_once(server, remote, tmp_path):
     for _ in range(2):
-        config = datasets.load_dataset(remote)
+        config = load_dataset(remote)
         assert config.root == tmp_path / "fetched" / "tiny"
-    assert len(datasets.load_images(config, "train").all_labels) == 1
+    assert len(load_images(config, "train").all_labels) == 1
     assert len(server.asked) == 1
     assert sorted(p.name for p in (tmp_path / "fetched").iterdir()) == ["tiny"]
 
@@ -296,7 +297,7 @@ def test_without_the_server_the_sentence_says_what_to_put_where(server, remote, 
     with pytest.raises(
         UserError, match=f"404.*unpack it by hand, so that {tmp_path / 'fetched' / 'tiny'} exists"
     ):
-        datasets.load_dataset(remote)
+        load_dataset(remote)
 
 
 def _pets(server, tmp_path, path, members, address="pets.zip"):
@@ -326,14 +327,14 @@ def test_a_strangers_yaml_writes_nowhere_but_below_the_datasets_folder(
     yaml = _pets(server, tmp_path, path and path.format(tmp=tmp_path), members)
     before = _tree(tmp_path)
     with pytest.raises(UserError, match=f"no folder of its own below {tmp_path / 'fetched'}"):
-        datasets.load_dataset(yaml)
+        load_dataset(yaml)
     assert _tree(tmp_path) == before
     assert server.asked == []
 
 
 def test_dots_do_not_lead_out_of_the_datasets_folder(server, remote, tmp_path):
     yaml = _pets(server, tmp_path, "../datasets/../../home/pets", {"pets/i/a.txt": ""})
-    assert datasets.load_dataset(yaml).root == tmp_path / "fetched" / "home" / "pets"
+    assert load_dataset(yaml).root == tmp_path / "fetched" / "home" / "pets"
     assert not (tmp_path.parent / "home").exists()
 
 
@@ -341,13 +342,13 @@ def test_what_lies_beside_the_data_sets_folder_in_an_archive_is_left_out(server,
     members = {".bashrc": "theirs", "light-yolo/train.py": "theirs", "pets/i/a.txt": "1"}
     (tmp_path / "fetched" / "pets.part").mkdir(parents=True)  # where the archive gathers; not emptied of more
     (tmp_path / "fetched" / "pets.part" / "mine.txt").write_text("mine")
-    config = datasets.load_dataset(_pets(server, tmp_path, "../datasets/pets", members))
+    config = load_dataset(_pets(server, tmp_path, "../datasets/pets", members))
     assert config.root == tmp_path / "fetched" / "pets"
     assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets.part/mine.txt": b"mine"}
 
 
 def test_an_archive_without_that_folder_goes_into_it_whole(server, remote, tmp_path):
-    config = datasets.load_dataset(_pets(server, tmp_path, "pets", {"i/a.txt": "1", "data.yaml": ""}))
+    config = load_dataset(_pets(server, tmp_path, "pets", {"i/a.txt": "1", "data.yaml": ""}))
     assert config.root == tmp_path / "fetched" / "pets"
     assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/data.yaml": b""}
 
@@ -359,10 +360,10 @@ def test_fetching_never_replaces_a_file(server, remote, tmp_path):
     members = {"pets/i/a.txt": "1", "pets/labels/a.txt": "theirs", "pets/labels/b.txt": "2"}
     yaml = _pets(server, tmp_path, "../datasets/pets", members)
     with pytest.raises(UserError, match="pets/labels/a.txt: is there already.*nothing was changed"):
-        datasets.load_dataset(yaml)
+        load_dataset(yaml)
     assert _tree(home) == {"labels/a.txt": b"mended by hand"}
     (home / "labels" / "a.txt").write_text("theirs")  # the same bytes are in nobody's way
-    assert datasets.load_dataset(yaml).root == home
+    assert load_dataset(yaml).root == home
     assert _tree(tmp_path / "fetched") == {name: data.encode() for name, data in members.items()}
     assert len(server.asked) == 1  # the archive stayed for the second run
 
@@ -372,7 +373,7 @@ def test_two_runs_that_want_the_same_data_set_fetch_it_once(server, remote, tmp_
 
     def run(delay):
         time.sleep(delay)
-        return datasets.load_dataset(remote).root
+        return load_dataset(remote).root
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(run, (0, 0.2))) == [tmp_path / "fetched" / "tiny"] * 2
@@ -389,5 +390,5 @@ def test_several_archives_of_one_name_complete_each_other(server, remote, tmp_pa
         "path: ../datasets/pets\ntrain: i\nval: i\nnames: [a]\n"
         f"download: [{server.url}/x/data.zip, {server.url}/y/data.zip]\n"
     )
-    datasets.load_dataset(yaml)
+    load_dataset(yaml)
     assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/labels/a.txt": b"2"}

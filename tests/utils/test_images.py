@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.dataset.labels import image_size
 from utils.errors import UserError
 from utils.images import (
     decode_image,
@@ -16,7 +17,6 @@ from utils.images import (
     single_threaded_opencv,
     training_size,
 )
-from utils.labels import image_size
 
 ROWS, COLUMNS = np.mgrid[0:64, 0:96]
 RGB = np.stack([COLUMNS * 2, ROWS * 3, 255 - COLUMNS], axis=2).astype(np.uint8)

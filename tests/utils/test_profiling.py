@@ -11,15 +11,7 @@ from models import common
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
-from utils.profiling import (
-    count_parameters,
-    gflops,
-    interleaved,
-    latency,
-    layer_table,
-    percentiles,
-    summary,
-)
+from utils.profiling import count_parameters, gflops, interleaved, latency, layer_table, percentiles, summary
 
 POSTS = ROOT / "tests/fixtures/posts"
 

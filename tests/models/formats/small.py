@@ -6,8 +6,8 @@ import torch
 
 import export
 from models.backends import load_backend
-from models.checkpoint import save_checkpoint
-from models.exporting import network_input
+from models.formats.exporter import network_input
+from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import write_set
 

@@ -5,13 +5,13 @@ from argparse import Namespace
 
 import pytest
 import torch
-from small import PLAIN, SIZE, save_small
 
 import export
 from models.backends import load_backend
-from models.exporting import Job
 from models.formats.coreml import write_coreml
-from models.metadata import Metadata
+from models.formats.exporter import Job
+from models.formats.metadata import Metadata
+from tests.models.formats.small import PLAIN, SIZE, save_small
 from utils.errors import UserError
 
 on_a_mac = platform.system() == "Darwin"

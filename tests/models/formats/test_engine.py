@@ -5,13 +5,14 @@ from argparse import Namespace
 
 import pytest
 import torch
-from small import PLAIN, SIZE, save_small
 
 import export
 from models.backends import load_backend
-from models.exporting import Job
 from models.formats.engine import profile_shapes, read_engine
-from models.metadata import SCHEMA, Metadata
+from models.formats.exporter import Job
+from models.formats.metadata import Metadata
+from models.schema import SCHEMA
+from tests.models.formats.small import PLAIN, SIZE, save_small
 from utils.errors import UserError
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="TensorRT needs a CUDA device")

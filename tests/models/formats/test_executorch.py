@@ -5,12 +5,22 @@ import json
 
 import pytest
 import torch
-from small import NAMES, PLAIN, SIZE, assert_close, assert_int8, expected, in_int8, photographs, save_small
 
 import export
 from models.backends import load_backend
 from models.formats.executorch import METADATA
-from models.metadata import SCHEMA
+from models.schema import SCHEMA
+from tests.models.formats.small import (
+    NAMES,
+    PLAIN,
+    SIZE,
+    assert_close,
+    assert_int8,
+    expected,
+    in_int8,
+    photographs,
+    save_small,
+)
 from utils.errors import UserError
 
 pytest.importorskip("executorch.runtime", reason="executorch is optional and large")

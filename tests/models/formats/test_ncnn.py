@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 import yaml
-from small import NAMES, SIZE, assert_close, expected, photographs, save_small
 
 import export
 from models.backends import load_backend
 from models.formats.ncnn import foreign_layers
-from models.metadata import SCHEMA
+from models.schema import SCHEMA
+from tests.models.formats.small import NAMES, SIZE, assert_close, expected, photographs, save_small
 from utils.errors import UserError
 
 pytest.importorskip("ncnn", reason="ncnn is optional")

@@ -8,11 +8,11 @@ import onnxruntime
 import pytest
 import torch
 
-from models.exporting import Job
+from models.formats.exporter import Job
+from models.formats.metadata import Metadata
+from models.formats.nms_graph import INPUTS, figure_tensors
+from models.formats.nms_options import Suppression
 from models.formats.onnx_nms import nms_graph, with_nms, with_nms_in_openvino
-from models.metadata import Metadata
-from models.nms_inside import Suppression
-from models.suppression import INPUTS, figure_tensors
 from tests.models.decoded_rows import assert_same, rows
 from utils.nms import NmsOptions
 

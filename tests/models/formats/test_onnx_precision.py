@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import DEPTHWISE, expected, photographs, save_small
 
 import export
 from models.backends import load_backend
+from models.export_checks.accept import TOLERANCE
 from models.formats.onnx_precision import head
-from models.proof import TOLERANCE
+from tests.models.formats.small import DEPTHWISE, expected, photographs, save_small
 from tests.tiny_set import write_set
 from utils.errors import UserError
 

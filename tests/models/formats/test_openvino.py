@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 import yaml
-from small import DEPTHWISE, expected, photographs, save_small
 
 import export
 from models.backends import load_backend
+from models.export_checks.accept import TOLERANCE
 from models.formats import openvino as openvino_format
-from models.metadata import PROJECT, SCHEMA
-from models.proof import TOLERANCE
+from models.schema import PROJECT, SCHEMA
+from tests.models.formats.small import DEPTHWISE, expected, photographs, save_small
 from tests.tiny_set import write_set
 from utils.errors import UserError
 from utils.files import path_size

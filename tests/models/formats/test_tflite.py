@@ -7,13 +7,23 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from small import NAMES, PLAIN, SIZE, assert_close, assert_int8, expected, in_int8, photographs, save_small
 
 import export
 from models.backends import load_backend
 from models.formats.tflite import META, ChannelsLast, read_tflite
 from models.formats.tflite_precision import Network, Operation, head, saturating, stays_float
-from models.metadata import SCHEMA
+from models.schema import SCHEMA
+from tests.models.formats.small import (
+    NAMES,
+    PLAIN,
+    SIZE,
+    assert_close,
+    assert_int8,
+    expected,
+    in_int8,
+    photographs,
+    save_small,
+)
 from utils.errors import UserError
 
 

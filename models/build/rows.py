@@ -1,0 +1,193 @@
+"""From a model YAML to layers: every row checked, its shapes inferred without weights, only then built."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.build.values import accepts, kind_of
+from models.layers.activations import activation_factory
+from models.registry import REGISTRY, BlockSpec, lookup
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.models")
+
+MOST_REPEATS = 1000  # beyond it a slip of the pen would build for minutes
+KEYS = (
+    "nc",
+    "depth_multiple",
+    "width_multiple",
+    "channel_multiple",
+    "anchors",
+    "backbone",
+    "head",
+    "ch",
+    "activation",
+    "inplace",
+    "mean",
+    "std",
+    "pretrained",
+)
+
+
+@dataclass
+class Row:
+    """One row of the YAML, understood: what it builds and what comes out.
+
+    Attributes:
+        index: number of the layer, counted from 0 through backbone and head.
+        section, section_row: 'backbone' or 'head', and the row's number in it, counted from 1.
+        from_: the YAML's `from` as written. sources: the layers it means (-1: the image).
+        number: copies after depth_multiple. name: the block. args: constructor arguments.
+        out_channels, stride: of the output; both 0 for the detector's output. Of a row that gives several
+            maps: of the last; `maps` has the shapes of all.
+        params: parameters of the layer.
+    """
+
+    index: int
+    section: str
+    section_row: int
+    from_: int | list[int]
+    number: int
+    name: str
+    args: list[Any]
+    sources: tuple[int, ...] = ()
+    out_channels: int = 0
+    stride: float = 0
+    params: int = 0
+    spec: BlockSpec = field(default=None, repr=False)
+    shape: tuple[int, ...] = field(default=(), repr=False)
+    maps: list[tuple[int, ...]] = field(default_factory=list, repr=False)
+
+
+class RowError(Exception):
+    """What is wrong with a row, as found and expected; `parse_model` says where."""
+
+
+def check_keys(cfg: dict[str, Any], source: str) -> None:
+    """Check everything of a model's YAML but its rows.
+
+    Raises:
+        UserError: a key that is missing, misspelt or of the wrong kind.
+    """
+    for key in [key for key in cfg if key not in KEYS]:
+        close = difflib.get_close_matches(str(key).strip().lower(), KEYS, 1, 0.8)
+        if close:
+            raise UserError(f"{source}: key {key!r} is not known; did you mean {close[0]!r}?")
+        _warn_unknown(source, str(key))
+    for key in ("nc", "anchors", "backbone", "head"):
+        if cfg.get(key) is None:
+            raise UserError(f"{source}: key '{key}' is missing; {_REMEDY[key]}")
+    for key in ("backbone", "head"):
+        if not isinstance(cfg[key], list) or not cfg[key]:
+            raise UserError(f"{source}: '{key}' is {kind_of(cfg[key])}, expected a list of rows")
+    for key in ("nc", "ch", "channel_multiple"):
+        if key in cfg and not (accepts(cfg[key], int) and cfg[key] > 0):
+            raise UserError(f"{source}: {key}: {cfg[key]!r} is not a whole number above 0")
+    for key in ("depth_multiple", "width_multiple"):
+        if key in cfg and not (accepts(cfg[key], float) and 0 < cfg[key] < math.inf):
+            raise UserError(f"{source}: {key}: {cfg[key]!r} is not a number above 0")
+    activation = cfg.get("activation")
+    if activation is not None and not isinstance(activation, str):
+        raise UserError(f"{source}: activation: {activation!r} is no name such as 'ReLU6'")
+    try:
+        activation_factory(activation or "SiLU")
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+@functools.cache  # a training builds its YAML twice: first to look at it, then with the data's classes
+def _warn_unknown(source: str, key: str) -> None:
+    LOGGER.warning("%s: key %r is not known and does nothing; known are %s", source, key, ", ".join(KEYS))
+
+
+_REMEDY = {
+    "nc": "write 'nc: 80' (the number of classes)",
+    "anchors": "write one list of w,h pairs in pixels per detection level, or a number of anchors",
+    "backbone": "it lists the rows [from, number, module, args]",
+    "head": "it lists the rows after the backbone and ends with Detect",
+}
+
+
+def read_rows(cfg: dict[str, Any], source: str) -> list[Row]:
+    """The rows' form: four entries of the right kinds, a known block, sources in range."""
+    rows: list[Row] = []
+    for section in ("backbone", "head"):
+        for number, raw in enumerate(cfg[section], 1):
+            row = Row(len(rows), section, number, -1, 1, "", [])
+            try:
+                _read_row(row, raw, cfg)
+            except RowError as error:
+                raise row_error(row, source, error) from None
+            rows.append(row)
+    outputs = [row for row in rows if row.spec.output]
+    last = rows[-1]
+    if not outputs:
+        raise row_error(
+            last, source, f"the last row is {last.name} and no row is Detect; end the head with a Detect row"
+        )
+    if outputs[0] is not last:
+        raise row_error(
+            outputs[0], source, f"{outputs[0].name} stands before other rows; it must be the one last row"
+        )
+    return rows
+
+
+def row_error(row: Row, source: str, what: object) -> UserError:
+    """The sentence: file, section, row, then what was found and expected."""
+    name = f", {row.name}" if row.name else ""
+    return UserError(f"{source}: {row.section} row {row.section_row} (layer {row.index}{name}): {what}")
+
+
+def _read_row(row: Row, raw: Any, cfg: dict[str, Any]) -> None:
+    """Fill a row from [from, number, module, args]."""
+    if not isinstance(raw, list) or len(raw) != 4:
+        raise RowError(f"found {raw!r}, expected four entries [from, number, module, [args]]")
+    from_, number, name, args = raw
+    if not isinstance(name, str):
+        raise RowError(f"module is {kind_of(name)} {name!r}, expected the name of a block")
+    row.name = name
+    spec = lookup(name)
+    if spec is None:
+        close = difflib.get_close_matches(name, REGISTRY, 3, 0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "expected a block of models/common.py"
+        raise RowError(f"unknown block {name!r}; {hint} (your own blocks are loaded by --plugins FILE)")
+    if not accepts(number, int) or number < 1:
+        raise RowError(f"number is {number!r}, expected a whole number of repeats from 1")
+    if not isinstance(args, list):
+        raise RowError(f"args is {kind_of(args)} {args!r}, expected a list such as [64, 3, 2]")
+    row.spec, row.from_, row.args = spec, from_, [_literal(arg, cfg) for arg in args]
+    row.number = max(round(number * cfg.get("depth_multiple", 1.0)), 1) if number > 1 else 1
+    if row.number > MOST_REPEATS:
+        raise RowError(f"repeats {row.number} times after depth_multiple, expected at most {MOST_REPEATS}")
+    row.sources = _sources(row.index, from_, spec)
+
+
+def _literal(value: Any, cfg: dict[str, Any]) -> Any:
+    """An argument as a value: 'nc', 'anchors', 'None', 'True' and 'False' are names, all else is itself."""
+    names = {"nc": cfg["nc"], "anchors": cfg["anchors"], "None": None, "True": True, "False": False}
+    if isinstance(value, list):
+        return [_literal(item, cfg) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _sources(index: int, from_: Any, spec: BlockSpec) -> tuple[int, ...]:
+    """The layers a `from` means, as absolute numbers (-1: the image, for layer 0 only)."""
+    wanted = from_ if isinstance(from_, list) else [from_]
+    if not wanted or not all(accepts(f, int) for f in wanted):
+        raise RowError(
+            f"from is {from_!r}, expected a layer's number, -1 for the row before, or a list of them"
+        )
+    if spec.joins != isinstance(from_, list):
+        expected = "a list of layers" if spec.joins else "one layer"
+        raise RowError(f"from is {from_!r}, expected {expected}, which is what {spec.name} takes")
+    sources = tuple(f if f >= 0 else index + f for f in wanted)
+    for f, absolute in zip(wanted, sources):
+        if absolute >= index or absolute < (-1 if index == 0 else 0):
+            allowed = f"-{index} to {index - 1}" if index else "-1 (the image)"
+            raise RowError(f"from {f} is out of range, expected {allowed}: a layer above this row")
+    return sources

@@ -1,0 +1,1 @@
+"""What an exported file must show before it is kept."""

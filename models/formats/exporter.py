@@ -1,0 +1,175 @@
+"""What every exporter is given and says of itself; the formats themselves live in `models/formats`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from models.formats.metadata import Metadata
+from models.yolo import DetectionModel
+from utils.errors import UserError
+from utils.images import load_image
+from utils.letterbox import letterbox_tensor
+
+T = TypeVar("T")
+
+
+def network_input(path: str | Path, size: tuple[int, int], ch: int) -> Tensor:
+    """Return an image file as `letterbox_tensor` shows it to a network, without the batch: (ch, H, W).
+
+    Raises:
+        UserError: an image that cannot be read.
+    """
+    return letterbox_tensor(load_image(path), size, ch)[0]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an exporter works on.
+
+    Attributes:
+        model: fused, in eval mode, float32, its head giving the decoded tensor alone.
+        example: (N, ch, H, W) on the model's device, float32.
+        metadata: what the file is to say about itself, and with it the precision asked for.
+        opt: the command line's options.
+        calibration: for int8 gives the images to calibrate with, again and again the same, as batches of the
+            example's size; None otherwise.
+    """
+
+    model: DetectionModel
+    example: Tensor
+    metadata: Metadata
+    opt: Namespace
+    calibration: Callable[[], Iterator[Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format that export.py can write.
+
+    Attributes:
+        name: its name in --include.
+        title: its name for people.
+        write: writes the network, giving decoded boxes, as the file or the folder at the path it is given.
+        endings: by precision ('fp32', 'fp16', 'int8'), how the file's name ends after the checkpoint's stem;
+            a precision that is not there is refused.
+        options: which of the options 'batch', 'dynamic', 'simplify', 'opset' and 'workspace' it honours; the
+            first two are refused by the others, the rest must concern at least one format of an export.
+        cuda_only: the precisions that this format can be written in and run in with CUDA only.
+        unavailable: why this platform cannot write it; None when it can.
+        add_nms: takes what `write` wrote at the first path, as it is, and writes it at the second with the
+            job's NMS behind it; None: --nms is refused.
+    """
+
+    name: str
+    title: str
+    write: Callable[[Job, Path], None]
+    endings: Mapping[str, str]
+    options: frozenset[str] = field(default_factory=frozenset)
+    cuda_only: frozenset[str] = frozenset()
+    unavailable: Callable[[], str | None] = lambda: None
+    add_nms: Callable[[Job, Path, Path], None] | None = None
+
+    def obstacle(self, precision: str, device: torch.device) -> str | None:
+        """Why no file of this precision can be made here for a device, in a sentence; None if one can."""
+        if reason := self.unavailable():
+            return reason
+        if precision not in self.endings:
+            can = ", ".join(self.endings)
+            return f"--include {self.name}: cannot be written in {precision}, only in {can}"
+        if precision in self.cuda_only and device.type != "cuda":
+            return f"--half: {self.title} in float16 needs a CUDA device; add --device 0 or leave --half out"
+        return None
+
+
+EXPORTERS: dict[str, Exporter] = {}
+
+
+def register_exporter(exporter: Exporter) -> Exporter:
+    """Make a format known to export.py."""
+    EXPORTERS[exporter.name] = exporter
+    return exporter
+
+
+class Decoded(nn.Module):
+    """The model as a function of the images alone, which is all that a graph can keep."""
+
+    def __init__(self, model: DetectionModel) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()  # exporters put back the mode they found here, in every module below
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+
+def in_half(job: Job) -> Job:
+    """The job for formats that are float16 throughout, images included; the job itself stays float32."""
+    return replace(
+        job,
+        model=copy.deepcopy(job.model).half(),
+        example=job.example.half(),
+        metadata=replace(job.metadata, half=True),
+    )
+
+
+def back_to(
+    results: Iterable[T],
+    inputs: Callable[[T], Iterable[T]],
+    is_end: Callable[[T], bool],
+    key: Callable[[T], Hashable] = lambda node: node,
+) -> dict[Hashable, T]:
+    """The nodes of a graph from its results back to the first ends on each way, these included.
+
+    With convolutions and linear layers as ends that is the detection head, whose 1x1 convolutions are a
+    hundredth of the arithmetic, and in int8 alone cost 0.01 of mAP50-95.
+
+    Args:
+        results: the nodes that give the results.
+        inputs: gives the nodes that a node reads.
+        is_end: whether what a node reads is no more part of it.
+        key: what tells nodes apart.
+
+    Returns:
+        Each node once, by its key.
+    """
+    waiting, found = list(results), {}
+    while waiting:
+        node = waiting.pop()
+        if key(node) not in found:
+            found[key(node)] = node
+            if not is_end(node):
+                waiting += inputs(node)
+    return found
+
+
+@contextlib.contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Without torch's notes that tracing is an old road: the check afterwards says whether it led home."""
+    with warnings.catch_warnings():
+        if not verbose:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def require(package: str, wanted_by: str, install: str | None = None) -> Any:
+    """An optional package, or the sentence that names it and how it is installed."""
+    try:
+        found = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # a dotted name whose parent is absent
+        found = None
+    if found is None:
+        name = install or package
+        raise UserError(f"{wanted_by}: needs the package {name}; pip install {name}")
+    return importlib.import_module(package)

@@ -1,0 +1,158 @@
+"""What a file says about the network in it: one definition for writing and for reading every format."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.formats.nms_options import Suppression
+from models.schema import PROJECT, SCHEMA, SCHEMA_DECODED, TASK
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.backends")
+
+STRIDE_LIMIT = 4096  # pixels; P6 networks have 64
+PRECISIONS = ("fp32", "fp16", "int8")
+NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
+
+Names = Mapping[int, str] | Sequence[str]
+
+
+@dataclass
+class Metadata:
+    """What an exported file says about itself.
+
+    Attributes:
+        names: class names by index.
+        stride: the largest stride of the network, in pixels.
+        imgsz: the (height, width) it was exported at.
+        batch: the batch size it was exported at.
+        dynamic: whether batch, height and width are free.
+        half: whether it takes images in float16.
+        ch: channels of an image.
+        device: 'cpu' or 'cuda': the kind of device it was traced on; None when unknown.
+        precision: what its weights are in: 'fp32', 'fp16' or 'int8'.
+        nms: the non-maximum suppression in the file; None when it gives the decoded tensor.
+    """
+
+    names: dict[int, str]
+    stride: int
+    imgsz: tuple[int, int] | None = None
+    batch: int | None = None
+    dynamic: bool = False
+    half: bool = False
+    ch: int = 3
+    device: str | None = None
+    precision: str = "fp32"
+    nms: Suppression | None = None
+
+    def entries(self) -> dict[str, str]:
+        """What an exported file carries: each value as text, JSON where it is not text already."""
+        values: dict[str, Any] = {
+            "author": PROJECT,
+            "task": TASK,
+            "schema": SCHEMA_DECODED if self.nms is None else SCHEMA,
+            "stride": self.stride,
+            "names": {str(i): name for i, name in self.names.items()},
+            "imgsz": None if self.imgsz is None else list(self.imgsz),
+            "batch": self.batch,
+            "shape": None if self.imgsz is None else [self.batch, self.ch, *self.imgsz],
+            "dynamic": self.dynamic,
+            "half": self.half,
+            "precision": self.precision,
+            "ch": self.ch,
+            "device": self.device,
+            "normalisation": NORMALISATION,
+            "nms": None if self.nms is None else asdict(self.nms),
+        }
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
+
+
+def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> Metadata:
+    """Metadata of an exported file, ours or official YOLOv5's.
+
+    Args:
+        path: the file, for messages.
+        raw: the entries; values are text (JSON, or Python literals as YOLOv5 writes) or already decoded.
+        names: class names to use when the file has none.
+
+    Raises:
+        UserError: a later schema, another task, no names anywhere, or entries that cannot be read.
+    """
+    values = {key: decode(value) for key, value in raw.items()}
+    schema = values.get("schema", 0)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise UserError(
+            f"{path}: was exported by a later version (schema {schema}, this version reads up to {SCHEMA}); "
+            "update this project or export the file again"
+        )
+    if values.get("task", TASK) != TASK:
+        raise UserError(f"{path}: was exported for the task {values['task']!r}; only {TASK!r} is supported")
+    if names and not values.get("names"):
+        LOGGER.warning(
+            "%s: carries no class names, so those of --data are used, and what else it does not say is taken "
+            "to be as in YOLOv5",
+            path,
+        )
+    found = values.get("names") or names
+    if not found:
+        raise UserError(
+            f"{path}: carries no class names, so it was not exported by this project; give --data with the "
+            "dataset's YAML (names= from Python), or export the checkpoint again"
+        )
+    try:
+        shape = values.get("shape")
+        imgsz = values.get("imgsz") or (shape[2:] if shape else None)
+        batch = values.get("batch") or (shape[0] if shape else None)
+        return Metadata(
+            names=index_names(found),
+            stride=_stride(values.get("stride", 32)),
+            imgsz=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
+            batch=None if batch is None else int(batch),
+            dynamic=bool(values.get("dynamic", False)),
+            half=bool(values.get("half", False)),
+            precision=_precision(values),
+            device=values.get("device"),
+            ch=int(values.get("ch") or (shape[1] if shape else 3)),
+            nms=Suppression(**values["nms"]) if values.get("nms") else None,
+        )
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None
+
+
+def _stride(value: Any) -> int:
+    """Pixels; what no network can have is refused."""
+    if not 1 <= float(value) <= STRIDE_LIMIT or float(value) != int(value):
+        raise ValueError(f"stride {value!r}")
+    return int(value)
+
+
+def _precision(values: Mapping[str, Any]) -> str:
+    """What the weights are in; files that do not say are float32, or float16 when they take that."""
+    precision = values.get("precision", "fp16" if values.get("half", False) else "fp32")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}")
+    return precision
+
+
+def index_names(names: Names) -> dict[int, str]:
+    """Class names as {index: name}, from a list or from a mapping whose keys may be text (JSON)."""
+    pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
+    return {int(i): str(name) for i, name in sorted(pairs, key=lambda pair: int(pair[0]))}
+
+
+def decode(value: Any) -> Any:
+    """A text value as JSON or as a Python literal; text that is neither stays text."""
+    if not isinstance(value, str):
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(value)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return value

@@ -1,0 +1,1 @@
+"""Layers below the blocks: activations, the depthwise convolution, networks of timm and torchvision."""

@@ -1,0 +1,334 @@
+"""Batches: the same for any number of workers, boxes on their pixels, errors as sentences."""
+
+import multiprocessing
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from tests.utils.image_sets import write_images
+from utils.boxes import xywhn2xyxy
+from utils.dataset.batch_sampler import BatchSampler
+from utils.dataset.detection_dataset import DetectionDataset
+from utils.dataset.loader import Loader, _Made, build_loader, count_workers, prefetch, workers_beside
+from utils.errors import UserError
+from utils.letterbox import scale_boxes
+
+# Four workers are the point of a test here, however few processors there are.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+SIZES = [
+    (120, 80),
+    (80, 120),
+    (100, 100),
+    (64, 48),
+    (150, 60),
+    (60, 150),
+    (96, 96),
+    (90, 80),
+    (70, 110),
+    (50, 50),
+]
+HYP = {
+    "mosaic": 0.7,
+    "mixup": 0.3,
+    "copy_paste": 0.5,
+    "degrees": 5.0,
+    "translate": 0.1,
+    "scale": 0.5,
+    "shear": 2.0,
+    "perspective": 0.0,
+    "hsv_h": 0.015,
+    "hsv_s": 0.7,
+    "hsv_v": 0.4,
+    "flipud": 0.1,
+    "fliplr": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("set"), SIZES, polygons=True)
+
+
+def epochs(loader, numbers=(0, 1)):
+    """All batches of some epochs."""
+    found = []
+    for epoch in numbers:
+        loader.set_epoch(epoch)
+        found += list(loader)
+    loader.close()
+    return found
+
+
+def same(a, b):
+    assert len(a) == len(b)
+    return all(
+        torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) and x[2] == y[2] and x[3] == y[3]
+        for x, y in zip(a, b)
+    )
+
+
+def training_loader(images, workers, start_method=None, cache=None, seed=5):
+    dataset = DetectionDataset(images, 64, batch_size=4, hyp=HYP, augment=True, cache=cache, seed=seed)
+    sampler = BatchSampler(len(images), 4, seed=seed, shuffle=True)
+    return Loader(dataset, sampler, workers=workers, start_method=start_method)
+
+
+@pytest.fixture(scope="module")
+def reference(images):
+    return epochs(training_loader(images, 0))
+
+
+@pytest.mark.parametrize(("workers", "cache"), [(0, "ram"), (1, None), (1, "ram"), (4, None), (4, "disk")])
+def test_batches_do_not_depend_on_workers_or_cache(images, reference, workers, cache):
+    assert same(epochs(training_loader(images, workers, cache=cache)), reference)
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "fork"])
+def test_workers_start_either_way_with_one_shared_cache(images, reference, start_method):
+    if start_method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {start_method}")
+    assert same(epochs(training_loader(images, 1, start_method, cache="ram")), reference)
+
+
+def test_seeds_and_epochs_change_the_batches_and_a_resumed_epoch_does_not(images, reference):
+    assert not torch.equal(reference[0][0], reference[3][0])
+    assert not same(epochs(training_loader(images, 0, seed=6)), reference)
+    assert same(epochs(training_loader(images, 0), numbers=[1]), reference[3:])
+
+
+def test_global_random_states_are_left_alone(images):
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 the state that must not move
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    epochs(training_loader(images, 0))
+    epochs(training_loader(images, 1))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_a_training_batch_is_what_the_contract_says(reference):
+    images, targets, paths, shapes = reference[0]
+    assert images.dtype == torch.uint8
+    assert images.shape == (4, 3, 64, 64)
+    assert images.is_contiguous()
+    assert targets.dtype == torch.float32
+    assert targets.shape[1] == 6
+    assert len(targets) > 4
+    assert ((targets[:, 2:] >= 0) & (targets[:, 2:] <= 1)).all()
+    assert (targets[:, 0].diff() >= 0).all()
+    assert set(targets[:, 0].int().tolist()) <= set(range(4))
+    assert len(paths) == len(shapes) == 4
+    assert reference[2][0].shape[0] == 2  # the last, partial batch
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_validation_boxes_lie_on_their_pixels_and_go_back_to_the_native_ones(images, rect):
+    loader = build_loader(images, 96, 4, rect=rect, pad=0.5 if rect else 0.0, workers=0)
+    seen = []
+    for batch, targets, paths, shapes in loader:
+        height, width = batch.shape[2:]
+        for i, (path, (native, ratio_pad)) in enumerate(zip(paths, shapes)):
+            index = int(os.path.basename(path)[:3])
+            seen.append(index)
+            assert native == SIZES[index][::-1]
+            rows = targets[targets[:, 0] == i]
+            boxes = xywhn2xyxy(rows[:, 2:], width, height)
+            for x1, y1, x2, y2 in boxes.round().int().tolist():
+                inside = batch[i, :, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
+                assert inside.float().mean() > 220
+            back = scale_boxes((height, width), boxes, native, ratio_pad)
+            expected = xywhn2xyxy(torch.from_numpy(images.labels(index))[:, 1:], native[1], native[0])
+            torch.testing.assert_close(back, expected, atol=0.02, rtol=0)
+            assert rows[:, 1].tolist() == images.labels(index)[:, 0].tolist()
+    assert sorted(seen) == list(range(len(images)))
+
+
+def test_rectangles_save_pixels_and_hold_one_shape_a_batch(images):
+    loader = build_loader(images, 96, 2, rect=True, workers=0)
+    shapes = [tuple(batch.shape[2:]) for batch, *_ in loader]
+    assert shapes[0] == (64, 96)
+    assert shapes[-1] == (96, 64)
+    assert all(h % 32 == w % 32 == 0 for h, w in shapes)
+
+
+def test_images_are_rgb(tmp_path):
+    import cv2
+
+    images = write_images(tmp_path, [(64, 64)])
+    cv2.imwrite(images.path(0), np.full((64, 64, 3), (10, 20, 200), np.uint8))
+    (batch, *_), *_ = build_loader(images, 64, 1, workers=0)
+    assert batch[0, :, 30, 30].tolist() == pytest.approx([200, 20, 10], abs=3)
+
+
+def test_small_images_are_enlarged_to_the_long_side(images):
+    loader = build_loader(images, 128, len(SIZES), workers=0)
+    (batch, _, paths, shapes), *_ = loader
+    native, ((ratio_h, ratio_w), pad) = shapes[9]
+    assert paths[9].endswith("009.jpg")
+    assert native == (50, 50)
+    assert (ratio_h, ratio_w, pad) == (2.56, 2.56, (0, 0))
+    assert batch.shape == (10, 3, 128, 128)
+
+
+def test_single_class_and_no_augmentation_hyperparameters(images):
+    loader = build_loader(images, 64, 4, augment=True, single_cls=True, workers=0)
+    batches = list(loader)
+    assert {c for _, targets, *_ in batches for c in targets[:, 1].tolist()} == {0.0}
+    plain = list(build_loader(images, 64, 4, augment=True, hyp=dict.fromkeys(HYP, 0.0), workers=0))
+    assert torch.equal(batches[0][0], plain[0][0])
+    assert {c for _, targets, *_ in plain for c in targets[:, 1].tolist()} == {0.0, 1.0, 2.0}
+    assert images.all_labels[:, 0].max() == 2
+
+
+def test_mosaic_shows_four_images_and_rect_turns_it_off(images):
+    hyp = {"mosaic": 1.0}
+    targets = [len(b[1]) for b in build_loader(images, 64, 10, augment=True, hyp=hyp, workers=0)]
+    rect = [len(b[1]) for b in build_loader(images, 64, 10, augment=True, hyp=hyp, rect=True, workers=0)]
+    assert rect == [len(images.all_labels)]
+    assert targets[0] > 1.2 * rect[0]
+
+
+def test_weights_reach_running_workers_and_the_tiles_of_mosaics(tmp_path):
+    images = write_images(tmp_path, [(64, 64)] * 8)  # images 0 and 4 are empty, 3 and 7 have three boxes
+    loader = Loader(
+        DetectionDataset(images, 64, batch_size=4, hyp={"mosaic": 1.0}, augment=True),
+        BatchSampler(8, 4, shuffle=True),
+        workers=1,
+    )
+    assert sum(len(batch[1]) for batch in loader) > 0
+    weights = np.zeros(8)
+    weights[[0, 4]] = 1
+    loader.set_image_weights(weights)
+    weighted = list(loader)
+    assert {os.path.basename(p) for batch in weighted for p in batch[2]} == {"000.jpg", "004.jpg"}
+    assert sum(len(batch[1]) for batch in weighted) == 0
+    loader.set_image_weights(None)
+    assert sum(len(batch[1]) for batch in loader) > 0
+    loader.close()
+
+
+def test_weights_and_rectangles_exclude_each_other(images):
+    with pytest.raises(UserError, match="--rect"):
+        build_loader(images, 64, 4, rect=True, image_weights=np.ones(len(images)), workers=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["delete", "truncate"])
+def test_an_image_lost_after_its_verification_is_a_sentence(tmp_path, workers, damage):
+    images = write_images(tmp_path, SIZES)
+    if damage == "delete":
+        os.unlink(images.path(6))
+    else:
+        os.truncate(images.path(6), 400)
+    loader = build_loader(images, 64, 2, workers=workers)
+    with pytest.raises(UserError, match=r"006\.jpg: ") as caught:
+        list(loader)
+    assert "Traceback" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    loader.close()
+
+
+def test_a_killed_worker_is_a_sentence(images):
+    loader = training_loader(images, 1)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join()
+    with pytest.raises(UserError, match="loader worker was ended by the system"):
+        for _ in range(10):
+            next(batches)
+
+
+def test_workers_persist_over_epochs_and_end_with_close(images):
+    loader = training_loader(images, 2)
+    list(loader)
+    first = {child.pid for child in multiprocessing.active_children()}
+    for _ in loader:
+        break  # an epoch left in the middle does not disturb the next
+    loader.set_epoch(1)
+    assert len(list(loader)) == 3
+    assert {child.pid for child in multiprocessing.active_children()} == first
+    assert len(first) == 2
+    loader.close()
+    assert multiprocessing.active_children() == []
+    assert len(list(loader)) == 3
+    loader.close()
+
+
+def test_an_epoch_left_in_the_middle_does_not_change_the_next(images, reference):
+    loader = training_loader(images, 2)
+    for _ in loader:
+        break
+    assert same(epochs(loader), reference)
+
+
+def test_workers_run_on_one_thread_and_leave_ctrl_c_to_the_main_process(images, monkeypatch):
+    import signal
+
+    import cv2
+
+    def threads(self, keys):
+        quiet = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return _Made((torch.get_num_threads(), cv2.getNumThreads(), quiet))
+
+    monkeypatch.setattr("utils.dataset.loader._Batches.__getitems__", threads)
+    loader = training_loader(images, 1, "fork")
+    assert set(loader) == {(1, 1, True)}
+    loader.close()
+
+
+def test_pinning_for_a_gpu_keeps_the_batch_as_it_is(reference, monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self.clone())
+    pinned = pin_memory(_Made(reference[0])).batch
+    assert isinstance(pinned, tuple)
+    assert pinned[0] is not reference[0][0]
+    assert same([pinned], reference[:1])
+
+
+@pytest.mark.parametrize(
+    ("device", "cpus", "workers"), [("cpu", 1, 0), ("cpu", 2, 0), ("cpu", 4, 8), ("cuda", 2, 8)]
+)
+def test_workers_unless_the_network_needs_every_core(monkeypatch, device, cpus, workers):
+    monkeypatch.setattr("utils.device.available_cpus", lambda: cpus)
+    assert workers_beside(torch.device(device), None) == workers
+    assert workers_beside(torch.device(device), 3) == 3
+
+
+def test_how_many_workers_are_worth_starting(monkeypatch):
+    monkeypatch.setattr("utils.dataset.loader.available_cpus", lambda: 6)
+    megabyte = 2**20
+    assert count_workers(8, 16, 100, megabyte) == 6
+    assert count_workers(8, 16, 100, megabyte, world_size=2) == 3
+    assert count_workers(8, 4, 100, megabyte) == 4
+    assert count_workers(8, 16, 2, megabyte) == 2
+    assert count_workers(0, 16, 100, megabyte) == 0
+    assert prefetch(1) == 4
+    assert prefetch(8) == 2
+
+
+def test_a_small_shared_memory_costs_workers_and_not_the_run(monkeypatch, caplog):
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("utils.dataset.loader.available_cpus", lambda: 8)
+    monkeypatch.setattr("utils.dataset.loader.shutil.disk_usage", lambda _: usage(64 * 2**20))
+    monkeypatch.setattr("utils.dataset.loader.Path.is_dir", lambda _: True)
+    assert count_workers(8, 16, 100, 8 * 2**20) == 3
+    assert count_workers(8, 16, 100, 20 * 2**20) == 0
+    assert count_workers(2, 16, 100, 2**20) == 2
+    assert caplog.text.count("workers instead of") == 2
+
+
+def test_what_cannot_be_loaded_is_refused(images):
+    from utils.dataset.image_set import ImageSet, Packed, ScanReport
+
+    with pytest.raises(UserError, match="no usable image"):
+        build_loader(ImageSet(Packed.from_records([], []), ScanReport()), 64, 4)
+    with pytest.raises(UserError, match="--seed -1"):
+        build_loader(images, 64, 4, seed=-1)

@@ -1,0 +1,1 @@
+"""What compare.py needs: its options, table, Pareto plot and page."""

@@ -1,0 +1,195 @@
+"""The HTML page of a comparison: one file, nothing fetched from anywhere, every text escaped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from utils.comparison.table import COLUMNS, Column, Group, Row, is_best
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+# Figure, what its leader is called, unit.
+_TILES = (
+    ("map", "most accurate", "mAP50-95"),
+    ("torch_ms", "fastest in PyTorch", "ms"),
+    ("onnx_ms", "fastest in ONNX Runtime", "ms"),
+    ("parameters", "smallest", "parameters"),
+)
+
+
+@dataclass
+class Sample:
+    """One val image: its name, and JPEG files of it by what is drawn on them, the ground truth first.
+
+    `pictures` holds (caption, JPEG, how many boxes).
+    """
+
+    name: str
+    pictures: list[tuple[str, bytes, int]] = field(default_factory=list)
+
+
+@dataclass
+class Page:
+    """What the page tells.
+
+    Attributes:
+        title: of the run. groups, failed: the rows. chart: pareto.png's bytes.
+        samples: val images with detections.
+        facts: name -> text: how, when and on what it was measured.
+        command: the command line that made it.
+    """
+
+    title: str
+    groups: Sequence[Group]
+    failed: Sequence[Row]
+    chart: bytes
+    samples: Sequence[Sample]
+    facts: Mapping[str, str]
+    command: str
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(page.title),
+        lead=_lead(page),
+        groups="\n".join(_group(group) for group in page.groups),
+        failed=_failed(page.failed),
+        chart=_chart(page.chart) if page.groups else "",
+        samples=_samples(page.samples),
+        facts=_facts(page.facts),
+        conditions="\n".join(_conditions(group) for group in page.groups if group.ranked),
+        command=escape(page.command),
+    )
+
+
+def _lead(page: Page) -> str:
+    """The leading figures of the first group, in tiles."""
+    group = page.groups[0] if page.groups else None
+    if group is None or not group.ranked or len(group.rows) < 2:
+        return ""
+    tiles = []
+    for key, what, unit in _TILES:
+        column = next(column for column in COLUMNS if column.keys[0] == key)
+        rows = [row for row in group.rows if row.values.get(key) is not None]
+        if rows:
+            row = max(rows, key=lambda row: column.best * row.values[key])
+            figure = f"{column.text({key: row.values[key]})} {unit}"
+            tiles.append(
+                f'<div class="tile"><span>{escape(what)}</span><strong>{escape(row.label)}</strong>'
+                f"<span>{escape(figure)}</span></div>"
+            )
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _group(group: Group) -> str:
+    """A group's heading and its sortable table; columns that are empty throughout are left out."""
+    columns = [c for c in COLUMNS if any(c.text(row.values) for row in group.rows)]
+    said = group.title if group.ranked else "These checkpoints do not say how they were trained: not ranked."
+    differs = ""
+    if group.difference:
+        differs = f'<p class="differs">Not comparable with conditions 1: {escape(group.difference)}</p>'
+    heads = "".join(_head(i + 2, c.title, "num") for i, c in enumerate(columns))
+    best = {column.title: group.best(column) for column in columns}
+    rows = "\n".join(_row(row, columns, best) for row in group.rows)
+    notes = "".join(
+        f'<p class="note">{escape(row.label)}: {escape(row.note)}</p>' for row in group.rows if row.note
+    )
+    return (
+        f'<section><h2>{escape(group.heading)}</h2><p class="sub">{escape(said)}</p>{differs}'
+        f'<div class="scroll"><table class="sortable"><thead><tr>{_head(0, "net", "")}{_head(1, "start", "")}'
+        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>{notes}</section>"
+    )
+
+
+def _head(index: int, title: str, kind: str) -> str:
+    main, bracket, rest = title.partition(" (")
+    small = f"<small>({escape(rest)}</small>" if bracket else ""
+    return f'<th class="{kind}"><button data-column="{index}">{escape(main)}{small}</button></th>'
+
+
+def _row(row: Row, columns: Sequence[Column], best: Mapping[str, str | None]) -> str:
+    cells = [f'<th scope="row">{escape(row.label)}</th><td>{escape(row.start)}</td>']
+    for column in columns:
+        text, value = column.text(row.values), row.values.get(column.keys[0])
+        if not text:
+            cells.append('<td class="num" data-value=""></td>')
+            continue
+        main, bracket, rest = text.partition(" (")
+        kind = "num best" if is_best(text, best[column.title]) else "num"
+        small = f"<small>({escape(rest)}</small>" if bracket else ""
+        cells.append(f'<td class="{kind}" data-value="{value!r}">{escape(main)}{small}</td>')
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _failed(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row">{escape(row.label)}</th><td>{escape(row.start)}</td>'
+        f'<td class="wrap">failed: {escape(row.failed)}</td></tr>'
+        for row in rows
+    )
+    return (
+        '<section class="failed"><h2>Not measured</h2><div class="scroll"><table>'
+        f"<thead><tr><th>net</th><th>start</th><th>status</th></tr></thead><tbody>{body}</tbody></table>"
+        "</div></section>"
+    )
+
+
+def _chart(png: bytes) -> str:
+    return (
+        '<section class="chart"><h2>Accuracy over cost</h2><p class="sub">Filled: no other net of the same '
+        "conditions is as cheap and as accurate, and better in one of them.</p>"
+        f"{_image(png, 'png', 'mAP50-95 over latency and over GFLOPs')}</section>"
+    )
+
+
+def _samples(samples: Sequence[Sample]) -> str:
+    if not samples:
+        return ""
+    return (
+        '<section><h2>The same images, each net</h2><p class="sub">Detections above confidence 0.25, NMS at '
+        "IoU 0.45; the ground truth has the dark frame. Click to enlarge.</p>"
+        f"{''.join(map(_sample, samples))}</section>"
+    )
+
+
+def _sample(sample: Sample) -> str:
+    figures = []
+    for number, (caption, jpeg, count) in enumerate(sample.pictures):
+        kind = ' class="truth"' if number == 0 else ""
+        boxes = f"{count} box{'' if count == 1 else 'es'}"
+        alt = f"{sample.name}: {caption}"
+        figures.append(
+            f"<figure{kind}>{_image(jpeg, 'jpeg', alt)}"
+            f"<figcaption><b>{escape(caption)}</b><span>{boxes}</span></figcaption></figure>"
+        )
+    return f'<h3>{escape(sample.name)}</h3><div class="sample">{"".join(figures)}</div>'
+
+
+def _image(data: bytes, kind: str, alt: str) -> str:
+    code = base64.b64encode(data).decode("ascii")
+    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{code}">'
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def _conditions(group: Group) -> str:
+    """Every condition of a group, hyperparameters too, folded away."""
+    known: dict[str, Any] = {k: v for k, v in (group.conditions or {}).items() if k != "hyp"}
+    known["data"] = Path(known["data"]).name
+    data, imgsz = group.rows[0].measured
+    measured = {"measured on": Path(data).name, "measured at": f"{imgsz} px"}
+    known = measured | {f"trained with {k}" if k in ("data", "imgsz") else k: v for k, v in known.items()}
+    known |= {f"hyp {k}": v for k, v in (group.conditions or {}).get("hyp", {}).items()}
+    text = {name: "none" if value is None else str(value) for name, value in known.items()}
+    return f"<details><summary>Conditions {group.number} in full</summary>{_facts(text)}</details>"

@@ -1,0 +1,1 @@
+"""Data sets: the YAML, finding and verifying images and labels, augmenting and batching them."""

@@ -1,0 +1,111 @@
+"""The published archives that VOC.yaml and coco.yaml name: fetched, unpacked, converted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.dataset.convert.convert import convert_voc
+from utils.downloads import fetch, file_name, unpack
+from utils.errors import UserError
+from utils.files import ROOT, load_yaml
+
+LOGGER = logging.getLogger("yolo.datasets")
+
+
+class Archive(NamedTuple):
+    """A published file; size in bytes and MD5 where its publisher or torchvision states them."""
+
+    url: str
+    size: int | None = None
+    md5: str | None = None
+
+
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
+VOC_ARCHIVES = (
+    Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", 460032000, "c52e279531787c972589f7e41ab4ae64"),
+    Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", 451020800, "b6e924de25625d8de591ea690078ad9f"),
+    Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", 1999639040, "6cd6e144f989b92b3379bac3b3de84fd"),
+)
+VOC_YAML = ROOT / "data" / "VOC.yaml"
+
+COCO_LABELS = Archive("https://github.com/ultralytics/yolov5/releases/download/v1.0/coco2017labels.zip")
+COCO_IMAGES = (
+    Archive("http://images.cocodataset.org/zips/val2017.zip", 815585330),
+    Archive("http://images.cocodataset.org/zips/train2017.zip", 19336861798),
+)
+
+
+def fetch_voc(home: Path) -> None:
+    """VOC 2007 and 2012 -> `home`/images and `home`/labels, difficult objects left out as in YOLOv5's set.
+
+    Raises:
+        UserError: the archives cannot be had; what to put where instead.
+    """
+    work = _workplace(home)
+    kit, out = work / "VOCdevkit", work / "converted"
+    try:
+        for archive in VOC_ARCHIVES:
+            _fetch_and_unpack(archive, work, work)
+    except UserError as error:
+        raise UserError(
+            f"{error}; or unpack the three VOC archives by hand and run data/convert.py voc, so that "
+            f"{home}/images/train2007, val2007, train2012, val2012 and test2007 exist"
+        ) from None
+    shutil.rmtree(out, ignore_errors=True)
+    names = list(load_yaml(VOC_YAML)["names"].values())
+    for year, splits in ((2007, ("train", "val", "test")), (2012, ("train", "val"))):
+        root = kit / f"VOC{year}"
+        lists = {f"{split}{year}": root / "ImageSets" / "Main" / f"{split}.txt" for split in splits}
+        convert_voc(root, out, lists, names, drop_difficult=True)
+    _finish(work, out, home)
+
+
+def fetch_coco(home: Path) -> None:
+    """COCO 2017 train and val images with the published YOLO labels -> `home`.
+
+    Raises:
+        UserError: the archives cannot be had; what to put where instead.
+    """
+    work = _workplace(home)
+    out = work / "coco"
+    try:
+        _fetch_and_unpack(COCO_LABELS, work, work)
+        for archive in COCO_IMAGES:
+            _fetch_and_unpack(archive, work, out / "images")
+    except UserError as error:
+        raise UserError(
+            f"{error}; or put the images in {home}/images/train2017 and val2017, the labels in {home}/labels "
+            f"likewise and the lists train2017.txt and val2017.txt in {home}"
+        ) from None
+    _finish(work, out, home)
+
+
+def _workplace(home: Path) -> Path:
+    """Where archives gather until the data set is whole; kept after a failure for the next run."""
+    if home.is_dir() and any(home.iterdir()):
+        raise UserError(f"{home}: is there but lacks images that the YAML names; complete it or move it away")
+    work = home.with_name(f"{home.name}.part")
+    work.mkdir(parents=True, exist_ok=True)
+    return work
+
+
+def _fetch_and_unpack(archive: Archive, work: Path, folder: Path) -> None:
+    """Once for each archive, however often a run is interrupted: a finished one leaves a mark."""
+    path = work / file_name(archive.url)
+    done = path.with_name(f"{path.name}.unpacked")
+    if done.exists():
+        return
+    fetch(archive.url, path, archive.size, md5=archive.md5)
+    unpack(path, folder, replace=True)  # the workplace: all that lies there came from such archives
+    done.touch()
+    path.unlink()
+
+
+def _finish(work: Path, out: Path, home: Path) -> None:
+    os.replace(out, home)
+    shutil.rmtree(work, ignore_errors=True)
+    LOGGER.info("%s: ready", home)

@@ -1,0 +1,1 @@
+"""Pascal VOC and COCO annotations to YOLO labels."""

@@ -1,0 +1,225 @@
+"""One image and its label file: where the labels are, reading them, checking both. Nothing is ever rewritten.
+
+What a fault costs:
+
+* a label row with text, the wrong number of columns, a class that is negative or not a whole number, a
+  coordinate that is negative, above 1, NaN or infinite, or a box without area costs that row; the message
+  names file, line and value;
+* a label file in which rows were written but none is valid costs the image, which would otherwise be
+  taught as empty background;
+* an image that cannot be decoded, is cut short or has a side under 10 pixels costs that image;
+* identical rows are counted once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import numpy as np
+
+from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Record
+from utils.images import JPEG_START, NoMemoryLeft, check_jpeg, decode_image, stated_size
+
+MIN_SIDE = 10
+"""Images with a shorter side are dropped, in pixels."""
+
+ROUNDING = 1e-5
+"""How far a coordinate may overstep 0 or 1 as the rounding of a six-digit file; it is then clipped."""
+
+_NO_LABELS = np.zeros((0, 5), np.float32)
+
+
+def label_path(image: str) -> str:
+    """Label file of an image: the last `/images/` becomes `/labels/`, the suffix `.txt`.
+
+    A path without a folder named images has its label file beside the image.
+    """
+    stem = os.path.splitext(image)[0]
+    slash = stem.replace(os.sep, "/")
+    at = slash.rfind("/images/")
+    if at < 0:
+        if slash.startswith("images/"):
+            return "labels" + stem[len("images") :] + ".txt"
+        return stem + ".txt"
+    return stem[: at + 1] + "labels" + stem[at + len("/images") :] + ".txt"
+
+
+def read_labels(path: str) -> tuple[np.ndarray, list[np.ndarray], list[str], int]:
+    """Read a YOLO label file.
+
+    Five columns are a box `class xc yc w h`, seven or more a polygon `class x1 y1 x2 y2 ...`, all normalised.
+
+    Args:
+        path: the label file.
+
+    Returns:
+        labels (k, 5) float32, polygons (k arrays (p, 2), or none when the file has boxes only; a box among
+        polygons is given as its four corners), messages, and the number of rows written in the file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        text = file.read().decode("utf-8-sig", errors="replace")
+    boxes: list[tuple[float, ...]] = []
+    polygons: list[np.ndarray | None] = []
+    messages: list[str] = []
+    seen: dict[tuple[float, ...], int] = {}
+    written = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        written += 1
+        row, polygon, fault = _parse_row(fields)
+        if fault:
+            messages.append(f"{path}, line {number}: {fault}; row ignored")
+        elif row in seen:
+            messages.append(f"{path}, line {number}: same row as line {seen[row]}; row ignored")
+        else:
+            seen[row] = number
+            boxes.append(row)
+            polygons.append(polygon)
+    labels = np.array(boxes, np.float32).reshape(-1, 5)
+    segments: list[np.ndarray] = []
+    if any(p is not None for p in polygons):
+        segments = [_corners(box) if p is None else p for box, p in zip(labels, polygons)]
+    return labels, segments, messages, written
+
+
+def _parse_row(fields: list[str]) -> tuple[tuple[float, ...], np.ndarray | None, str]:
+    """One row -> (box of 5 numbers, polygon or None, fault or '')."""
+    values: list[float] = []
+    for field in fields:
+        try:
+            values.append(float(field))
+        except ValueError:
+            return (), None, f"{_shown(field)} is not a number"
+    fault = _fault_in_columns(values) or _fault_in_class(values[0], fields[0])
+    if fault:
+        return (), None, fault
+    for value, field in zip(values[1:], fields[1:]):
+        if not math.isfinite(value):
+            return (), None, f"coordinate {field} is not finite"
+        if not -ROUNDING <= value <= 1 + ROUNDING:
+            return (
+                (),
+                None,
+                f"coordinate {_shown(field)} is outside 0..1 (normalise by the image's width and height)",
+            )
+    clipped = [min(max(v, 0.0), 1.0) for v in values[1:]]
+    polygon = None
+    if len(clipped) == 4:
+        box = clipped
+    else:
+        polygon = np.array(clipped, np.float32).reshape(-1, 2)
+        (x1, y1), (x2, y2) = polygon.min(0).tolist(), polygon.max(0).tolist()
+        box = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+    if not (np.float32(box[2]) > 0 and np.float32(box[3]) > 0):
+        return (), None, f"the box has no area (width {box[2]:g}, height {box[3]:g})"
+    return (values[0], *box), polygon, ""
+
+
+def _fault_in_columns(values: list[float]) -> str:
+    """What is wrong with the number of columns, or ''."""
+    count = len(values)
+    if count == 5 or (count >= 7 and count % 2 == 1):
+        return ""
+    if count == 6:
+        return "6 columns (a confidence?) where 'class xc yc w h' has 5"
+    if count > 6:
+        return f"{count} columns: a polygon has an odd number, the class and pairs of x y"
+    return f"{count} column{'s' * (count != 1)} where 'class xc yc w h' has 5"
+
+
+def _fault_in_class(value: float, field: str) -> str:
+    """What is wrong with the class number, or ''."""
+    if not math.isfinite(value) or value != int(value):
+        return f"class {_shown(field)} is not a whole number"
+    if value < 0:
+        return f"class {_shown(field)} is negative"
+    if value >= 1 << 24:
+        return f"class {_shown(field)} is too large"
+    return ""
+
+
+def _shown(field: str) -> str:
+    """A value as a message quotes it: short and on one line."""
+    return repr(field if len(field) <= 40 else field[:37] + "...").strip("'")
+
+
+def _corners(box: np.ndarray) -> np.ndarray:
+    """A label (5,) -> its corners (4, 2), clockwise from the top left."""
+    _, xc, yc, w, h = box.tolist()
+    x1, y1, x2, y2 = xc - w / 2, yc - h / 2, xc + w / 2, yc + h / 2
+    return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float32)
+
+
+def image_size(path: str) -> tuple[int, int, str]:
+    """Width and height in pixels after EXIF rotation, and a note on what is odd, or ''.
+
+    The picture is decoded, so that what is accepted here is what `load_image` reads.
+
+    Raises:
+        ValueError: the image cannot be used; the text says why.
+        NoMemoryLeft: (a ValueError) there was no memory to look at it.
+        OSError: the file cannot be opened or read.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    if not data:
+        raise ValueError("empty file")
+    note = ""
+    if data.startswith(JPEG_START):
+        width, height = stated_size(data)
+        note = check_jpeg(data)
+    else:
+        height, width = decode_image(data).shape[:2]
+    if min(width, height) < MIN_SIDE:
+        raise ValueError(f"{width} x {height} pixels, under {MIN_SIDE}")
+    return width, height, note
+
+
+def verify(image: str, label: str) -> Record:
+    """Check one image and its label file. Faults become messages and a status, never an exception.
+
+    A fault of the system and not of the files (rights, a disk, memory) is marked as `passing`.
+    """
+    try:
+        width, height, note = image_size(image)
+    except FileNotFoundError:
+        return _dropped(image, "no such image")
+    except (NoMemoryLeft, MemoryError) as error:
+        return _dropped(image, str(error) or "cannot be read for lack of memory", passing=True)
+    except ValueError as error:
+        return _dropped(image, str(error))
+    except OSError as error:
+        return _dropped(image, f"cannot be opened ({error.strerror or error})", passing=True)
+    notes = [_one_line(f"{image}: {note}")] if note else []
+    try:
+        labels, segments, messages, written = read_labels(label)
+    except FileNotFoundError:
+        return Record(MISSING, width, height, _NO_LABELS, [], notes)
+    except OSError as error:
+        fault = f"its labels {label} cannot be read ({error.strerror or error})"
+        return _dropped(image, fault, passing=True)
+    notes += [_one_line(m) for m in messages]
+    if written and not len(labels):
+        dropped = _dropped(image, f"no valid row in {label}")
+        return dropped._replace(messages=notes + dropped.messages)
+    return Record(FOUND if written else EMPTY, width, height, labels, segments, notes)
+
+
+def _dropped(image: str, reason: str, *, passing: bool = False) -> Record:
+    message = _one_line(f"{image}: {reason}; image ignored")
+    return Record(CORRUPT, 0, 0, _NO_LABELS, [], [message], passing)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def verify_many(pairs: list[tuple[str, str]]) -> list[Record]:
+    """`verify` over a chunk of (image, label) pairs; what a worker process runs."""
+    return [verify(image, label) for image, label in pairs]

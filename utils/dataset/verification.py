@@ -1,0 +1,268 @@
+"""Verification of a split in parallel, remembered between runs.
+
+The cache is an `.npz` of plain arrays. Each image in it stands with the size and the modification time
+(ns) of the image and of its label file: what changed is verified again, the rest is taken over.
+What could not be looked at for a fault of the system is verified again, too, and so is everything when the
+decoders have another version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
+from utils.dataset.labels import label_path, verify, verify_many
+from utils.device import available_cpus
+from utils.files import atomic_write
+from utils.processes import in_processes
+
+LOGGER = logging.getLogger("yolo.datasets")
+
+CACHE_VERSION = 3
+"""Raised whenever the rules of verification or the arrays change, so that old caches are not believed."""
+
+DECODERS = f"Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
+"""The judges of what is an image; another version may judge otherwise."""
+
+MAX_WORKERS = 8
+_CHUNK = 32
+_SHOWN = 20
+_KEYS = "stat_keys"
+_NEVER = -2  # a key that no file has
+_FIELDS = tuple(f.name for f in fields(Packed))
+
+
+def scan(
+    images: Sequence[str], cache: Path | None, *, workers: int | None, title: str
+) -> tuple[Packed, ScanReport]:
+    """Verify images and their labels.
+
+    Args:
+        images: paths, without repeats.
+        cache: where to remember the result; None for nowhere.
+        workers: processes, at most MAX_WORKERS and the number of cores; None: as many as those allow.
+        title: what the progress bar says.
+
+    Returns:
+        The packed images, those dropped (CORRUPT) included, and the report.
+
+    Raises:
+        UserError: the system ended a process.
+    """
+    labels = [label_path(image) for image in images]
+    keys = _stat_keys(images, labels)
+    known = _read_cache(cache) if cache else None
+    if known is not None and _same(known, images, keys):
+        packed = known[0]
+    else:
+        kept = _still_valid(known, images, keys)
+        todo = [i for i in range(len(images)) if i not in kept]
+        fresh = _verify([(images[i], labels[i]) for i in todo], workers, title)
+        for i, record in zip(todo, fresh):
+            kept[i] = record
+        packed = Packed.from_records(images, [kept[i] for i in range(len(images))])
+        if cache:
+            keys[[i for i, record in kept.items() if record.passing]] = _NEVER
+            _write_cache(cache, packed, keys)
+    return packed, _report(packed)
+
+
+def log_report(report: ScanReport, title: str) -> None:
+    """Say the counts and the first findings; the rest is in `report.messages`."""
+    LOGGER.info("%s: %s", title, report.summary())
+    for message in report.messages[:_SHOWN]:
+        LOGGER.warning("%s", message)
+    if len(report.messages) > _SHOWN:
+        LOGGER.warning("... and %d more such findings", len(report.messages) - _SHOWN)
+
+
+def _report(packed: Packed) -> ScanReport:
+    counts = np.bincount(packed.status, minlength=4)
+    messages: list[str] = []
+    for index in np.flatnonzero(np.diff(packed.message_offsets)):
+        messages += unpack_string(packed.messages, packed.message_offsets, index).split("\n")
+    return ScanReport(
+        found=int(counts[FOUND]),
+        missing=int(counts[MISSING]),
+        empty=int(counts[EMPTY]),
+        corrupt=int(counts[CORRUPT]),
+        total=len(packed),
+        messages=messages,
+    )
+
+
+def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> list[Record]:
+    """Verify (image, label) pairs in processes, in order, under a progress bar."""
+    asked = MAX_WORKERS if workers is None else min(workers, MAX_WORKERS)
+    workers = min(asked, available_cpus(), -(-len(pairs) // _CHUNK))
+    bar = tqdm(total=len(pairs), desc=title, unit="image", disable=len(pairs) < _CHUNK, dynamic_ncols=True)
+    records: list[Record] = []
+    with bar:
+        if workers < 2:
+            for image, label in pairs:
+                records.append(verify(image, label))
+                bar.update()
+            return records
+        found = in_processes(
+            verify_many,
+            pairs,
+            workers,
+            chunk=_CHUNK,
+            doing="verifying",
+            name=lambda pair: pair[0],
+            remedy="run with fewer --workers, and if it happens again take the damaged image away",
+        )
+        with contextlib.closing(found):
+            for part in found:
+                records += part
+                bar.update(len(part))
+    return records
+
+
+def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    """(n, 4) int64: size and mtime in ns of image and label file, -1 where there is none."""
+    keys = np.full((len(images), 4), -1, np.int64)
+    for row, image, label in zip(keys, images, labels):
+        for column, path in ((0, image), (2, label)):
+            try:
+                stat = os.stat(path)
+            except OSError:
+                continue  # verification says what is wrong with it
+            row[column], row[column + 1] = stat.st_size, stat.st_mtime_ns
+    return keys
+
+
+def _same(known: tuple[Packed, np.ndarray], images: Sequence[str], keys: np.ndarray) -> bool:
+    """Whether the cache holds exactly these files in this order."""
+    packed, old_keys = known
+    if not np.array_equal(old_keys, keys):
+        return False
+    return packed.paths.tobytes() == b"".join(map(os.fsencode, images)) and np.array_equal(
+        np.diff(packed.path_offsets), [len(os.fsencode(image)) for image in images]
+    )
+
+
+def _still_valid(
+    known: tuple[Packed, np.ndarray] | None, images: Sequence[str], keys: np.ndarray
+) -> dict[int, Record]:
+    """Records of the cache whose image and label file are as they were, by new index."""
+    if known is None:
+        return {}
+    packed, old_keys = known
+    rows = {unpack_string(packed.paths, packed.path_offsets, i): i for i in range(len(packed))}
+    valid: dict[int, Record] = {}
+    for index, image in enumerate(images):
+        row = rows.get(image)
+        if row is not None and keys[index, 0] >= 0 and np.array_equal(old_keys[row], keys[index]):
+            valid[index] = packed.record(row)
+    return valid
+
+
+def cache_path(source: Path, sources: Sequence[Path]) -> Path:
+    """Where the cache of a split lies.
+
+    Args:
+        source: the first folder or list of the split.
+        sources: all of them; more than one get a name of their own.
+
+    Returns:
+        `labels/train.cache.npz` for `images/train`, `train.cache.npz` for `train.txt`.
+    """
+    beside = source.with_suffix("") if source.suffix == ".txt" else Path(label_path(f"{source}/x")).parent
+    tag = ""
+    if len(sources) > 1:
+        digest = hashlib.sha256("\n".join(map(str, sources)).encode("utf-8", "surrogateescape"))
+        tag = "." + digest.hexdigest()[:8]
+    return beside.with_name(f"{beside.name}{tag}.cache.npz")
+
+
+def user_cache_path(cache: Path) -> Path:
+    """A stand-in under the user's cache folder, for data sets on read-only media."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    digest = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return Path(base) / "yolo-datasets" / f"{digest}.npz"
+
+
+def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:
+    """The newest believable cache of two places, or None."""
+    for path in (cache, user_cache_path(cache)):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if int(file["version"]) != CACHE_VERSION or str(file["decoders"]) != DECODERS:
+                    continue
+                packed, keys = Packed(**{name: file[name] for name in _FIELDS}), file[_KEYS]
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            LOGGER.warning("%s: unreadable label cache (%s), made anew", path, error)
+            continue
+        if _consistent(packed, keys):
+            return packed, keys
+        LOGGER.warning("%s: label cache contradicts itself, made anew", path)
+    return None
+
+
+def _consistent(packed: Packed, keys: np.ndarray) -> bool:
+    """Whether the arrays fit one another, so that no index can leave them."""
+    n, rows = len(packed), len(packed.labels)
+    ragged = [
+        (packed.path_offsets, n, len(packed.paths)),
+        (packed.offsets, n, rows),
+        (packed.message_offsets, n, len(packed.messages)),
+    ]
+    if len(packed.point_offsets):
+        ragged.append((packed.point_offsets, rows, len(packed.points)))
+    return (
+        keys.shape == (n, 4)
+        and packed.sizes.shape == (n, 2)
+        and packed.labels.shape == (rows, 5)
+        and bool(np.isin(packed.status, (FOUND, MISSING, EMPTY, CORRUPT)).all())
+        and all(
+            o.shape == (count + 1,) and o[0] == 0 and o[-1] == end and (np.diff(o) >= 0).all()
+            for o, count, end in ragged
+        )
+    )
+
+
+def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
+    """Write the cache beside the labels, else in the user's cache folder, else say that there is none."""
+    arrays = {name: getattr(packed, name) for name in _FIELDS} | {
+        _KEYS: keys,
+        "version": np.int64(CACHE_VERSION),
+        "decoders": np.array(DECODERS),
+    }
+    reasons = []
+    for path in (cache, user_cache_path(cache)):
+        if path is cache and not path.parent.is_dir():
+            continue  # no labels folder at all: do not make one in the user's data
+        if path is cache and _marked_read_only(path.parent):
+            reasons.append(f"{path.parent}: read-only folder")
+            continue
+        try:
+            atomic_write(path, lambda file: np.savez(file, **arrays))
+        except OSError as error:
+            reasons.append(f"{path}: {error.strerror or error}")
+            continue
+        if reasons:
+            LOGGER.warning("label cache not writable beside the labels (%s), kept in %s", reasons[0], path)
+        return
+    LOGGER.warning(
+        "label cache could not be written (%s), labels will be verified again next time", "; ".join(reasons)
+    )
+
+
+def _marked_read_only(folder: Path) -> bool:
+    """Whether a folder's mode bits allow nobody to write; root could all the same, and is kept from it."""
+    return os.name == "posix" and not folder.stat().st_mode & 0o222

@@ -1,0 +1,1 @@
+"""What detect.py and the hub give back: boxes, drawings, files, videos."""

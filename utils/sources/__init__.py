@@ -1,0 +1,1 @@
+"""What detect.py reads: files, videos, streams, cameras, screens, standard input."""

@@ -1,0 +1,338 @@
+"""How weights change: parameter groups, optimizer, schedule, average, early stopping, frozen rows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.training.hyp import NOMINAL_BATCH
+
+LOGGER = logging.getLogger("yolo.train")
+
+OPTIMIZERS = ("SGD", "Adam", "AdamW")
+MIN_WARMUP_ITERATIONS = 100
+MIN_STEPS_PER_EPOCH = 10
+# The order that results.csv's x/lr0, x/lr1, x/lr2 follow.
+BIASES, WEIGHTS, NORMS = range(3)
+_NORMS = tuple(kind for name, kind in vars(nn).items() if "Norm" in name and isinstance(kind, type))
+BACKBONE = "backbone"  # the section of a model's rows that may learn at a rate of its own
+
+
+def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Split parameters into biases, other weights (which alone decay) and norm weights.
+
+    Each parameter is in one group, once, also where several modules share it: one that is a bias or a norm's
+    weight anywhere does not decay.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    >>> [len(group) for group in param_groups(model)]
+    [2, 1, 1]
+    """
+    found: dict[nn.Parameter, int] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            group = BIASES if name.endswith("bias") else NORMS if _normalises(module, parameter) else WEIGHTS
+            found[parameter] = min(group, found.get(parameter, WEIGHTS), key=(BIASES, NORMS, WEIGHTS).index)
+    return tuple([p for p, group in found.items() if group == wanted] for wanted in (BIASES, WEIGHTS, NORMS))
+
+
+def _normalises(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Return whether a module's own parameter is a norm's weight.
+
+    Besides torch.nn's norms and their subclasses (timm's BatchNormAct2d, LayerNorm2d) those of other parents,
+    such as timm's RmsNorm, EvoNorm2dS0 and GlobalResponseNorm: they can be told by their names only, and by
+    one value a channel, which a normalised convolution's weight has not.
+    """
+    named = any("Norm" in kind.__name__ for kind in type(module).__mro__)
+    return isinstance(module, _NORMS) or (named and parameter.ndim == 1)
+
+
+def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
+    """Return the batches per optimizer step, so that a step sees about `nominal_batch` images.
+
+    >>> accumulation(16), accumulation(24), accumulation(128)
+    (4, 3, 1)
+    """
+    return max(round(nominal_batch / batch_size), 1)
+
+
+def fitting_nominal_batch(images: int, batch_size: int) -> int:
+    """Return the images per optimizer step: 64, or fewer for a small data set.
+
+    A net trained from scratch on some hundred images takes under 200 steps in 60 epochs when each sees 64 of
+    them, and the average (EMA) hardly moves. So an epoch has at least 10 steps, as far as it has batches.
+
+    >>> fitting_nominal_batch(5000, 8), fitting_nominal_batch(200, 8)
+    (64, 16)
+    """
+    affordable = max(images // (batch_size * MIN_STEPS_PER_EPOCH), 1)
+    return NOMINAL_BATCH if affordable >= accumulation(batch_size) else batch_size * affordable
+
+
+def add_nominal_batch(hyp: dict[str, float], images: int, batch_size: int) -> dict[str, float]:
+    """Return hyperparameters with `nominal_batch`, fitted to the data set if the recipe leaves it out.
+
+    Args:
+        images: of the training set.
+        batch_size: images per batch over all processes.
+    """
+    if "nominal_batch" in hyp:
+        return dict(hyp)
+    fitting = fitting_nominal_batch(images, batch_size)
+    if fitting < NOMINAL_BATCH and fitting < images:
+        LOGGER.info(
+            "%d images are few: an optimizer step after every %d instead of %d of them "
+            "(nominal_batch: %d in the --hyp file keeps YOLOv5's)",
+            *(images, fitting, NOMINAL_BATCH, NOMINAL_BATCH),
+        )
+    return hyp | {"nominal_batch": fitting}
+
+
+def backbone_rows(model: nn.Module) -> list[int]:
+    """Return the numbers of a DetectionModel's backbone rows."""
+    return [row.index for row in model.rows if row.section == BACKBONE]
+
+
+def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]]:
+    """Return the groups of `param_groups`; with a scale, those of the backbone follow those of the rest."""
+    groups = param_groups(model)
+    if scale is None:
+        return [{"params": group} for group in groups]
+    inside = {id(p) for number in backbone_rows(model) for p in model.model[number].parameters()}
+    rest = [{"params": [p for p in group if id(p) not in inside]} for group in groups]
+    own = [{"params": [p for p in group if id(p) in inside], "lr_scale": scale} for group in groups]
+    return rest + own
+
+
+def build_optimizer(
+    model: nn.Module, name: str, hyp: dict[str, Any], batch_size: int, backbone_lr: float | None = None
+) -> torch.optim.Optimizer:
+    """Build SGD with Nesterov momentum, Adam or AdamW over the groups of `param_groups`.
+
+    Weight decay is scaled to the images that a step really sees; `batch_size` counts those of all processes.
+    With `backbone_lr` the backbone's rows have three groups of their own, at that rate where the others have
+    lr0; schedule and warm-up keep the proportion.
+
+    Raises:
+        UserError: an optimizer that is not offered.
+    """
+    scale = None if backbone_lr is None else backbone_lr / hyp["lr0"]
+    nominal = hyp.get("nominal_batch", NOMINAL_BATCH)
+    decay = hyp["weight_decay"] * batch_size * accumulation(batch_size, nominal) / nominal
+    arguments = _scaled_groups(model, scale)
+    for number, group in enumerate(arguments):
+        group["weight_decay"] = decay if number % 3 == WEIGHTS else 0.0
+    device = next(model.parameters()).device.type
+    if name == "SGD":
+        own = {"momentum": hyp["momentum"], "nesterov": hyp["momentum"] > 0}
+        return torch.optim.SGD(arguments, lr=hyp["lr0"], **own, **_fused(torch.optim.SGD, device))
+    kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+    if name not in kinds:
+        raise UserError(f"--optimizer {name}: not offered; use one of {', '.join(OPTIMIZERS)}")
+    kind = kinds[name]
+    return kind(arguments, lr=hyp["lr0"], betas=(hyp["momentum"], 0.999), **_fused(kind, device))
+
+
+def _fused(kind: type[torch.optim.Optimizer], device: str) -> dict[str, bool]:
+    """Ask for the optimizer's fused form, if torch has it for this device."""
+    offered = "fused" in inspect.signature(kind).parameters and device in ("cpu", "cuda")
+    return {"fused": True} if offered else {}
+
+
+@dataclass
+class LRSchedule:
+    """Set rates, momentum and accumulation of every iteration: warm-up, then linear or cosine decay.
+
+    Args:
+        epochs: length of the whole schedule.
+        batches: iterations per epoch.
+        batch_size: images per iteration, over all processes.
+        warm_up: False for a run that goes on from a finished one.
+    """
+
+    hyp: dict[str, float]
+    epochs: int
+    batches: int
+    batch_size: int
+    cosine: bool = False
+    warm_up: bool = True
+
+    @property
+    def warmup_iterations(self) -> int:
+        """Return the iterations of warm-up: `warmup_epochs`, at least 100; -1 without any."""
+        if not self.warm_up:
+            return -1
+        return max(round(self.hyp["warmup_epochs"] * self.batches), MIN_WARMUP_ITERATIONS)
+
+    def factor(self, epoch: int) -> float:
+        """Return the factor of lr0 in `epoch` (from 0): from 1 down to lrf."""
+        lrf = self.hyp["lrf"]
+        if self.cosine:
+            return (1 - math.cos(math.pi * epoch / self.epochs)) / 2 * (lrf - 1) + 1
+        return (1 - epoch / self.epochs) * (1 - lrf) + lrf
+
+    def apply(self, optimizer: torch.optim.Optimizer, iteration: int, epoch: int) -> int:
+        """Set rates and momentum for an iteration of the run; return how many batches make a step."""
+        target = self.hyp["lr0"] * self.factor(epoch)
+        accumulate = accumulation(self.batch_size, self.hyp.get("nominal_batch", NOMINAL_BATCH))
+        warmup = self.warmup_iterations
+        share = min(iteration / warmup, 1.0) if warmup > 0 else 1.0
+        for number, group in enumerate(optimizer.param_groups):
+            start = self.hyp["warmup_bias_lr"] if number % 3 == BIASES else 0.0
+            group["lr"] = (start * (1 - share) + target * share) * group.get("lr_scale", 1.0)
+            if "momentum" in group:
+                first = self.hyp["warmup_momentum"] if self.warm_up else self.hyp["momentum"]
+                group["momentum"] = first * (1 - share) + self.hyp["momentum"] * share
+        if iteration <= warmup:
+            nominal = self.hyp.get("nominal_batch", NOMINAL_BATCH)
+            accumulate = max(round(1 + (nominal / self.batch_size - 1) * share), 1)
+        return accumulate
+
+
+class ModelEMA:
+    """Keep a running average of the model's float state, BatchNorm statistics and anchors included.
+
+    decay(n) = 0.9999 (1 - exp(-n / 2000)) after n updates: young averages follow the model closely.
+
+    Args:
+        model: what the average follows. It is already on its device, and is not a DDP wrapper.
+        decay, tau: of the formula above, 0.9999 and 2000.
+        updates: n of an average that is continued.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0
+    ) -> None:
+        self.model = copy.deepcopy(model).eval()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.decay = decay
+        self.tau = tau
+        self.updates = updates
+        source = model.state_dict()
+        # A tensor that several modules share comes once, or it would be moved twice.
+        unique = {key for key, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        own = {k: v for k, v in self.model.state_dict().items() if k in unique and v.is_floating_point()}
+        self._averages, self._values = list(own.values()), [source[key] for key in own]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the model."""
+        self.updates += 1
+        decay = self.decay * (1 - math.exp(-self.updates / self.tau))
+        torch._foreach_lerp_(self._averages, self._values, 1.0 - decay)
+
+    def load(self, state: dict[str, Tensor], updates: int) -> None:
+        """Continue from a saved average."""
+        self.model.load_state_dict(state)
+        self.updates = updates
+
+
+class EarlyStopping:
+    """Tell when `patience` epochs have passed without a better fitness; an equal one is better.
+
+    Args:
+        patience: epochs; 0 never stops.
+
+    >>> stopper = EarlyStopping(patience=2)
+    >>> [stopper(epoch, fitness) for epoch, fitness in enumerate([0.5, 0.4, 0.3])], stopper.best_epoch
+    ([False, False, True], 0)
+    """
+
+    def __init__(self, patience: int = 100) -> None:
+        self.patience = patience if patience > 0 else math.inf
+        self.best_fitness = -math.inf
+        self.best_epoch = 0
+
+    def __call__(self, epoch: int, fitness: float) -> bool:
+        """Record an epoch's fitness; return whether it is time to stop."""
+        if fitness >= self.best_fitness:
+            self.best_fitness = fitness
+            self.best_epoch = epoch
+        return epoch - self.best_epoch >= self.patience
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a resumed run needs."""
+        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from a saved state."""
+        self.best_fitness = float(state["best_fitness"])
+        self.best_epoch = int(state["best_epoch"])
+
+
+class FrozenLayers:
+    """Freeze rows of a model: they get no gradients, and compute as in validation.
+
+    So their BatchNorm uses and keeps its old statistics (YOLOv5's keep moving, which ruins pretrained ones on
+    small batches) and nothing of them is dropped at random.
+
+    Args:
+        model: a DetectionModel; its rows are `model.model[i]`.
+        spec: what --freeze was given: one number n freezes the first n rows, several exactly those rows, and
+            'backbone' (alone or among row numbers) all rows of the backbone.
+
+    Raises:
+        UserError: a row that the model does not have, or no row left to learn.
+    """
+
+    def __init__(self, model: nn.Module, spec: list[int | str]) -> None:
+        rows = list(model.model)
+        strange = [n for n in spec if n != BACKBONE and not isinstance(n, int)]
+        if strange:
+            raise UserError(
+                f"--freeze {strange[0]}: is no row; give row numbers, or {BACKBONE} for all of its"
+            )
+        if BACKBONE in spec:
+            self.numbers = sorted({n for n in spec if n != BACKBONE} | set(backbone_rows(model)))
+        else:
+            self.numbers = list(range(spec[0])) if len(spec) == 1 else sorted(set(spec))
+        absent = [number for number in self.numbers if not 0 <= number < len(rows)]
+        negative = any(n != BACKBONE and n < 0 for n in spec)
+        if absent or negative:
+            raise UserError(
+                f"--freeze {' '.join(map(str, spec))}: the model's rows are 0 to {len(rows) - 1}; "
+                "give one number n for the first n rows, several row numbers, or backbone"
+            )
+        if len(self.numbers) == len(rows):
+            raise UserError(
+                f"--freeze {' '.join(map(str, spec))}: that leaves nothing to train; freeze fewer rows"
+            )
+        self.model = model
+        self.modules = [rows[number] for number in self.numbers]
+        self.output = rows[-1]
+        for module in self.modules:
+            module.requires_grad_(False)
+
+    def __bool__(self) -> bool:
+        """Return whether any row is frozen."""
+        return bool(self.numbers)
+
+    def train_rest(self) -> None:
+        """Put the model into training mode, and its frozen rows into evaluation mode.
+
+        The detector's own row stays in training mode: in the other it gives decoded boxes, no maps to learn
+        from.
+        """
+        self.model.train()
+        for module in self.modules:
+            if module is not self.output:
+                module.eval()
+
+    def __str__(self) -> str:
+        """Return one line for the log."""
+        parameters = sum(p.numel() for module in self.modules for p in module.parameters())
+        rows = f"row {self.numbers[0]}" if len(self.numbers) == 1 else f"{len(self.numbers)} rows"
+        return (
+            f"frozen: {rows}, {parameters:,} parameters; they and their BatchNorm statistics stay as they are"
+        )

@@ -1,0 +1,191 @@
+"""Declare train.py's options, and those of them that say how a network is trained; read recipes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from utils.cli import WORKERS_HELP, Options, from_keywords, given, option, typed
+from utils.device import AMP_MODES, world_size
+from utils.errors import UserError
+from utils.files import ROOT, find_file, load_yaml
+from utils.training.optim import BACKBONE, OPTIMIZERS
+
+MAX_SEED = 2**64 - 1  # what torch's generators take
+RECIPES = "data/recipes"
+FIRST_RECIPE = "digits"  # what train.py does when nobody says anything
+_EVOLVE = "hyperparameters are not searched here; give the file you found with --hyp"
+_TRACKERS = "runs are recorded in their folder and for TensorBoard, no service is told; leave it out"
+# What a recipe does not hold: files whose code runs, and what concerns one run on one machine.
+_NOT_IN_RECIPES = frozenset({"plugins", "recipe", "resume", "local_rank"})
+
+
+def _row(value: str | int) -> int | str:
+    """A row's number, or the word for all rows of the backbone."""
+    if isinstance(value, str) and value != BACKBONE and not value.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{value!r} is no row; give row numbers, or {BACKBONE} for all of its"
+        )
+    return BACKBONE if value == BACKBONE else int(value)
+
+
+@dataclass(frozen=True)
+class TrainingOptions(Options):
+    """The options that say how a network is trained, whatever the network: those compare.py passes on.
+
+    `recipe` names the file that `with_recipe` has laid below the other options.
+    """
+
+    recipe: str = option("", help=f"options from {RECIPES}/NAME.yaml or a file, below those given")
+    data: str = option("data/coco128.yaml", help="dataset YAML")
+    hyp: str | dict[str, float] = option("data/hyps/hyp.scratch-low.yaml", help="hyperparameter YAML")
+    epochs: int = option(100)
+    batch_size: int = option(16, help="total over all GPUs; -1 finds what fits the GPU")
+    imgsz: int = option(640, flags=("--img", "--img-size"), help="train and val size in pixels")
+    rect: bool = option(False, help="rectangular training (no shuffle, no mosaic)")
+    noautoanchor: bool = option(False, help="keep the model's anchors, whatever the data")
+    noplots: bool = option(False, help="draw nothing")
+    cache: str | None = option(
+        None, nargs="?", const="ram", choices=("ram", "disk", "val"), help="keep decoded images"
+    )
+    image_weights: bool = option(False, help="show rare and badly learnt classes more often")
+    device: str = option("", type=str, help="0, 0,1, cpu or mps")
+    multi_scale: bool = option(False, help="vary the size by +-50 %")
+    single_cls: bool = option(False, help="treat all classes as one")
+    optimizer: str = option("SGD", choices=OPTIMIZERS)
+    workers: int | None = option(None, help=WORKERS_HELP)
+    cos_lr: bool = option(False, help="cosine schedule instead of a linear one")
+    label_smoothing: float = option(0.0, help="epsilon of the class targets")
+    patience: int = option(100, help="epochs without improvement before stopping; 0 never stops")
+    freeze: list[int | str] = option(
+        [0],
+        type=_row,
+        metavar="N",
+        help="n: the first n rows; several: those rows; backbone: all of its rows",
+    )
+    backbone_weights: str = option("", help="imagenet, a file, source/model or source/model=FILE")
+    backbone_lr: float | None = option(
+        None, help="initial learning rate of the backbone's rows (default: lr0)"
+    )
+    save_period: int = option(-1, help="also save epochN.pt every so many epochs")
+    seed: int = option(0)
+    amp: str = option("auto", choices=AMP_MODES, help="mixed precision")
+    plugins: list[str] = option([], metavar="FILE", help="Python files with blocks of your own")
+
+    def check(self) -> None:
+        """Refuse values and combinations that cannot work."""
+        self.at_least(epochs=1, imgsz=1, workers=0, patience=0, seed=0)
+        if self.seed > MAX_SEED:
+            raise UserError(f"--seed {self.seed}: must be at most {MAX_SEED}")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise UserError(f"--label-smoothing {self.label_smoothing}: must lie in 0 to 1")
+        if self.batch_size < 1 and self.batch_size != -1:
+            raise UserError(
+                f"--batch-size {self.batch_size}: must be at least 1, or -1 to find what fits the GPU"
+            )
+        if self.backbone_lr is not None and not 0.0 < self.backbone_lr < float("inf"):
+            raise UserError(
+                f"--backbone-lr {self.backbone_lr:g}: must be above 0; --freeze backbone keeps it as it is"
+            )
+        if self.backbone_lr is not None and BACKBONE in self.freeze:
+            raise UserError("--freeze backbone leaves --backbone-lr nothing to do; use one")
+        if self.save_period < 1 and self.save_period != -1:
+            raise UserError(f"--save-period {self.save_period}: must be at least 1, or -1 for none")
+        if self.rect and self.image_weights:
+            raise UserError(
+                "--rect keeps images in the order of their shapes, --image-weights draws them; use one"
+            )
+
+
+@dataclass(frozen=True)
+class TrainOptions(TrainingOptions):
+    """Train a detector."""
+
+    REFUSED = {
+        "--evolve": _EVOLVE,
+        "--evolve_population": _EVOLVE,
+        "--resume_evolve": _EVOLVE,
+        "--bucket": _EVOLVE,
+        "--quad": "batches of four images in one are not made here; leave it out",
+        "--entity": _TRACKERS,
+        "--upload_dataset": _TRACKERS,
+        "--bbox_interval": _TRACKERS,
+        "--artifact_alias": _TRACKERS,
+    }
+
+    weights: str | None = option(
+        None, help="checkpoint to start from, '' for none (default: none with --cfg, else yolov5s.pt)"
+    )
+    cfg: str = option("", help="model YAML, timm:NAME or torchvision:NAME")
+    resume: bool | str = option(
+        False, nargs="?", const=True, help="go on with the newest or the given last.pt"
+    )
+    project: str = option(str(ROOT / "runs" / "train"), help="folder of runs")
+    name: str = option("exp", type=str, help="folder in it; 'cfg' is the stem of --cfg")
+    exist_ok: bool = option(False, help="write into project/name even if it exists")
+    nosave: bool = option(False, help="save only after the last epoch")
+    noval: bool = option(False, help="validate only after the last epoch")
+    sync_bn: bool = option(False, help="SyncBatchNorm, with several GPUs")
+    local_rank: int = option(-1, flags=("--local_rank",), help="set by launchers older than torchrun")
+
+    def check(self) -> None:
+        """Refuse values and combinations that cannot work."""
+        super().check()
+        if self.backbone_weights and self.weights:
+            raise UserError("--weights and --backbone-weights both fill the backbone; use one")
+        if self.sync_bn and (world_size() == 1 or self.device == "cpu" or not torch.cuda.is_available()):
+            raise UserError(
+                "--sync-bn needs several GPUs; start with 'torchrun --nproc_per_node N train.py ...'"
+            )
+        if world_size() > 1 and (self.batch_size < 1 or self.batch_size % world_size()):
+            raise UserError(
+                f"--batch-size {self.batch_size}: is shared by {world_size()} processes; give a multiple of "
+                "that"
+            )
+
+
+def parse_opt(argv: Sequence[str] | None = None) -> TrainOptions:
+    """Return train.py's options as the command line gives them, with all defaults."""
+    return from_keywords(TrainOptions, with_recipe(given_options(argv)))
+
+
+def given_options(argv: Sequence[str] | None = None) -> dict[str, object]:
+    """Return only what the command line says: a resumed run takes the rest from where it was interrupted."""
+    return given(TrainOptions, argv)
+
+
+def with_recipe(options: Mapping[str, object], kept: type[Options] = TrainOptions) -> dict[str, object]:
+    """Lay the options of the recipe that `options` names below them.
+
+    Args:
+        kept: the class whose options are taken from the recipe; others of train.py are left out.
+
+    Raises:
+        UserError: no such recipe, or an option in it that train.py does not have, is of another type or is
+            no part of recipes.
+    """
+    name = options.get("recipe")
+    if not name:
+        return dict(options)
+    path = _find_recipe(str(name))
+    held = typed(TrainOptions, load_yaml(path), f"{path}: ")
+    if out := sorted(_NOT_IN_RECIPES & set(held)):
+        raise UserError(f"{path}: {out[0]} is no part of a recipe; give it on the command line instead")
+    names = {field.name for field in fields(kept)}
+    return {name: value for name, value in held.items() if name in names} | dict(options)
+
+
+def _find_recipe(name: str) -> Path:
+    """The file of a recipe: one of the bundled by its name, or a path."""
+    if Path(name).suffix.lower() in (".yaml", ".yml"):
+        return find_file(name, RECIPES)
+    bundled = {path.stem.removeprefix("recipe."): path for path in sorted((ROOT / RECIPES).glob("*.yaml"))}
+    if name not in bundled:
+        raise UserError(
+            f"--recipe {name}: no such recipe; use {', '.join(bundled)}, or the path of a .yaml file"
+        )
+    return bundled[name]

@@ -1,0 +1,384 @@
+"""The folder of a training run: its files, the checkpoints saved in it, and resuming from one of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from utils.cli import from_keywords, specs, typed
+from utils.dataset.config import DatasetConfig, class_difference
+from utils.errors import UserError
+from utils.files import ROOT, increment_dir, load_yaml, save_yaml
+from utils.training.optim import EarlyStopping, ModelEMA
+from utils.training.options import TrainOptions
+from utils.training.trainer import Trainer
+
+LOGGER = logging.getLogger("yolo.train")
+
+RUNS = ROOT / "runs" / "train"
+"""Where train.py saves its runs without --project, and where the newest file of a run is looked for."""
+
+# These options change how long and on what a run learns, not what it learns.
+CHANGEABLE_ON_RESUME = frozenset(
+    {"resume", "epochs", "device", "workers", "cache", "patience", "save_period"}
+    | {"nosave", "noval", "noplots", "data", "local_rank", "plugins"}
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Name the files of one training run.
+
+    >>> folder = RunFolder.of("runs/train/exp/weights/best.pt")
+    >>> folder.path.name, folder.last.name, folder.epoch(7).name
+    ('exp', 'last.pt', 'epoch7.pt')
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, project: str | Path, name: str, exist_ok: bool = False) -> RunFolder:
+        """Create the folder of a new run, with a number after `name` where that is taken."""
+        return cls(increment_dir(project, name, exist_ok))
+
+    @classmethod
+    def of(cls, checkpoint: str | Path) -> RunFolder:
+        """Find the folder of the run that a checkpoint belongs to."""
+        folder = Path(checkpoint).resolve().parent
+        return cls(folder.parent if folder.name == "weights" else folder)
+
+    @property
+    def last(self) -> Path:
+        """Return the checkpoint of the last epoch."""
+        return self.path / "weights" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """Return the checkpoint of the best epoch."""
+        return self.path / "weights" / "best.pt"
+
+    def epoch(self, number: int) -> Path:
+        """Return the checkpoint of one epoch, counted from 0."""
+        return self.path / "weights" / f"epoch{number}.pt"
+
+    @property
+    def results(self) -> Path:
+        """Return the table with one row per epoch."""
+        return self.path / "results.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """Return the report of the final validation."""
+        return self.path / "metrics.json"
+
+    @property
+    def hyp(self) -> Path:
+        """Return the hyperparameters as they were loaded."""
+        return self.path / "hyp.yaml"
+
+    @property
+    def options(self) -> Path:
+        """Return the options as they were run, with the hyperparameters fitted to the data set."""
+        return self.path / "opt.yaml"
+
+    def read_options(self) -> dict[str, Any]:
+        """Return the options of the run; empty if opt.yaml is missing."""
+        return load_yaml(self.options) if self.options.is_file() else {}
+
+    def write_options(self, options: Mapping[str, object]) -> None:
+        """Write opt.yaml."""
+        save_yaml(self.options, dict(options))
+
+
+@dataclass
+class RunState:
+    """Hold what a run has learnt so far.
+
+    Args:
+        trainer: the network and its optimizer.
+        average: the running average of the network, which is validated and saved.
+        stopper: the best fitness so far, and its epoch.
+        maps: mAP50-95 of each class (nc,) at the last validation; None before the first.
+    """
+
+    trainer: Trainer
+    average: ModelEMA
+    stopper: EarlyStopping
+    maps: np.ndarray | None = None
+
+    @classmethod
+    def resumed(
+        cls,
+        trainer: Trainer,
+        average: ModelEMA,
+        *,
+        patience: int,
+        first_epoch: int,
+        meta: Mapping[str, Any],
+        training: Mapping[str, Any] | None,
+    ) -> RunState:
+        """Continue from a checkpoint's `meta` and `training`; the trainer has its own part already."""
+        stopper = EarlyStopping(patience)
+        if training is None:
+            best = {"best_fitness": meta.get("best_fitness", 0.0), "best_epoch": first_epoch - 1}
+            stopper.load_state_dict(best)
+            return cls(trainer, average, stopper)
+        stopper.load_state_dict(training["stopper"])
+        maps = training["maps"]
+        return cls(trainer, average, stopper, None if maps is None else maps.numpy())
+
+    def state_dict(self, epochs: int) -> dict[str, Any]:
+        """Return what a resumed run needs, with `epochs` of them complete."""
+        maps = None if self.maps is None else torch.from_numpy(self.maps)
+        return self.trainer.state_dict(epochs) | {"stopper": self.stopper.state_dict(), "maps": maps}
+
+
+class CheckpointSaver:
+    """Save the checkpoints of one run, and know which of them this run has saved.
+
+    Args:
+        folder: where the files are.
+        write: `models.weights.checkpoint.save_checkpoint`, which utils cannot import.
+        facts: what each checkpoint says about the run: options, hyperparameters, seed, versions.
+        save_period: also keep epochN.pt every so many epochs; -1 for none.
+        only_last: save nothing before the last epoch (--nosave).
+        saved_epochs: epochs complete in last.pt; -1 if this run has not saved it.
+        best_saved: whether best.pt is this run's. With --exist-ok it may be another run's.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        write: Callable[..., None],
+        facts: Mapping[str, object],
+        *,
+        save_period: int = -1,
+        only_last: bool = False,
+        saved_epochs: int = -1,
+        best_saved: bool = False,
+    ) -> None:
+        self.folder, self.write, self.facts = folder, write, facts
+        self.save_period, self.only_last = save_period, only_last
+        self.saved_epochs, self.best_saved = saved_epochs, best_saved
+
+    def save_epoch(self, state: RunState, epoch: int, score: float | None, *, is_last: bool) -> None:
+        """Save last.pt, best.pt when `epoch` is the best, and epochN.pt when its turn comes.
+
+        Args:
+            score: fitness of the epoch; None if it was not validated.
+            is_last: whether the run ends with this epoch.
+        """
+        if self.only_last and not is_last:
+            return
+        # Before last.pt: a resumed run counts its epochs as done, so a missing best.pt would stay missing.
+        if score is not None and state.stopper.best_epoch == epoch:
+            self._save(self.folder.best, state, epoch, resumable=False)
+            self.best_saved = True
+        # The final last.pt needs no state to resume from, and is as small as best.pt.
+        self._save(self.folder.last, state, epoch, resumable=not is_last)
+        self.saved_epochs = epoch + 1
+        if self.save_period > 0 and epoch % self.save_period == 0:
+            self._save(self.folder.epoch(epoch), state, epoch, resumable=True)
+
+    def save_interrupted(self, state: RunState, epoch: int, before: Mapping[str, float]) -> None:
+        """Make sure that last.pt can be resumed after a stop in `epoch`, and log with which epoch.
+
+        Args:
+            before: state of the stopper before `epoch`, which gets its score when it is complete.
+        """
+        if self.saved_epochs == epoch + 1:
+            how = "is complete and saved"
+        elif self.saved_epochs == epoch:
+            how = "is not complete; it starts again from the state before it"
+        else:
+            state.stopper.load_state_dict(before)
+            self._save(self.folder.last, state, epoch - 1, resumable=True)
+            how = "is not complete; it starts again from the weights of this moment"
+        LOGGER.info(
+            "stopped: epoch %d/%d %s with 'python train.py --resume %s'",
+            epoch + 1,
+            state.trainer.schedule.epochs,
+            how,
+            self.folder.last,
+        )
+
+    def own_best(self) -> Path | None:
+        """Return best.pt if this run has saved it; a warning says that another run's is there."""
+        best = self.folder.best
+        if best.is_file() and not self.best_saved:
+            LOGGER.warning("%s: is another run's and stays; this run has saved no best epoch", best)
+        return best if self.best_saved and best.is_file() else None
+
+    def _save(self, path: Path, state: RunState, epoch: int, *, resumable: bool) -> None:
+        """Write the average after `epoch`: whole and resumable, or in half precision without state."""
+        meta = {
+            "epoch": epoch,
+            "best_fitness": state.stopper.best_fitness,
+            "best_saved": self.best_saved or path == self.folder.best,
+            "updates": state.average.updates,
+            "date": datetime.now().isoformat(timespec="seconds"),
+            **self.facts,
+        }
+        training = state.state_dict(epoch + 1) if resumable else None
+        self.write(path, state.average.model, meta=meta, training=training, half=not resumable)
+
+
+def find_checkpoint(resume: bool | str) -> Path:
+    """Find the checkpoint to resume.
+
+    It is the file given, or the newest `last*.pt` below runs/train.
+
+    Raises:
+        UserError: there is none.
+    """
+    if resume is not True:
+        path = Path(str(resume))
+        if not path.is_file():
+            raise UserError(f"--resume {path}: no such file; give a run's weights/last.pt")
+        return path
+    newest = _newest("last*.pt")
+    if newest is None:
+        raise UserError(f"--resume: no last.pt below {RUNS}; give the path of a run's weights/last.pt")
+    return newest
+
+
+def _newest(pattern: str) -> Path | None:
+    """Return the newest file below runs/train whose name fits; None without one."""
+    found = [path for path in RUNS.rglob(pattern) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+class TrainedRun(NamedTuple):
+    """Say what a run trained, and how.
+
+    Attributes:
+        best: its best.pt.
+        data: the dataset YAML that it was trained on, '' if its opt.yaml does not say.
+        imgsz: the image size of its training in pixels, 0 if its opt.yaml does not say.
+    """
+
+    best: Path
+    data: str
+    imgsz: int
+
+
+def newest_best() -> TrainedRun:
+    """Find the run of the newest `best.pt` below runs/train.
+
+    It is what val.py, detect.py and export.py take when no --weights are given.
+
+    Raises:
+        UserError: there is none.
+    """
+    best = _newest("best.pt")
+    if best is None:
+        raise UserError(
+            f"no --weights are given and there is no best.pt below {RUNS}; train first (python train.py) or "
+            "give --weights FILE"
+        )
+    saved = RunFolder.of(best).read_options()
+    data, imgsz = saved.get("data"), saved.get("imgsz")
+    return TrainedRun(
+        best, data if isinstance(data, str) else "", imgsz if isinstance(imgsz, int) and imgsz > 0 else 0
+    )
+
+
+def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) -> TrainOptions:
+    """Return the options of the interrupted run, replaced where the user gives them now.
+
+    Args:
+        saved: what its opt.yaml says; options that an older version did not have take their defaults.
+        given: what the user gives beside --resume.
+
+    Raises:
+        UserError: an option is given that would make it another run.
+    """
+    known = {name: spec.default for name, spec in specs(TrainOptions).items()}
+    del known["hyp"]  # the checkpoint holds the hyperparameters
+    options = known | {name: value for name, value in saved.items() if name in known}
+    given = typed(TrainOptions, given, "run() got ")
+    for name, value in given.items():
+        if name not in CHANGEABLE_ON_RESUME and value != options.get(name):
+            changeable = ", ".join(sorted(CHANGEABLE_ON_RESUME - {"resume", "local_rank"}))
+            raise UserError(
+                f"--resume goes on with the run's own options, {name} = {options.get(name)!r} among them; "
+                f"only {changeable} may be changed (start a new run instead)"
+            )
+    return from_keywords(TrainOptions, options | given, "opt.yaml: ")
+
+
+def options_to_save(opt: TrainOptions, hyp: Mapping[str, float], batch_size: int) -> dict[str, object]:
+    """Return a run's options as plain values for opt.yaml and the checkpoints.
+
+    Args:
+        opt: as the run was started with.
+        hyp: the hyperparameters, with what was fitted to the data set.
+        batch_size: images per batch that -1 has found.
+    """
+    plugins = [str(Path(plugin).resolve()) for plugin in opt.plugins]
+    return asdict(opt) | {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": plugins}
+
+
+def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:
+    """Check that the data set has the classes of the resumed run, `names`, in their order.
+
+    Args:
+        path: the checkpoint, for the message.
+
+    Raises:
+        UserError: it has others, or as many by other names.
+    """
+    differ = class_difference(names, data, by_name=True)
+    if not differ:
+        return
+    raise UserError(
+        f"--resume {path}: its run learns {len(names)} classes, and {differ}; give --data with the run's own "
+        f"classes, or start a new run with --weights {path} --data {data.path}"
+    )
+
+
+def resumed_epoch(
+    path: Path, meta: dict[str, Any], training: dict[str, Any] | None, epochs: int, told: bool
+) -> int:
+    """Return the epoch (from 0) with which a checkpoint's run continues.
+
+    A finished run keeps no optimizer state. It continues only if --epochs says for how long.
+
+    Args:
+        path, meta, training: of the checkpoint.
+        epochs: length of the whole run.
+        told: whether `epochs` was given along with --resume.
+
+    Raises:
+        UserError: nothing is left to do.
+    """
+    done = training["epochs"] if training else int(meta.get("epoch", -1)) + 1
+    last = path.with_name("last.pt")
+    if training is None and not told and path.name != last.name:
+        where = last if last.is_file() else "the run's last.pt"
+        raise UserError(
+            f"--resume {path}: keeps the weights after epoch {done} but no state to go on from; "
+            f"resume {where}, or train on from these weights with --epochs of more than {done}"
+        )
+    if done >= epochs or (training is None and not told):
+        raise UserError(
+            f"--resume {path}: the run has finished its {done} epochs, nothing to resume; "
+            f"--epochs with more than {done} trains on"
+        )
+    if training is None:
+        LOGGER.warning(
+            "%s: a finished run keeps no optimizer state; going on with epoch %d/%d without warm-up",
+            path,
+            done + 1,
+            epochs,
+        )
+    else:
+        LOGGER.info("%s: going on with epoch %d/%d", path, done + 1, epochs)
+    return done
