@@ -1,4 +1,4 @@
-"""A detector to be called from Python on whatever holds an image: what `torch.hub.load` returns."""
+"""The detector for Python, called on whatever holds an image: what `torch.hub.load` returns."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ MAX_DOWNLOAD = 1 << 28  # bytes of one image
 
 
 class HubModel(nn.Module):
-    """A detector with letterbox and NMS around it.
+    """Detects in images of any form and size; letterbox and NMS are included.
 
-    Set what NMS does as attributes.
+    What NMS does is set by attributes.
 
     Attributes:
         conf, iou: thresholds of confidence and overlap.
@@ -42,6 +42,15 @@ class HubModel(nn.Module):
         multi_label: a box may be several classes.
         amp: run in the device's reduced precision (float16 or bfloat16); checkpoints only.
         names, stride: of the network; `model` is the DetectionModel itself, None for exported files.
+
+    >>> from models.backends import ModelBackend, optimised
+    >>> from models.yolo import DetectionModel
+    >>> cpu = torch.device("cpu")
+    >>> model = HubModel(ModelBackend(optimised(DetectionModel("yolov5n.yaml", nc=2), cpu), cpu))
+    >>> model.conf = 0.9
+    >>> results = model(np.zeros((48, 64, 3), np.uint8), size=64)
+    >>> results.s, results.xyxy[0].shape[1]
+    ((1, 3, 64, 64), 6)
     """
 
     conf: float = 0.25
@@ -61,13 +70,13 @@ class HubModel(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> HubModel:
-        """Refused: this model is fused and detects only."""
+        """Refuse training: this model is fused and detects only."""
         if mode:
             raise UserError("this model detects only; load it with autoshape=False to train it")
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HubModel:
-        """What `.to()`, `.cuda()`, `.half()` do: move the network and keep to where it went."""
+        """Move the network, as `.to()`, `.cuda()` and `.half()` ask, and send images where it is."""
         probe = fn(torch.zeros(1, device=self.backend.device))
         moved = probe.device != self.backend.device or probe.dtype != torch.float32
         if moved and self.model is None:
@@ -89,7 +98,7 @@ class HubModel(nn.Module):
     def forward(
         self, ims: Any, size: int | tuple[int, int] | None = None, augment: bool = False
     ) -> Detections | Tensor:
-        """Detect.
+        """Detect objects, or give a tensor's decoded output.
 
         Args:
             ims: a path, http(s) address, PIL image, RGB array (h,w,3) or tensor (3,h,w), or a list of these
@@ -117,7 +126,7 @@ class HubModel(nn.Module):
             return self._detect(list(ims) if isinstance(ims, list | tuple) else [ims], size, augment)
 
     def _checked(self, images: Tensor) -> Tensor:
-        """A batch that the network can take as it is."""
+        """Return a batch that the network can take as it is; refuse any other."""
         channels, *sides = images.shape[1:]
         fits = channels == self.backend.ch or (channels, self.backend.ch) == (3, 1)
         if not fits or 0 in images.shape or any(s % self.stride for s in sides):
@@ -128,7 +137,7 @@ class HubModel(nn.Module):
         return images
 
     def _wanted(self) -> NmsOptions:
-        """What the attributes ask of NMS."""
+        """Return what the attributes ask of NMS."""
         classes = [self.classes] if isinstance(self.classes, int) else self.classes
         bad = sorted(c for c in classes or () if not 0 <= c < len(self.names))
         if bad:
@@ -139,7 +148,7 @@ class HubModel(nn.Module):
         return NmsOptions(self.conf, self.iou, classes, self.agnostic, self.multi_label, self.max_det)
 
     def _shape(self, sizes: Sequence[tuple[int, int]], size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """The (h, w) that images of `sizes` (h, w) are letterboxed to."""
+        """Return the (h, w) that images of `sizes` (h, w) are letterboxed to."""
         fixed = self.backend.fixed_size
         if fixed is None:
             return common_shape(sizes, read_size(640 if size is None else size, "size"), self.stride)
@@ -172,10 +181,18 @@ class HubModel(nn.Module):
 
 
 def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:
-    """An image in any form -> RGB uint8 (h,w,3) and a file name; `number` counts from 0.
+    """Return an image in any form as RGB uint8 (h, w, 3), and a file name.
+
+    Args:
+        item: a path, an http(s) address, a PIL image, an array or a tensor.
+        number: which image of the call it is, from 0; it names images without a file.
 
     Raises:
         UserError: it cannot be read, or is nothing that holds an image.
+
+    >>> image, name = read_any(torch.full((3, 4, 5), 0.2), 0)
+    >>> image.shape, image.dtype, int(image[0, 0, 0]), name
+    ((4, 5, 3), dtype('uint8'), 51, 'image0.jpg')
     """
     name = f"image{number}.jpg"
     if isinstance(item, str | Path):
@@ -202,7 +219,9 @@ def _read_file(source: str) -> tuple[np.ndarray, str]:
 
 
 def _rgb_bytes(array: np.ndarray, number: int) -> np.ndarray:
-    """An array (h,w), (h,w,c) or (c,h,w) of uint8, uint16 or floats -> RGB uint8 (h,w,3).
+    """Return an array (h, w), (h, w, c) or (c, h, w) as RGB uint8 (h, w, 3).
+
+    Its values are uint8, uint16 or floats.
 
     Floats are in 0..1, or in 0..255, as YOLOv5 takes them, when one of them is above 2: interpolation may
     overshoot 1 a little.

@@ -1,19 +1,17 @@
 """Images from standard input, one after the other as they arrive: `--source -`.
 
-The pictures are simply concatenated, as `cat *.jpg` or `ffmpeg -f image2pipe` write them. JPEG, PNG, BMP and
-WebP carry their own end or length, so any number of them may follow each other; of any other format (TIFF,
-say) one image may come, as the last. Where an end or a length is wrong, and behind bytes that belong to no
-picture, reading goes on where the next of those four begins.
+The pictures follow each other, as `cat *.jpg` or `ffmpeg -f image2pipe` write them. JPEG, PNG, BMP and WebP
+say where they end. Of any other format (TIFF, say) one image may come, as the last.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, ClassVar
+from collections.abc import Iterator
+from typing import BinaryIO, ClassVar, Literal
 
 from utils.errors import UserError
 from utils.images import decode_image
@@ -22,64 +20,52 @@ from utils.sources.frame import Frame
 LOGGER = logging.getLogger("yolo.sources")
 
 _BLOCK = 1 << 16
-_PAUSE = 0.01  # seconds
-MAX_BYTES = 1 << 28  # one image; a stream that is none must not fill the memory
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_JPEG_START = b"\xff\xd8\xff"
-_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length: TEM, RST0-7
-_JPEG_SOI, _JPEG_END, _JPEG_SCAN = 0xD8, 0xD9, 0xDA
-_JPEG_SEGMENTS = frozenset(
-    {*range(0xC0, 0xFF)} - {0xC8, *range(0xD0, 0xDA)}
-)  # with a length; others are damage
-_JPEG_NOTES = frozenset({*range(0xE0, 0xF0), 0xFE})  # segments that may hold anything: EXIF, comments
-# Within a scan 0xFF is data when 0 follows, a restart marker with D0-D7, and a fill byte before another FF.
-_JPEG_NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# How a picture begins, in more bytes than chance repeats within another's data.
-_STARTS = (
-    re.compile(rb"\xff\xd8\xff[\xc0-\xc2\xc4\xdb\xdd\xe0-\xef\xfe]"),
-    re.compile(rb"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"),
-    re.compile(rb"RIFF....WEBPVP8[ LX]", re.DOTALL),
-    re.compile(rb"BM....\0\0\0\0..\0\0[\x0c(48@l|]\0\0\0", re.DOTALL),
-)
-_START_BYTES = 18  # the longest of them
-_TIFF_STARTS = (b"II*\0", b"MM\0*")
-_OTHERS = re.compile(  # what Pillow may know besides: GIF, JPEG 2000, AVIF (not a phone's MP4), PNM, QOI, PSD
-    rb"GIF8|\0\0\0\x0cjP |\xffO\xffQ|....ftyp(?:avi[fs]|mif1)|P[1-7fF]\s|qoif|8BPS", re.DOTALL
-)
-_BMP_UNCOMPRESSED = (0, 3, 6)
-_BMP_SLACK = 1 << 16  # bytes besides pixels and headers: padding, a colour profile
+MAX_BYTES = 1 << 28  # of one image; a stream that is none must not fill the memory
+_BETWEEN = b"\r\n\0"  # what some tools write between pictures
+_JPEG_SCAN = 0xDA
+# Within a scan 0xFF begins a marker: D9 is the end, and D8 the start of the next picture if this was cut off.
+_JPEG_END = re.compile(rb"\xff[\xd8\xd9]")
 
 
 class ImagePipe:
-    """The images of a byte stream, standard input by default.
+    """Yields the images of a byte stream, standard input by default.
 
-    A picture that cannot be decoded costs a warning; what follows it is read on.
+    A picture that cannot be decoded costs a warning, if the place where it ends is known.
     """
 
     live: ClassVar[bool] = False
 
     def __init__(self, stream: BinaryIO | None = None) -> None:
-        if stream is None and sys.stdin.isatty():
-            raise UserError("-: standard input is a keyboard; pipe images in, as in: cat *.jpg | python ...")
-        # Without a buffer: its lock, held by a thread that waits for bytes, keeps Python from ending.
-        self.stream = open(sys.stdin.fileno(), "rb", 0, closefd=False) if stream is None else stream  # noqa: SIM115
+        if stream is None:
+            if sys.stdin.isatty():
+                raise UserError(
+                    "-: standard input is a keyboard; pipe images in, as in: cat *.jpg | python ..."
+                )
+            os.set_blocking(sys.stdin.fileno(), True)
+            # Without a buffer: its lock, held by a thread that waits for bytes, keeps Python from ending.
+            stream = open(sys.stdin.fileno(), "rb", 0, closefd=False)  # noqa: SIM115
+        self.stream = stream
 
     def batches(self) -> Iterator[list[Frame]]:
         """Yield each image when its last byte has come; its path is `stdin_1.jpg`, `stdin_2.png`, ...
 
         Raises:
-            UserError: no image came at all.
+            UserError: no image came at all, or what follows an image cannot be told apart.
         """
         decoded = 0
-        for number, (suffix, data) in enumerate(split_images(self.stream), start=1):
-            path = f"stdin_{number}{suffix}"
+        for number, (suffix, data, is_rest) in enumerate(split_images(self.stream), start=1):
             try:
                 image = decode_image(data)
             except ValueError as error:
+                if is_rest and decoded:
+                    raise UserError(
+                        f"-: {len(data)} bytes that follow image {number - 1} of standard input are no image "
+                        f"({error}); pipe whole files in, or give their folder as --source"
+                    ) from None
                 LOGGER.warning("skipped: image %d of standard input %s", number, error)
                 continue
             decoded += 1
-            yield [Frame(path, image, position=number, count=0)]
+            yield [Frame(f"stdin_{number}{suffix}", image, position=number, count=0)]
         if not decoded:
             raise UserError("-: standard input held no image that can be read; pipe JPEG or PNG files in")
 
@@ -88,49 +74,29 @@ class _Window:
     """The bytes of a stream from the present image on, read as far as they are asked for."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
         self._read = getattr(stream, "read1", stream.read)  # read1 hands over what is there: no delay
         self.data = bytearray()
-        self.ended = False
+        self._ended = False
 
     def has(self, size: int) -> bool:
-        """Whether the first `size` bytes exist; reads until they do.
+        """Read until there are `size` bytes; return whether there are.
 
         Raises:
             UserError: more than `MAX_BYTES` came.
         """
-        while len(self.data) < size and not self.ended:
+        while len(self.data) < size and not self._ended:
             if len(self.data) > MAX_BYTES:
                 raise UserError(
                     f"-: what comes on standard input is longer than {MAX_BYTES >> 20} MiB; is it an image?"
                 )
             block = self._read(_BLOCK)
-            if block is None:  # a pipe that does not wait, and nothing in it yet
-                time.sleep(_PAUSE)
-                continue
             self.data += block
-            self.ended = not block
+            self._ended = not block
         return len(self.data) >= size
 
-    def rest(self) -> int:
-        """Read to the end; how many bytes there are."""
-        while self.has(len(self.data) + 1):
-            pass
-        return len(self.data)
-
-    def next_start(self, at: int) -> int:
-        """Where the next picture begins, from `at` on, else the stream's end; reads until then."""
-        while True:
-            found = first_start(self.data, at)
-            if found is not None and (self.ended or not self._cut_short(found)):
-                return found
-            at = max(at, len(self.data) - _START_BYTES if found is None else found)
-            if not self.has(len(self.data) + 1) and found is None:
-                return len(self.data)
-
-    def _cut_short(self, at: int) -> bool:
-        """Whether more bytes may show that what looks like a picture's start is none."""
-        return self.data[at] == 0xFF and _second_segment(self.data, at) is None
+    def number(self, at: int, size: int, order: Literal["big", "little"]) -> int:
+        """Return the unsigned number of `size` bytes at a place, 0 where the stream has ended."""
+        return int.from_bytes(self.data[at : at + size], order) if self.has(at + size) else 0
 
     def cut(self, size: int) -> bytes:
         """Take the first `size` bytes out."""
@@ -139,168 +105,83 @@ class _Window:
         return head
 
 
-def first_start(data: bytearray, at: int, end: int | None = None, *, sure: bool = False) -> int | None:
-    """Where the first picture begins in data[at:end]; a JPEG of too few bytes counts unless `sure`."""
-    end = len(data) if end is None else end
-    refused = (False, None) if sure else (False,)
-    found = []
-    for start in _STARTS:
-        match = start.search(data, at, end)
-        while match and data[match.start()] == 0xFF and _second_segment(data, match.start()) in refused:
-            match = start.search(data, match.start() + 1, end)
-        if match:
-            found.append(match.start())
-            end = min(end, match.end())
-    return min(found, default=None)
-
-
-def _second_segment(data: bytearray, at: int) -> bool | None:
-    """Whether a second segment follows the first of what looks like a JPEG; None when too little came."""
-    after = at + 4 + int.from_bytes(data[at + 4 : at + 6], "big")
-    if at + 6 > len(data) or after + 2 > len(data):
-        return None
-    return data[after] == 0xFF and (data[after + 1] in _JPEG_SEGMENTS or data[after + 1] == 0xFF)
-
-
-def split_images(stream: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Yield (suffix, bytes) of each image in a stream of concatenated ones.
-
-    A damaged image ends where the next one begins. Bytes between images that belong to none, such as what
-    phones write behind a JPEG, are left out with a warning.
+def split_images(stream: BinaryIO) -> Iterator[tuple[str, bytes, bool]]:
+    """Yield suffix and bytes of each image, and whether it is all the rest of the stream.
 
     Raises:
-        UserError: an image, or something that is none, that is longer than `MAX_BYTES`.
+        UserError: an image is damaged so that its end is not known, or is longer than `MAX_BYTES`.
     """
     window = _Window(stream)
     number = 0
-    while window.has(1):
-        window.has(_START_BYTES)
-        kind = _format_of(bytes(window.data[:_START_BYTES]))
-        if kind is None:
-            size = window.next_start(1)
-            place = f"behind image {number}" if number else "at the start"
-            LOGGER.warning("skipped: %d bytes %s of standard input, which are no image", size, place)
-            window.cut(size)
-            continue
-        suffix, measure = kind
-        size = measure(window)
-        number += 1
-        yield suffix, window.cut(size)
-        while window.has(1) and window.data[0] in b"\r\n\0":  # what some tools put between pictures
+    while True:
+        while window.has(1) and window.data[0] in _BETWEEN:
             window.cut(1)
+        if not window.has(1):
+            return
+        number += 1
+        suffix, size = _measure(window)
+        if size == 0:
+            raise UserError(
+                f"-: image {number} of standard input is damaged, and the next one cannot be found; "
+                "pipe whole files in, or give their folder as --source"
+            )
+        if size is None:
+            while window.has(len(window.data) + 1):
+                pass
+            yield suffix, window.cut(len(window.data)), True
+        else:
+            window.has(size)
+            yield suffix, window.cut(size), False
 
 
-def _format_of(head: bytes) -> tuple[str, Callable[[_Window], int]] | None:
-    """Suffix and measure of the image that begins like this; None when it is no image."""
-    if head.startswith(_JPEG_START):
-        return ".jpg", _jpeg_size
-    if head.startswith(_PNG_START):
-        return ".png", _png_size
+def _measure(window: _Window) -> tuple[str, int | None]:
+    """Return suffix and size in bytes of the next image; 0: damaged, None: its format does not say."""
+    window.has(12)
+    head = bytes(window.data[:12])
+    if head.startswith(b"\xff\xd8\xff"):
+        return ".jpg", _jpeg_size(window)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png", _png_size(window)
     if head.startswith(b"BM"):
-        return ".bmp", _bmp_size
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return ".webp", _webp_size
-    if head.startswith(_TIFF_STARTS):
-        return ".tif", _Window.rest
-    return (".jpg", _Window.rest) if _OTHERS.match(head) else None
-
-
-def _whole(window: _Window, size: int, checked: int) -> int:
-    """`size`, or where the next picture begins, if that comes before; sought from `checked` on."""
-    window.has(size)
-    # Pixels may look like a start by chance: only one that is sure counts.
-    inside = first_start(window.data, checked, size, sure=True)
-    if inside is not None:
-        return inside
-    return size if len(window.data) >= size else window.next_start(checked)
-
-
-def _bmp_size(window: _Window) -> int:
-    """Bytes that the header states, if they fit the pixels it states; else up to the next picture."""
-    if not window.has(34):
-        return window.next_start(2)
-    head = window.data
-    size, offset, header = (int.from_bytes(head[at : at + 4], "little") for at in (2, 10, 14))
-    if header >= 40:  # the old one of 12 bytes has no field for the compression
-        width, height = (int.from_bytes(head[at : at + 4], "little", signed=True) for at in (18, 22))
-        bits, compression = (int.from_bytes(head[at : at + 2], "little") for at in (28, 30))
-        pixels = (width * bits + 31) // 32 * 4 * abs(height)
-        if compression in _BMP_UNCOMPRESSED and not 0 <= size - offset - pixels <= _BMP_SLACK:
-            size = 0
-    if not 26 <= size <= MAX_BYTES:
-        return window.next_start(2)
-    return _whole(window, size, min(max(offset, 34), size))
-
-
-def _webp_size(window: _Window) -> int:
-    """Bytes up to where the header and the chunks say that it ends; else up to the next picture."""
-    end = 8 + (int.from_bytes(window.data[4:8], "little") + 1) // 2 * 2
-    at = last = 12
-    while at < end and window.has(at + 8):
-        kind, length = bytes(window.data[at : at + 4]), int.from_bytes(window.data[at + 4 : at + 8], "little")
-        fits = at + 8 + length <= min(end, MAX_BYTES)
-        if kind == b"RIFF" or not kind.replace(b" ", b"").isalnum() or not fits:
-            return window.next_start(last)
-        last, at = at, at + 8 + (length + 1) // 2 * 2
-        if kind.startswith(b"VP8"):  # the picture itself; what the others hold may have pictures inside
-            stop = _whole(window, at, last)
-            if stop < at:
-                return stop
-    return end if at == end and window.has(end) else window.next_start(last)
+        return ".bmp", int.from_bytes(head[2:6], "little")
+    if head.startswith(b"RIFF") and head[8:] == b"WEBP":
+        return ".webp", 8 + (int.from_bytes(head[4:8], "little") + 1) // 2 * 2
+    return ".tif" if head[:4] in (b"II*\0", b"MM\0*") else ".jpg", None
 
 
 def _png_size(window: _Window) -> int:
-    """Bytes up to the end of the IEND chunk; up to the next picture when a chunk leads nowhere."""
-    at = last = len(_PNG_START)
+    """Return where the IEND chunk ends, 0 when there is none."""
+    at = 8
     while window.has(at + 8):
-        length, kind = int.from_bytes(window.data[at : at + 4], "big"), bytes(window.data[at + 4 : at + 8])
-        if not kind.isalpha() or at + length > MAX_BYTES:
-            break
-        last, at = at, at + 12 + length  # length, kind, data, checksum
-        if kind == b"IEND" and window.has(at):
+        length, kind = window.number(at, 4, "big"), bytes(window.data[at + 4 : at + 8])
+        at += 12 + length  # length, kind, data, checksum
+        if kind == b"IEND":
             return at
-    return window.next_start(last)
+        if not kind.isalpha():
+            return 0
+    return 0
 
 
 def _jpeg_size(window: _Window) -> int:
-    """Bytes up to the end marker; up to the next picture when a segment leads nowhere.
+    """Return where the picture ends, 0 when its scan is not found.
 
-    Segments are stepped over by their lengths, because a thumbnail inside one has an end marker of its own.
-    One whose own length is wrong is taken for the next picture.
+    Segments before the scan are stepped over, because a thumbnail in one has an end marker of its own.
     """
-    at = last = 2
-    while window.has(at + 2):
-        if window.data[at] != 0xFF:
-            break
-        marker = window.data[at + 1]
-        if marker == 0xFF:
+    at = 2
+    while window.number(at, 1, "big") == 0xFF:
+        marker = window.number(at + 1, 1, "big")
+        if marker == 0xFF:  # a fill byte
             at += 1
-        elif marker == _JPEG_END:
-            return at + 2
-        elif marker == _JPEG_SOI:  # this picture was cut off, the next one starts
-            return at
-        elif marker in _JPEG_ALONE:
-            at += 2
-        elif marker not in _JPEG_SEGMENTS or not window.has(at + 4):
+            continue
+        at += 2 + window.number(at + 2, 2, "big")
+        if marker == _JPEG_SCAN:
             break
-        else:
-            last, at = at, at + 2 + max(int.from_bytes(window.data[at + 2 : at + 4], "big"), 2)
-            if marker == _JPEG_SCAN:
-                at = _next_marker(window, at)
-            if marker not in _JPEG_NOTES:  # no table and no scan can look like a start: it was cut off here
-                window.has(at + 2)
-                inside = first_start(window.data, last, at + 2)
-                if inside is not None:
-                    return inside
-    return window.next_start(last)
-
-
-def _next_marker(window: _Window, at: int) -> int:
-    """Where the first marker after a scan's data stands, neither stuffing nor a restart; else the end."""
+    else:
+        return 0
     while True:
-        match = _JPEG_NEXT_MARKER.search(window.data, at)
-        if match:
-            return match.start()
+        end = _JPEG_END.search(window.data, at)
+        if end:
+            return end.start() if end[0] == b"\xff\xd8" else end.end()
         at = max(at, len(window.data) - 1)  # the last byte may be the first half of a marker
         if not window.has(len(window.data) + 1):
             return len(window.data)
