@@ -14,9 +14,8 @@ import logging
 import os
 import signal
 import time
-from argparse import Namespace
 from collections import Counter, deque
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -31,7 +30,7 @@ from models.formats.base import Backend
 from models.registry import load_plugins
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.weights.releases import fetch_missing
-from utils.cli import Parser, add_run_options, guard, overlay
+from utils.cli import RunOptions, from_keywords, given, guard, option, parse
 from utils.detector import Detector
 from utils.device import cores_are_scarce, select_device, tune_allocator
 from utils.errors import UserError
@@ -46,10 +45,9 @@ from utils.results.progress import Pace
 from utils.results.writer import ResultWriter, SaveOptions
 from utils.sources.frame import Frame
 from utils.sources.open_source import Opened, open_source
-from utils.training.run_folder import newest_best
+from utils.training.run_folder import with_newest_run
 
 LOGGER = logging.getLogger("yolo.detect")
-SIZE = 640  # pixels, where neither --imgsz nor a run of ours says another
 _CLOSING = 20.0  # seconds after a signal to stop in which further ones are ignored
 _LIVE_MEMORY = 1000  # frames of a live source whose detections `run` returns; a camera runs for ever
 
@@ -90,55 +88,82 @@ class DetectResult:
         return sum(self.drops.values())
 
 
-def build_parser() -> Parser:
-    """The command line of detect.py."""
-    parser = Parser(description="Detect objects in images and videos.")
-    add = parser.add_argument
-    add(
-        "--weights",
-        nargs="+",
+@dataclass(frozen=True)
+class DetectOptions(RunOptions):
+    """Detect objects in images and videos."""
+
+    weights: list[str] = option(
+        [],
         help="a .pt or exported file, or an official name such as yolov5s.pt; several .pt: an ensemble "
         "(default: the newest best.pt below runs/train)",
     )
-    source_help = (
-        "image, video, folder, glob, .txt list of those, http(s) address of one; rtsp/rtmp/http stream, "
-        ".streams list of streams, webcam number; screen [n] [left top width height]; -: images on stdin"
+    source: str = option(
+        str(ROOT / "data" / "images"),
+        type=str,
+        help="image, video, folder, glob, .txt list of those, http(s) address of one; rtsp/rtmp/http stream, "
+        ".streams list of streams, webcam number; screen [n] [left top width height]; -: images on stdin",
     )
-    add("--source", default=str(ROOT / "data" / "images"), help=source_help)
-    add("--data", help="dataset YAML; only its names are used, by files that carry none")
-    size_help = f"inference size: h [w] (default: that of the run without --weights, else {SIZE})"
-    add("--imgsz", "--img", "--img-size", nargs="+", type=int, help=size_help)
-    add("--conf-thres", type=float, default=0.25, help="least confidence")
-    add("--iou-thres", type=float, default=0.45, help="IoU above which NMS drops the weaker box")
-    add("--max-det", type=int, default=1000, help="most detections per image")
-    add("--device", default="", help="cpu, 0, cuda:1; empty: CUDA if there is any")
-    add("--view-img", action="store_true", help="show results in a window")
-    add("--save-txt", action="store_true", help="save labels/<name>.txt: class xc yc w h, normalised")
-    format_help = "label files as 0: class xc yc w h, 1: class x1 y1 x2 y2; both normalised, as in YOLOv5"
-    add("--save-format", type=int, default=0, choices=(0, 1), help=format_help)
-    add("--save-csv", action="store_true", help="save predictions.csv")
-    add("--save-json", action="store_true", help="save predictions.json: COCO results with file and frame")
-    add("--save-conf", action="store_true", help="add the confidence to --save-txt")
-    add("--save-crop", action="store_true", help="save every box as crops/<class>/<name>.jpg")
-    add("--nosave", action="store_true", help="save no annotated images or videos")
-    add("--classes", nargs="+", type=int, help="keep only these class numbers")
-    add("--agnostic-nms", action="store_true", help="let boxes of different classes suppress each other")
-    add("--augment", action="store_true", help="test-time augmentation (.pt only)")
-    add("--visualize", action="store_true", help="save every layer's feature maps as PNG and npy (.pt only)")
-    add("--update", action="store_true", help="strip the optimizer state from the weights file afterwards")
-    add("--line-thickness", type=int, default=3, help="box lines, in pixels; the text grows with it")
-    add("--hide-labels", action="store_true", help="draw boxes only")
-    add("--hide-conf", action="store_true", help="draw labels without confidence")
-    add("--vid-stride", type=int, default=1, help="use every n-th frame of a video or stream")
-    timeout_help = "give a stream up after so many seconds without a frame; default: try for ever"
-    add("--stream-timeout", type=float, metavar="SECONDS", help=timeout_help)
-    add_run_options(parser, "detect")
-    return parser
+    data: str | None = option(None, help="dataset YAML; only its names are used, by files that carry none")
+    imgsz: list[int] = option(
+        [640],
+        flags=("--img", "--img-size"),
+        help="inference size: h [w] (default: that of the run without --weights, else 640)",
+    )
+    conf_thres: float = option(0.25, help="least confidence")
+    iou_thres: float = option(0.45, help="IoU above which NMS drops the weaker box")
+    max_det: int = option(1000, help="most detections per image")
+    device: str = option("", type=str, help="cpu, 0, cuda:1; empty: CUDA if there is any")
+    view_img: bool = option(False, help="show results in a window")
+    save_txt: bool = option(False, help="save labels/<name>.txt: class xc yc w h, normalised")
+    save_format: int = option(
+        0,
+        choices=(0, 1),
+        help="label files as 0: class xc yc w h, 1: class x1 y1 x2 y2; both normalised, as in YOLOv5",
+    )
+    save_csv: bool = option(False, help="save predictions.csv")
+    save_json: bool = option(False, help="save predictions.json: COCO results with file and frame")
+    save_conf: bool = option(False, help="add the confidence to --save-txt")
+    save_crop: bool = option(False, help="save every box as crops/<class>/<name>.jpg")
+    nosave: bool = option(False, help="save no annotated images or videos")
+    classes: list[int] | None = option(None, help="keep only these class numbers")
+    agnostic_nms: bool = option(False, help="let boxes of different classes suppress each other")
+    augment: bool = option(False, help="test-time augmentation (.pt only)")
+    visualize: bool = option(False, help="save every layer's feature maps as PNG and npy (.pt only)")
+    update: bool = option(False, help="strip the optimizer state from the weights file afterwards")
+    line_thickness: int = option(3, help="box lines, in pixels; the text grows with it")
+    hide_labels: bool = option(False, help="draw boxes only")
+    hide_conf: bool = option(False, help="draw labels without confidence")
+    vid_stride: int = option(1, help="use every n-th frame of a video or stream")
+    stream_timeout: float | None = option(
+        None,
+        metavar="SECONDS",
+        help="give a stream up after so many seconds without a frame; default: try for ever",
+    )
+    project: str = option(str(ROOT / "runs" / "detect"), help="folder of the runs")
+
+    def check(self) -> None:
+        """Refuse values and combinations that cannot work."""
+        if len(self.imgsz) > 2 or not self.imgsz or min(self.imgsz) < 1:
+            raise UserError(f"--imgsz {self.imgsz}: give one or two positive numbers, height and width")
+        for name in ("conf_thres", "iou_thres"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
+        self.at_least(max_det=1, vid_stride=1, line_thickness=1)
+        if self.view_img and not can_open_windows():
+            raise UserError(
+                "--view-img: there is no display here, or OpenCV was built without windows; leave it out"
+            )
+        if self.stream_timeout is not None and self.stream_timeout <= 0:
+            raise UserError(f"--stream-timeout {self.stream_timeout}: must be above 0 seconds")
+        for name in ("save_conf", "save_format"):
+            if getattr(self, name) and not self.save_txt:
+                raise UserError(f"--{name.replace('_', '-')}: says how label files look; add --save-txt")
 
 
-def parse_opt(argv: list[str] | None = None) -> Namespace:
-    """Options from the command line."""
-    return build_parser().parse_args(argv)
+def parse_opt(argv: Sequence[str] | None = None) -> DetectOptions:
+    """Return the options that a command line gives, with all defaults."""
+    return parse(DetectOptions, argv)
 
 
 def run(**options: Any) -> DetectResult:
@@ -147,14 +172,9 @@ def run(**options: Any) -> DetectResult:
     Raises:
         UserError: an option that makes no sense or cannot be honoured, or a source that cannot be read.
     """
-    opt = overlay(build_parser(), options)
-    _fill_defaults(opt)
-    opt.weights = [str(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
-    opt.imgsz = [opt.imgsz] if isinstance(opt.imgsz, int) else list(opt.imgsz)
-    opt.classes = [opt.classes] if isinstance(opt.classes, int) else opt.classes
-    _check_options(opt)
+    opt = from_keywords(DetectOptions, with_newest_run(options, data=False))
     fetch_missing(*opt.weights)
-    load_plugins([str(p) for p in opt.plugins])
+    load_plugins(opt.plugins)
     device = select_device(opt.device)
     if device.type == "cpu":
         tune_allocator()
@@ -190,17 +210,7 @@ def run(**options: Any) -> DetectResult:
     return result
 
 
-def _fill_defaults(opt: Namespace) -> None:
-    """Set the weights and the image size that were not given; without weights, the newest run's."""
-    imgsz = SIZE
-    if opt.weights is None:
-        trained = newest_best()
-        opt.weights, imgsz = trained.best, trained.imgsz or SIZE
-        LOGGER.info("no --weights given: using %s, trained at %d pixels", trained.best, imgsz)
-    opt.imgsz = imgsz if opt.imgsz is None else opt.imgsz
-
-
-def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: DetectResult) -> None:
+def _detect_all(opt: DetectOptions, backend: Backend, source: Opened, result: DetectResult) -> None:
     """The loop over batches; fills in `result`. Ctrl-C is how a live source ends; others pass it on."""
     detector = Detector(backend, _nms_options(opt), augment=opt.augment)
     pace = Pace()
@@ -234,7 +244,7 @@ def _detect_all(opt: Namespace, backend: Backend, source: Opened, result: Detect
     result.speed = detector.speed
 
 
-def _save_options(opt: Namespace) -> SaveOptions:
+def _save_options(opt: DetectOptions) -> SaveOptions:
     return SaveOptions(
         images=not opt.nosave,
         txt=opt.save_txt,
@@ -269,36 +279,13 @@ def _whole_pixels(boxes: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _nms_options(opt: Namespace) -> NmsOptions:
+def _nms_options(opt: DetectOptions) -> NmsOptions:
     return NmsOptions(
         opt.conf_thres, opt.iou_thres, classes=opt.classes, agnostic=opt.agnostic_nms, max_det=opt.max_det
     )
 
 
-def _check_options(opt: Namespace) -> None:
-    """Refuse values that make no sense, each in one sentence."""
-    if len(opt.imgsz) > 2 or not opt.imgsz or min(opt.imgsz) < 1:
-        raise UserError(f"--imgsz {opt.imgsz}: give one or two positive numbers, height and width")
-    for name in ("conf_thres", "iou_thres"):
-        value = getattr(opt, name)
-        if not 0 <= value <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
-    for name in ("max_det", "vid_stride", "line_thickness"):
-        value = getattr(opt, name)
-        if value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if opt.view_img and not can_open_windows():
-        raise UserError(
-            "--view-img: there is no display here, or OpenCV was built without windows; leave it out"
-        )
-    if opt.stream_timeout is not None and opt.stream_timeout <= 0:
-        raise UserError(f"--stream-timeout {opt.stream_timeout}: must be above 0 seconds")
-    for option in ("save_conf", "save_format"):
-        if getattr(opt, option) and not opt.save_txt:
-            raise UserError(f"--{option.replace('_', '-')}: says how label files look; add --save-txt")
-
-
-def _check_backend(opt: Namespace, backend: Backend) -> None:
+def _check_backend(opt: DetectOptions, backend: Backend) -> None:
     """Refuse options that the loaded weights cannot honour, before anything is written."""
     if opt.augment and not backend.pytorch:
         raise UserError(f"{opt.weights[0]}: --augment needs a .pt checkpoint, an exported file cannot do it")
@@ -332,7 +319,9 @@ def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
     return {index: str(name) for index, name in names.items()}
 
 
-def _recorder(opt: Namespace, backend: Backend) -> contextlib.AbstractContextManager[FeatureRecorder | None]:
+def _recorder(
+    opt: DetectOptions, backend: Backend
+) -> contextlib.AbstractContextManager[FeatureRecorder | None]:
     return FeatureRecorder(backend.model.model) if opt.visualize else contextlib.nullcontext()
 
 
@@ -354,7 +343,7 @@ def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], ms: float, pac
     return f"{place} {frame.path}: {width}x{height}, {text}, {times}"
 
 
-def _report(opt: Namespace, result: DetectResult) -> None:
+def _report(opt: DetectOptions, result: DetectResult) -> None:
     if result.stopped:
         LOGGER.info("stopped from the keyboard; what was found until then is saved")
     speed = ", ".join(f"{ms:.1f} ms {stage}" for stage, ms in result.speed.items())
@@ -402,7 +391,7 @@ def stop_politely() -> None:
 def main() -> None:
     """Run from the command line."""
     stop_politely()
-    run(**vars(parse_opt()))
+    run(**given(DetectOptions))
 
 
 if __name__ == "__main__":

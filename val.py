@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import zipfile
-from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from models.backends import check_channels, load_backend
 from models.registry import load_plugins
 from models.weights.checkpoint import load_checkpoint
 from models.weights.releases import fetch_missing
-from utils.cli import WORKERS_HELP, Parser, add_run_options, guard, overlay
+from utils.cli import WORKERS_HELP, RunOptions, from_keywords, given, guard, option, parse
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
@@ -39,18 +39,17 @@ from utils.evaluation.coco import (
 from utils.evaluation.evaluate import EvalOptions, ImageResult, ValResult, evaluate, log_table
 from utils.evaluation.metrics import save_metrics
 from utils.evaluation.plots import plot_study
-from utils.files import atomic_write, increment_dir
+from utils.files import ROOT, atomic_write, increment_dir
 from utils.image_size import fit_side
 from utils.nms import NmsOptions
 from utils.profiling import summary
 from utils.results.result_files import StemBook, label_lines
-from utils.training.run_folder import newest_best
+from utils.training.run_folder import with_newest_run
 
 __all__ = ["ValResult", "evaluate", "run"]
 
 LOGGER = logging.getLogger("yolo.val")
 METRIC_CONFIDENCE = 0.001  # above it recall is cut off and mAP is no longer comparable
-DATA, SIZE = "data/coco128.yaml", 640  # with --weights and no other word, as YOLOv5
 STUDY_SIZES = tuple(range(256, 1536 + 1, 128))
 # What a task does not write about each image.
 _UNSAVED = {
@@ -59,48 +58,71 @@ _UNSAVED = {
 }
 
 
-def build_parser() -> Parser:
-    """The command line of val.py."""
-    parser = Parser(description="Measure a detector on a labelled data set.")
-    add = parser.add_argument
-    add("--data", help=f"dataset YAML (default: that of the run without --weights, else {DATA})")
-    add(
-        "--weights",
-        nargs="+",
+@dataclass(frozen=True)
+class ValOptions(RunOptions):
+    """Measure a detector on a labelled data set.
+
+    Some options follow from others: `save_hybrid` saves as `save_txt` does, COCO's own YAML asks for
+    `save_json`, and `task` speed measures with the thresholds of a detection.
+    """
+
+    data: str = option(
+        "data/coco128.yaml",
+        help="dataset YAML (default: that of the run without --weights, else data/coco128.yaml)",
+    )
+    weights: list[str] = option(
+        [],
         help="a .pt or exported file, or an official name such as yolov5s.pt; several .pt: an ensemble "
         "(default: the newest best.pt below runs/train)",
     )
-    add("--batch-size", type=int, default=32, help="images per batch")
-    size_help = (
-        f"longer side of the images in pixels (default: that of the run without --weights, else {SIZE})"
+    batch_size: int = option(32, help="images per batch")
+    imgsz: int = option(
+        640,
+        flags=("--img", "--img-size"),
+        help="longer side of the images in pixels (default: that of the run without --weights, else 640)",
     )
-    add("--imgsz", "--img", "--img-size", type=int, help=size_help)
-    add("--conf-thres", type=float, default=METRIC_CONFIDENCE, help="least confidence")
-    add("--iou-thres", type=float, default=0.6, help="IoU above which NMS drops the weaker box")
-    add("--max-det", type=int, default=300, help="most detections per image")
-    add(
-        "--task",
-        default="val",
+    conf_thres: float = option(METRIC_CONFIDENCE, help="least confidence")
+    iou_thres: float = option(0.6, help="IoU above which NMS drops the weaker box")
+    max_det: int = option(300, help="most detections per image")
+    task: str = option(
+        "val",
         choices=("train", "val", "test", "speed", "study"),
         help="the split to measure; speed: conf 0.25, IoU 0.45, square; study: sizes 256 to 1536",
     )
-    add("--device", default="", help="cpu, 0, cuda:1; empty: CUDA if there is any")
-    add("--workers", type=int, help=WORKERS_HELP)
-    add("--single-cls", action="store_true", help="treat all classes as one")
-    add("--augment", action="store_true", help="test-time augmentation (.pt only)")
-    add("--verbose", action="store_true", help="one line per class")
-    add("--save-txt", action="store_true", help="save labels/<name>.txt: class xc yc w h, normalised")
-    add("--save-hybrid", action="store_true", help="save labels together with predictions as --save-txt")
-    add("--save-conf", action="store_true", help="add the confidence to --save-txt")
-    add("--save-json", action="store_true", help="save <weights>_predictions.json in COCO's format")
-    add("--coco-eval", action="store_true", help="also give the COCO-exact figures, for any data set")
-    add_run_options(parser, "val")
-    return parser
+    device: str = option("", type=str, help="cpu, 0, cuda:1; empty: CUDA if there is any")
+    workers: int | None = option(None, help=WORKERS_HELP)
+    single_cls: bool = option(False, help="treat all classes as one")
+    augment: bool = option(False, help="test-time augmentation (.pt only)")
+    verbose: bool = option(False, help="one line per class")
+    save_txt: bool = option(False, help="save labels/<name>.txt: class xc yc w h, normalised")
+    save_hybrid: bool = option(False, help="save labels together with predictions as --save-txt")
+    save_conf: bool = option(False, help="add the confidence to --save-txt")
+    save_json: bool = option(False, help="save <weights>_predictions.json in COCO's format")
+    coco_eval: bool = option(False, help="also give the COCO-exact figures, for any data set")
+    project: str = option(str(ROOT / "runs" / "val"), help="folder of the runs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._follow(save_txt=self.save_txt or self.save_hybrid)
+        if self.task == "speed":
+            self._follow(conf_thres=0.25, iou_thres=0.45)
+        elif self.task != "study":
+            self._follow(save_json=self.save_json or Path(self.data).name == "coco.yaml")
+
+    def check(self) -> None:
+        """Refuse values and combinations that cannot work."""
+        for name in _UNSAVED.get(self.task, ()):
+            if getattr(self, name):
+                raise UserError(
+                    f"--task {self.task} does not write what --{name.replace('_', '-')} asks for; "
+                    "leave it out, or use --task val"
+                )
+        self.at_least(batch_size=1, imgsz=1, max_det=1)
 
 
-def parse_opt(argv: list[str] | None = None) -> Namespace:
-    """Options from the command line."""
-    return build_parser().parse_args(argv)
+def parse_opt(argv: Sequence[str] | None = None) -> ValOptions:
+    """Return the options that a command line gives, with all defaults."""
+    return parse(ValOptions, argv)
 
 
 def run(**options: Any) -> ValResult:
@@ -112,28 +134,14 @@ def run(**options: Any) -> ValResult:
     Raises:
         UserError: an option that cannot be honoured, weights or data that do not fit together.
     """
-    opt = overlay(build_parser(), options)
-    _fill_defaults(opt)
-    opt.weights = [str(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
-    for name in _UNSAVED.get(opt.task, ()):
-        if getattr(opt, name):
-            raise UserError(
-                f"--task {opt.task} does not write what --{name.replace('_', '-')} asks for; "
-                "leave it out, or use --task val"
-            )
-    opt.save_txt |= opt.save_hybrid
-    opt.save_json |= Path(opt.data).name == "coco.yaml"
-    for name in ("batch_size", "imgsz", "max_det"):
-        if getattr(opt, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least 1")
+    opt = from_keywords(ValOptions, with_newest_run(options, data=True))
     if opt.coco_eval:
         installed_evaluator()
     fetch_missing(*opt.weights)
-    load_plugins([str(p) for p in opt.plugins])
+    load_plugins(opt.plugins)
     if opt.task == "study":
         return _study(opt)
     if opt.task == "speed":
-        opt.conf_thres, opt.iou_thres, opt.save_json = 0.25, 0.45, False
         return [_Validation(opt, [weights]).run() for weights in opt.weights][-1]
     if opt.conf_thres > METRIC_CONFIDENCE:
         LOGGER.warning("--conf-thres %g > %g: mAP will not be comparable", opt.conf_thres, METRIC_CONFIDENCE)
@@ -142,26 +150,10 @@ def run(**options: Any) -> ValResult:
     return _Validation(opt, opt.weights).run()
 
 
-def _fill_defaults(opt: Namespace) -> None:
-    """Set the weights, data and image size that were not given.
-
-    Without weights all three are those of the newest run; a value that was given is kept.
-    """
-    data, imgsz = DATA, SIZE
-    if opt.weights is None:
-        trained = newest_best()
-        opt.weights, data, imgsz = trained.best, trained.data, trained.imgsz or SIZE
-        if opt.data is None and not data:
-            raise UserError(f"{trained.best}: its run has no opt.yaml that names its data; give --data FILE")
-        LOGGER.info("no --weights given: using %s, trained on %s at %d pixels", trained.best, data, imgsz)
-    opt.data = data if opt.data is None else opt.data
-    opt.imgsz = imgsz if opt.imgsz is None else opt.imgsz
-
-
 class _Validation:
     """One set of weights on one split: what was opened for it, measured once or at several sizes."""
 
-    def __init__(self, opt: Namespace, weights: list[str]) -> None:
+    def __init__(self, opt: ValOptions, weights: list[str]) -> None:
         self.opt, self.weights = opt, weights
         self.device = select_device(opt.device)
         if self.device.type == "cpu":
@@ -265,7 +257,7 @@ class _Validation:
 class _Saver:
     """Takes each image's result and keeps what the options ask for."""
 
-    opt: Namespace
+    opt: ValOptions
     config: DatasetConfig
     folder: Path
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -325,7 +317,7 @@ class _Saver:
         result.metrics.map50, result.metrics.map = result.coco.map50, result.coco.map
 
 
-def _study(opt: Namespace) -> ValResult:
+def _study(opt: ValOptions) -> ValResult:
     """Validate at sizes 256 to 1536: study_<data>_<weights>.txt for each, study.png and study.zip."""
     validations = [_Validation(opt, [weights]) for weights in opt.weights]
     for validation in validations:
@@ -364,7 +356,7 @@ def _zip(file: Any, paths: list[Path]) -> None:
 
 def main() -> None:
     """The command line."""
-    run(**vars(parse_opt()))
+    run(**given(ValOptions))
 
 
 if __name__ == "__main__":

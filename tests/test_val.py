@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -298,7 +299,7 @@ def test_a_file_of_one_rectangle_sees_every_image_in_it(project, tmp_path):
         ({"conf_thres": 1.5}, "confidence threshold"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"half": True}, "--half"),
-        ({"colour": "red"}, "unknown options"),
+        ({"colour": "red"}, "unknown option 'colour'"),
     ],
 )
 def test_mistakes_are_one_sentence(project, tmp_path, change, sentence):
@@ -349,7 +350,6 @@ def test_with_weights_the_defaults_are_those_of_yolov5(project, tmp_path):
     del given["imgsz"]
     assert measured_size(val.run(**given)) == 640
     opt = val.parse_opt(["--weights", "a.pt"])
-    val._fill_defaults(opt)
     assert (opt.data, opt.imgsz) == ("data/coco128.yaml", 640)
 
 
@@ -367,5 +367,16 @@ def test_short_options_of_the_fact_sheet():
     assert (opt.imgsz, opt.batch_size, opt.conf_thres, opt.iou_thres) == (320, 4, 0.01, 0.7)
     default = val.parse_opt([])
     assert (default.batch_size, default.conf_thres, default.iou_thres) == (32, 0.001, 0.6)
-    assert default.weights is default.data is default.imgsz is None, "what is not given is decided by the run"
+    assert not default.weights, "the newest run's, whose data and size are then taken too"
+    assert (default.data, default.imgsz) == ("data/coco128.yaml", 640)
     assert (default.max_det, default.task, default.workers, default.name) == (300, "val", None, "exp")
+
+
+def test_some_options_follow_from_others():
+    assert val.ValOptions(save_hybrid=True).save_txt
+    coco = val.ValOptions(data="elsewhere/coco.yaml")
+    assert coco.save_json and not val.ValOptions().save_json
+    speed = val.ValOptions(task="speed", data="coco.yaml", conf_thres=0.1)
+    assert (speed.conf_thres, speed.iou_thres, speed.save_json) == (0.25, 0.45, False)
+    assert dataclasses.replace(coco, task="speed", save_json=False).iou_thres == 0.45
+    assert val.ValOptions(weights="a.pt").weights == ["a.pt"]

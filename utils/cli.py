@@ -222,8 +222,7 @@ class Options:
     REFUSED: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
-        for name, spec in specs(type(self)).items():
-            object.__setattr__(self, name, spec.take(getattr(self, name)))
+        self._follow(**{name: spec.take(getattr(self, name)) for name, spec in specs(type(self)).items()})
         self.check()
 
     def check(self) -> None:
@@ -232,6 +231,11 @@ class Options:
         Raises:
             UserError: which option, its value, and what it may be.
         """
+
+    def _follow(self, **values: object) -> None:
+        """Set options that follow from others. Only for `__post_init__`: an object made does not change."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def at_least(self, **least: float) -> None:
         """Refuse an option that is below its least value.
@@ -243,6 +247,18 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {low}")
+
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """The options of every script that runs a model and writes a folder."""
+
+    project: str = option(str(ROOT / "runs"), help="folder of the runs")
+    name: str = option("exp", type=str, help="folder of this run")
+    exist_ok: bool = option(False, help="write into the folder although it exists")
+    half: bool = option(False, help="float16 inference (CUDA)")
+    dnn: bool = option(False, help="run .onnx files with OpenCV")
+    plugins: list[str] = option([], metavar="FILE", help="Python files with blocks of your own")
 
 
 def specs(options_class: type[Options]) -> Mapping[str, OptionSpec]:
@@ -337,21 +353,6 @@ def typed(options_class: type[Options], options: Mapping[str, object], where: st
         hint = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(sorted(known))}"
         raise UserError(f"{where}the unknown option {unknown[0]!r}; {hint}")
     return {name: known[name].take(value, where) for name, value in options.items()}
-
-
-def add_run_options(parser: argparse.ArgumentParser, project: str) -> None:
-    """Options that every script which runs a model and writes a folder has.
-
-    Args:
-        project: the default folder of the script's runs, below runs/.
-    """
-    add = parser.add_argument
-    add("--project", default=str(ROOT / "runs" / project), help="folder of the runs")
-    add("--name", default="exp", help="folder of this run")
-    add("--exist-ok", action="store_true", help="write into the folder although it exists")
-    add("--half", action="store_true", help="float16 inference (CUDA)")
-    add("--dnn", action="store_true", help="run .onnx files with OpenCV")
-    add("--plugins", nargs="+", default=[], metavar="FILE", help="Python files with blocks of your own")
 
 
 def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argparse.Namespace:

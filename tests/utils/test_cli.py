@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import detect
+import val
 from utils import cli
 from utils.cli import Options, build_parser, from_keywords, given, option, parse, specs
 from utils.errors import UserError
@@ -87,11 +89,11 @@ def test_train_knows_what_yolov5_has_beside_its_options(capsys):
         assert "unrecognized" not in capsys.readouterr().err
 
 
-def test_scripts_that_run_models_share_their_options():
-    parser = cli.Parser(prog="val.py")
-    cli.add_run_options(parser, "val")
-    opt = parser.parse_args(["--name", "mine", "--plugins", "a.py", "b.py", "--half"])
-    assert (opt.project, opt.name, opt.exist_ok) == (str(ROOT / "runs" / "val"), "mine", False)
+@pytest.mark.parametrize(("parse_opt", "folder"), [(val.parse_opt, "val"), (detect.parse_opt, "detect")])
+def test_scripts_that_run_models_share_their_options(parse_opt, folder):
+    opt = parse_opt(["--name", "mine", "--plugins", "a.py", "b.py", "--half"])
+    assert isinstance(opt, cli.RunOptions)
+    assert (opt.project, opt.name, opt.exist_ok) == (str(ROOT / "runs" / folder), "mine", False)
     assert (opt.half, opt.dnn, opt.plugins) == (True, False, ["a.py", "b.py"])
 
 

@@ -290,6 +290,38 @@ def newest_best() -> TrainedRun:
     )
 
 
+def with_newest_run(options: Mapping[str, object], *, data: bool) -> dict[str, object]:
+    """Lay the weights and the image size of the newest run below options that name no weights.
+
+    Args:
+        options: what the user gives, by name; None, '' and [] are not given.
+        data: whether the run's dataset YAML is laid below them too.
+
+    Raises:
+        UserError: there is no run, or its dataset YAML is asked for and its opt.yaml does not name it.
+    """
+    asked = dict(options)
+    for name in ("weights", "data", "imgsz"):
+        value = asked.get(name)
+        if value is None or (isinstance(value, str | list) and not value):
+            asked.pop(name, None)
+    if "weights" in asked:
+        return asked
+    best, trained_on, imgsz = newest_best()
+    found: dict[str, object] = {"weights": str(best)}
+    told = []
+    if data and "data" not in asked:
+        if not trained_on:
+            raise UserError(f"{best}: its run has no opt.yaml that names its data; give --data FILE")
+        found["data"] = trained_on
+        told.append(f"on {trained_on}")
+    if imgsz:
+        found["imgsz"] = imgsz
+        told.append(f"at {imgsz} pixels")
+    LOGGER.info("no --weights given: using %s%s", best, f", trained {' '.join(told)}" if told else "")
+    return found | asked
+
+
 def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) -> TrainOptions:
     """Return the options of the interrupted run, replaced where the user gives them now.
 

@@ -27,6 +27,7 @@ from utils.training.run_folder import (
     options_to_save,
     resumed_epoch,
     resumed_options,
+    with_newest_run,
 )
 from utils.training.trainer import Trainer
 
@@ -218,6 +219,23 @@ def test_a_run_says_its_data_and_image_size(runs: Path, saved: dict | None, data
     if saved is not None:
         save_yaml(runs / "exp" / "opt.yaml", saved)
     assert newest_best() == (best, data, imgsz)
+
+
+def test_the_newest_run_is_taken_where_no_weights_are_given(runs: Path) -> None:
+    best = str(put(runs / "exp" / "weights" / "best.pt", 1))
+    with pytest.raises(
+        UserError, match=r"best\.pt: its run has no opt\.yaml that names its data; give --data"
+    ):
+        with_newest_run({}, data=True)
+    assert with_newest_run({"conf_thres": 0.1}, data=False) == {"weights": best, "conf_thres": 0.1}
+    save_yaml(runs / "exp" / "opt.yaml", {"data": "a.yaml", "imgsz": 256})
+    found = {"weights": best, "data": "a.yaml", "imgsz": 256}
+    assert with_newest_run({"weights": None, "data": "", "imgsz": None}, data=True) == found
+    assert with_newest_run({"data": "b.yaml", "imgsz": 64}, data=True) == found | {
+        "data": "b.yaml",
+        "imgsz": 64,
+    }
+    assert with_newest_run({"weights": "x.pt", "data": None}, data=True) == {"weights": "x.pt"}
 
 
 def test_without_a_run_the_sentence_says_what_to_do(runs: Path, tmp_path: Path) -> None:
