@@ -161,6 +161,36 @@ def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
     raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); check the path")
 
 
+def read_path_list(listed: Path, root: Path | None = None) -> list[tuple[int, str, Path]]:
+    """Return number, text and file of each line of a list of paths that is not blank.
+
+    A relative path is looked for beside the list, then below `root` (the data set's folder), then in the
+    working folder; a leading `./` means beside the list only. Where nothing is found, the first place is
+    returned. Backslashes of lists from Windows are understood.
+
+    Raises:
+        UserError: the list cannot be read, or is not text.
+    """
+    try:
+        text = listed.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(f"{listed}: the list cannot be read ({error.strerror}); check the path") from None
+    if "\0" in text:
+        raise UserError(f"{listed}: is not UTF-8 text; expected one path a line, so save it as UTF-8")
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    return [(number, name, _listed_file(name, listed.parent, root)) for number, name in lines if name]
+
+
+def _listed_file(name: str, beside: Path, root: Path | None) -> Path:
+    names = [name] if os.sep == "\\" else list(dict.fromkeys((name, name.replace("\\", "/"))))
+    places = []
+    for spelled in names:
+        places.append(beside / spelled)
+        if not spelled.startswith("./"):
+            places += [*([root / spelled] if root else []), Path(spelled)]
+    return next((place for place in places if place.exists()), places[0])
+
+
 def path_size(path: Path) -> int:
     """Bytes of a file, or of every file in a folder."""
     return (

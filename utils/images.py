@@ -1,4 +1,4 @@
-"""An image file as the network's arithmetic wants it: BGR, 8 bits, upright, whole, decoded once."""
+"""Image files decoded to BGR, 8 bits, upright and whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PILLOW_FAULTS = (OSError, SyntaxError, EOFError, ValueError, KeyError, IndexErr
 
 
 class NoMemoryLeft(ValueError):
-    """There was no memory to decode an image, which says nothing about the image itself."""
+    """There was not enough memory to decode an image, which may be a good one."""
 
 
 def load_image(path: str | Path) -> np.ndarray:
@@ -72,10 +72,9 @@ def decode_image(data: bytes) -> np.ndarray:
 
 
 def check_jpeg(data: bytes) -> str:
-    """Whether `decode_image` takes the bytes of a JPEG, at less than half its cost.
+    """Check that `decode_image` takes the bytes of a JPEG, at less than half its cost.
 
-    Every byte of the picture is unpacked, by the same decoder, but only an eighth of its height and width is
-    worked out.
+    The same decoder unpacks every byte, but computes only an eighth of the height and width.
 
     Returns:
         A note on what is odd, or ''.
@@ -93,10 +92,10 @@ def check_jpeg(data: bytes) -> str:
 
 
 def jpeg_has_end(data: bytes) -> bool:
-    """Whether the picture of a JPEG is closed by its end marker, whatever bytes follow it.
+    """Return whether the picture of a JPEG has its end marker, whatever bytes follow it.
 
-    Within the picture the marker cannot occur, the format forbids it; in the segments before it, it can: a
-    thumbnail inside EXIF has an end marker of its own.
+    The marker cannot occur within the picture, but it can in the segments before: a thumbnail inside EXIF has
+    an end marker of its own.
     """
     for marker, at in _jpeg_segments(data):
         if marker == _JPEG_SCAN:
@@ -105,7 +104,7 @@ def jpeg_has_end(data: bytes) -> bool:
 
 
 def _jpeg_channels(data: bytes) -> int:
-    """How many channels a JPEG says it has: 1 grey, 3 colours, 4 inks; 0 when it does not say."""
+    """Return how many channels a JPEG says it has: 1 grey, 3 colours, 4 inks, 0 unknown."""
     for marker, at in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:  # marker, length (2 bytes), precision, height (2), width (2), channels
             return data[at + 9] if at + 9 < len(data) else 0
@@ -113,7 +112,7 @@ def _jpeg_channels(data: bytes) -> int:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and place of each segment up to the picture's own, stepped over by their lengths."""
+    """Yield marker and place of each segment up to that of the picture."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         if data[at + 1] == 0xFF:  # a fill byte
@@ -126,9 +125,9 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _decode_unfinished_jpeg(data: bytes) -> np.ndarray:
-    """A JPEG that lacks only its end marker; one that is cut short has a flat corner at its bottom right.
+    """Decode a JPEG without end marker; refuse one that is cut short.
 
-    The same criterion as in the verification of a data set, so that what was kept there is read here.
+    That one has a flat corner at its bottom right. `check_jpeg` uses the same rule.
     """
     image = _decode_with_pillow(data.rstrip(b"\0") + _JPEG_END)
     corner = image[-16:, -16:]
@@ -138,7 +137,7 @@ def _decode_unfinished_jpeg(data: bytes) -> np.ndarray:
 
 
 def _decode_with_opencv(data: bytes, flags: int) -> np.ndarray | None:
-    """OpenCV's picture of the data, or None where it has none to give."""
+    """Return the picture that OpenCV makes of the data, or None."""
     try:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
@@ -154,7 +153,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
 
 
 def stated_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels after EXIF rotation that the bytes of an image state; nothing is decoded.
+    """Return width and height in pixels after EXIF rotation, without decoding the image.
 
     Raises:
         ValueError: what is wrong with the data.
@@ -183,7 +182,7 @@ def _pillow_in_words() -> Iterator[None]:
 
 
 def pillow_to_bgr(image: Image.Image) -> np.ndarray:
-    """A decoded Pillow image of any mode -> BGR uint8 (h, w, 3)."""
+    """Return a decoded Pillow image of any mode as BGR uint8 (h, w, 3)."""
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
     elif image.mode == "I":  # 16-bit PNGs in older versions of Pillow
@@ -198,7 +197,12 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
 
 
 def training_size(width: int, height: int, imgsz: int) -> tuple[int, int]:
-    """Width and height of an image scaled so that its long side is `imgsz`; the short side is rounded up."""
+    """Return width and height at a long side of `imgsz`; the short side is rounded up.
+
+    Example:
+        >>> training_size(640, 427, 320)
+        (320, 214)
+    """
     long_side = max(width, height)
     # Integer arithmetic: a ratio in floating point can round a side that fits exactly up by one pixel.
     return -(-width * imgsz // long_side), -(-height * imgsz // long_side)
@@ -221,7 +225,7 @@ def resize_long_side(image: np.ndarray, imgsz: int, *, augment: bool) -> np.ndar
 
 @contextlib.contextmanager
 def single_threaded_opencv() -> Iterator[None]:
-    """Keep OpenCV to the threads that call it, where those are as many as there are cores; then as before."""
+    """Keep OpenCV to the threads that call it, and restore its own number afterwards."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     try:

@@ -141,3 +141,33 @@ def test_finished_path_takes_the_place_of_a_file_or_a_folder(tmp_path):
     with pytest.raises(OSError):
         files.replace_path(tmp_path / "nothing", tmp_path / "old")
     assert (tmp_path / "old").is_dir(), "what was there stays when nothing takes its place"
+
+
+def test_paths_of_a_list_are_looked_for_in_one_order(tmp_path, monkeypatch):
+    """Beside the list, below the data set's root, in the working folder; `./` is beside the list only."""
+    for name in ("lists/a", "root/a", "work/a", "root/b", "work/b", "work/c", "work/d", "lists/sub/e"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "lists" / "x.txt").write_text("\ufeffa\n\nb\r\n c \n./d\nsub\\e\nnone\n", encoding="utf-8")
+    lines = files.read_path_list(tmp_path / "lists" / "x.txt", tmp_path / "root")
+    assert [(number, name) for number, name, _ in lines] == [
+        (1, "a"),
+        (3, "b"),
+        (4, "c"),
+        (5, "./d"),
+        (6, "sub\\e"),
+        (7, "none"),
+    ]
+    found = [os.path.relpath(path, tmp_path) for _, _, path in lines]
+    assert found == ["lists/a", "root/b", "work/c", "lists/d", "lists/sub/e", "lists/none"]
+    without_root = files.read_path_list(tmp_path / "lists" / "x.txt")
+    assert os.path.relpath(without_root[1][2], tmp_path) == "work/b"
+
+
+def test_a_list_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        files.read_path_list(tmp_path / "x.txt")
+    with pytest.raises(UserError, match=r"none\.txt: the list cannot be read"):
+        files.read_path_list(tmp_path / "none.txt")

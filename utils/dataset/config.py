@@ -8,7 +8,6 @@ or a list of these, below the root), `names` (a list, or a mapping from 0..n-1) 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from utils.dataset.location import (
 )
 from utils.downloads import is_archive
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, find_file, load_yaml
+from utils.files import IMAGE_SUFFIXES, find_file, load_yaml, read_path_list
 
 LOGGER = logging.getLogger("yolo.datasets")
 
@@ -137,29 +136,14 @@ def check_classes(path: Path, names: Mapping[int, str], config: DatasetConfig) -
 
 
 def _read_list(source: Path, root: Path) -> tuple[list[str], list[str]]:
-    """Images named by a text file, one a line.
-
-    `./x` is beside the list; another relative path is looked for from the list's folder, the data set's
-    root and the working folder.
-    """
-    try:
-        lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise UserError(f"{source}: the list of images cannot be read ({error.strerror})") from None
+    """Return the images that a text file names, one a line, and notes on lines that were left out."""
     found: list[str] = []
     notes: list[str] = []
-    for number, line in enumerate(lines, 1):
-        name = line.strip()
-        if not name:
-            continue
-        if os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+    for number, name, file in read_path_list(source, root):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(str(file))
+        else:
             notes.append(f"{source}, line {number}: {name!r} has no image suffix; line ignored")
-            continue
-        tail = name[2:] if name.startswith("./") else name
-        places = [source.parent / tail]
-        if tail is name:
-            places += [root / tail, Path(tail)]
-        found.append(str(next((p for p in places if p.exists()), places[0])))
     return found, notes
 
 

@@ -1,10 +1,11 @@
-"""What a model called from Python returns: boxes of a batch of images in every form users ask for."""
+"""What a model called from Python returns: the boxes of a batch of images in many forms."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,17 +24,16 @@ from utils.results.drawing import class_name, draw_detections
 from utils.results.result_files import FreePaths, StemBook, crop_box, folder_names, write_image
 
 if TYPE_CHECKING:
-    import pandas
+    from pandas import DataFrame
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _CENTRE = ("xcenter", "ycenter", "width", "height")
 _FORMS = {"xyxy": _CORNERS, "xyxyn": _CORNERS, "xywh": _CENTRE, "xywhn": _CENTRE}
-_SAVE_DIR = Path("runs", "hub", "exp")
-"""Below the working folder, as in YOLOv5: what torch.hub fetched lies in a cache that nobody looks into."""
+_SAVE_DIR = Path("runs", "hub", "exp")  # below the working folder, as in YOLOv5: torch.hub's cache is hidden
 
 
 class Detections:
-    """Detections of a batch of images.
+    """The detections of a batch of images, in several formats.
 
     Attributes:
         ims: the images, RGB uint8 (h,w,3); after `render()` with the boxes drawn.
@@ -77,10 +77,8 @@ class Detections:
     def __str__(self) -> str:
         lines = []
         for i, (image, det) in enumerate(zip(self._clean, self.pred), start=1):
-            found = det[:, 5].int()
-            counts = ", ".join(
-                f"{int((found == c).sum())} {class_name(self.names, int(c))}" for c in found.unique()
-            )
+            found = sorted(Counter(det[:, 5].int().tolist()).items())
+            counts = ", ".join(f"{number} {class_name(self.names, index)}" for index, number in found)
             lines.append(f"image {i}/{self.n}: {image.shape[0]}x{image.shape[1]} {counts or 'nothing found'}")
         stages = zip(self.t, ("pre-process", "inference", "NMS"))
         speed = ", ".join(f"{ms:.1f} ms {stage}" for ms, stage in stages)
@@ -93,14 +91,14 @@ class Detections:
         print(self)  # noqa: T201 this method's very purpose
 
     def tolist(self) -> list[Detections]:
-        """One `Detections` per image."""
+        """Return one `Detections` per image."""
         return [
             Detections([im], [det], [file], self.names, self.t, self.s)
             for im, det, file in zip(self._clean, self.pred, self.files)
         ]
 
     def pandas(self) -> Detections:
-        """A copy whose `xyxy`, `xyxyn`, `xywh` and `xywhn` are lists of pandas DataFrames, one per image.
+        """Return a copy with pandas DataFrames, one per image, in `xyxy`, `xyxyn`, `xywh` and `xywhn`.
 
         Columns: xmin, ymin, xmax, ymax (or xcenter, ycenter, width, height), confidence, class, name.
         """
@@ -110,15 +108,15 @@ class Detections:
             setattr(frames, form, tables)
         return frames
 
-    def _table(self, det: Tensor, columns: Sequence[str]) -> pandas.DataFrame:
+    def _table(self, det: Tensor, columns: Sequence[str]) -> DataFrame:
         import pandas as pd
 
         rows = [[*row[:5], int(row[5]), class_name(self.names, int(row[5]))] for row in det.cpu().tolist()]
         return pd.DataFrame(rows, columns=[*columns, "confidence", "class", "name"])
 
     def json(self) -> str:
-        """JSON: a list of images, each with file, width, height and a list of detections."""
-        images: list[dict[str, Any]] = []
+        """Return JSON: a list of images, each with file, width, height and its detections."""
+        images: list[dict[str, object]] = []
         for image, det, file in zip(self._clean, self.pred, self.files):
             rows = [
                 {
@@ -135,7 +133,7 @@ class Detections:
         return json.dumps(images, ensure_ascii=False)
 
     def render(self, labels: bool = True) -> list[np.ndarray]:
-        """Draw the boxes; returns the drawn images (RGB), which are `ims` from now on."""
+        """Draw the boxes and return the drawn images (RGB), which are `ims` from now on."""
         self.ims = [
             cv2.cvtColor(
                 draw_detections(
@@ -169,7 +167,7 @@ class Detections:
     def save(
         self, labels: bool = True, save_dir: str | Path = _SAVE_DIR, exist_ok: bool = False
     ) -> list[Path]:
-        """Write the drawn images as JPEG into `save_dir`; returns their paths.
+        """Write the drawn images as JPEG into `save_dir` and return their paths.
 
         The folder is `runs/hub/exp` below the working folder unless given, and is numbered on (`exp2`, ...)
         when it is there already, unless `exist_ok`.
@@ -195,7 +193,7 @@ class Detections:
         """
         folder = _folder(save_dir, exist_ok) if save else None
         folders, paths = folder_names(self.names), FreePaths()
-        crops: list[dict[str, Any]] = []
+        crops: list[dict[str, Any]] = []  # Any: the values of one crop have five types
         for image, det, stem in zip(self._clean, self.pred, self._stems()):
             for row in det.detach().float().cpu().numpy():
                 part = crop_box(image, row[:4])
@@ -224,8 +222,10 @@ def _folder(save_dir: str | Path, exist_ok: bool) -> Path:
     return increment_dir(save_dir.parent, save_dir.name, exist_ok)
 
 
-def _notebook_display() -> Any:
-    """IPython's `display` where this runs in a notebook, else None."""
+def _notebook_display() -> Callable[[object], object] | None:
+    """Return IPython's `display` in a notebook, else None."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    return ipython.display.display if shell is not None and "IPKernelApp" in shell.config else None
+    if ipython is None or (shell := ipython.get_ipython()) is None or "IPKernelApp" not in shell.config:
+        return None
+    show: Callable[[object], object] = ipython.display.display
+    return show

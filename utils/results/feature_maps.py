@@ -1,7 +1,9 @@
-"""What each layer of a network answers to each image, as pictures and arrays (`detect.py --visualize`)."""
+"""The output of each layer for each image, as pictures and arrays (`detect.py --visualize`)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from utils.files import atomic_write
+from utils.results.result_files import write_image
 
 MAX_CHANNELS = 32  # pictures per layer, as in YOLOv5 up to 7.0; the array holds all channels
 _COLUMNS = 8
@@ -18,7 +21,7 @@ _GAP = 2  # white pixels between the pictures
 
 
 class FeatureRecorder:
-    """Keeps the feature maps (N,C,H,W) of every layer of a Sequential through forward hooks, while entered.
+    """Keeps the feature maps (N,C,H,W) of every layer of a Sequential while it is entered.
 
     Layers whose output is no map of at least 2x2 cells (a head's tuple, a pooled vector) are left out.
     """
@@ -41,11 +44,12 @@ class FeatureRecorder:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, name: str):
+    def _hook(self, name: str) -> Callable[[nn.Module, object, object], None]:
         def record(module: nn.Module, inputs: object, output: object) -> None:
-            is_map = isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1
+            if not isinstance(output, Tensor) or output.ndim != 4 or min(output.shape[2:]) < 2:
+                return
             # The first pass counts: test-time augmentation runs the layers again on scaled images.
-            if is_map and name not in self.maps:
+            if name not in self.maps:
                 self.maps[name] = output.detach().float().cpu().numpy()
 
         return record
@@ -56,8 +60,8 @@ class FeatureRecorder:
         for name, batch in self.maps.items():
             features = batch[index]
             png = folder / f"{name}.png"
-            atomic_write(png, lambda file, f=features: file.write(_png(feature_grid(f))))
-            atomic_write(png.with_suffix(".npy"), lambda file, f=features: np.save(file, f))
+            write_image(png, feature_grid(features))
+            atomic_write(png.with_suffix(".npy"), partial(np.save, arr=features))
             paths.append(png)
         return paths
 
@@ -67,7 +71,7 @@ class FeatureRecorder:
 
 
 def feature_grid(features: np.ndarray, limit: int = MAX_CHANNELS) -> np.ndarray:
-    """Up to `limit` channels of a feature map (C,H,W) as one BGR image, each scaled to its own range."""
+    """Return up to `limit` channels of a map (C,H,W) as one BGR image, each scaled to its own range."""
     channels = features[:limit]
     count, height, width = channels.shape
     columns = min(count, _COLUMNS)
@@ -80,7 +84,3 @@ def feature_grid(features: np.ndarray, limit: int = MAX_CHANNELS) -> np.ndarray:
         picture = cv2.applyColorMap(np.nan_to_num(scaled).astype(np.uint8), cv2.COLORMAP_VIRIDIS)
         grid[top : top + height, left : left + width] = picture
     return grid
-
-
-def _png(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", image)[1].tobytes()

@@ -1,4 +1,4 @@
-"""How fast frames go by, and how long the rest will take."""
+"""How many frames a second are done, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections import deque
 
 
 class Pace:
-    """Frames per second over the last few seconds, and how long the rest will take at that."""
+    """Counts frames and knows their rate over the last few seconds.
+
+    Args:
+        window: seconds over which the rate is taken.
+    """
 
     def __init__(self, window: float = 5.0) -> None:
         self._window = window
@@ -24,19 +28,16 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Frames per second; 0 before the first."""
+        """Return frames per second; 0 before the first."""
         (start, before), (end, after) = self._marks[0], self._marks[-1]
         return (after - before) / max(end - start, 1e-9) if after else 0.0
 
     def text(self, left: int | None) -> str:
-        """The rate, and the time that `left` frames will take when that is known."""
+        """Return the rate and, when `left` is known, the time that so many frames will take."""
         rate = f"{self.rate:.1f}/s"
         if left is None or not self.rate:
             return rate
         minutes, seconds = divmod(round(left / self.rate), 60)
         hours, minutes = divmod(minutes, 60)
-        return (
-            f"{rate}, {hours}:{minutes:02}:{seconds:02} left"
-            if hours
-            else f"{rate}, {minutes}:{seconds:02} left"
-        )
+        clock = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+        return f"{rate}, {clock} left"

@@ -92,16 +92,16 @@ class Letterboxer:
 
     def __call__(self, batch: list[Frame]) -> list[Frame]:
         """Fill in `input`, `ratio_pad` and `seconds` of every frame; all inputs get one shape."""
-        for frame in batch:
-            self._fit(frame, self.auto)
-        if len({frame.input.shape for frame in batch}) > 1:
+        if len({self._fit(frame, self.auto) for frame in batch}) > 1:
             for frame in batch:
                 self._fit(frame, False)
         return batch
 
-    def _fit(self, frame: Frame, auto: bool) -> None:
+    def _fit(self, frame: Frame, auto: bool) -> tuple[int, ...]:
+        """Put the letterbox on one frame and return the shape of its input."""
         start = time.perf_counter()
         boxed, ratio, pad = letterbox(frame.image, self.size, auto=auto, stride=self.stride)
         frame.input = rgb_planes(boxed)
         frame.ratio_pad = (ratio, pad)
         frame.seconds += time.perf_counter() - start
+        return frame.input.shape

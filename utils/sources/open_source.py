@@ -1,4 +1,4 @@
-"""What detect reads: images, folders, globs, text lists, videos, addresses, streams, cameras, screens, stdin.
+"""What detect.py reads: files, folders, globs, lists, addresses, streams, cameras, screens, standard input.
 
 `open_source` finds the kind of a source and returns its batches of `Frame`. A new kind is one class with
 `batches()` and one line in `_KINDS`.
@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from utils.downloads import fetch, file_name, is_url, split_url
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES, read_path_list
 from utils.images import load_image
 from utils.sources.frame import Frame, Letterboxer, Source
 from utils.sources.screen import Screen
@@ -42,7 +42,7 @@ class SourceOptions:
 
 
 class ImageFile:
-    """One still image; `shown` is the path that frames and messages carry where it is not the file's own."""
+    """One still image; `shown` is the path in frames and messages, where it is not that of the file."""
 
     def __init__(self, path: Path, shown: str = "") -> None:
         self.path = path
@@ -61,8 +61,8 @@ class ImageFile:
 class Files:
     """Image and video files, one after the other; what cannot be read is skipped.
 
-    An item is a path, or the http(s) address of a file: that one is downloaded into a temporary folder when
-    its turn comes and removed after it.
+    An item is a path, or the http(s) address of a file. Such a file is downloaded into a temporary folder
+    when its turn comes, and removed afterwards.
     """
 
     live: ClassVar[bool] = False
@@ -110,7 +110,7 @@ class Files:
 
 
 class Opened:
-    """A source with its letterbox; files are decoded ahead of their reader in a thread."""
+    """A source with its letterbox; files are decoded ahead in a thread."""
 
     def __init__(self, source: Source, prepare: Letterboxer) -> None:
         self.source = source
@@ -118,7 +118,7 @@ class Opened:
 
     @property
     def live(self) -> bool:
-        """Whether it ends only when it is told to."""
+        """Return whether it ends only when it is told to."""
         return self.source.live
 
     def batches(self) -> Iterator[list[Frame]]:
@@ -162,35 +162,28 @@ def open_source(
 
 
 def list_files(folder: Path) -> list[Path | str]:
-    """Images, then videos, that lie in a folder itself, each sorted by name; hidden files are left out."""
+    """Return the images, then the videos of a folder itself, each sorted; hidden files are left out."""
     return _media(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
 
 
 def url_suffix(url: str) -> str:
-    """The lower-case suffix of the file that an address names, whatever query follows it."""
+    """Return the lower-case suffix of the file that an address names, without its query."""
     return PurePosixPath(split_url(url).path).suffix.lower()
 
 
 def is_file_url(text: str) -> bool:
-    """Whether the text is the http(s) address of an image or video file, which is downloaded."""
+    """Return whether the text is the http(s) address of an image or video file."""
     return is_url(text) and url_suffix(text) in IMAGE_SUFFIXES | VIDEO_SUFFIXES
 
 
-def read_list(path: Path) -> list[Path | str]:
-    """Files named in a text list, one a line, in its order; http(s) addresses of files stay text.
+def read_media_list(path: Path) -> list[Path | str]:
+    """Return the images and videos that a text list names, one a line, in its order.
 
-    A leading `./` means the list's own folder; other relative paths mean the working folder, else the list's.
-    A line that names nothing usable costs a warning with its number.
+    `utils.files.read_path_list` says where relative paths are looked for; http(s) addresses of files stay
+    text. A line that names nothing usable costs a warning with its number.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text; expected one image or video path a line") from None
     found: list[Path | str] = []
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if not name:
-            continue
+    for number, name, file in read_path_list(path):
         try:
             is_address = is_file_url(name)
         except UserError as error:
@@ -199,7 +192,6 @@ def read_list(path: Path) -> list[Path | str]:
         if is_address:
             found.append(name)
             continue
-        file = path.parent / name if name.startswith("./") or not Path(name).exists() else Path(name)
         if is_stream(name):
             reason = "is a stream; streams are listed in a file that ends in .streams"
         elif file.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
@@ -214,13 +206,13 @@ def read_list(path: Path) -> list[Path | str]:
 
 
 def _media(paths: Iterable[Path]) -> list[Path | str]:
-    paths = sorted(paths)
-    images = [p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES]
-    return images + [p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES]
+    """Return the images, then the videos among paths, each sorted."""
+    ordered = sorted(paths)
+    return [p for kind in (IMAGE_SUFFIXES, VIDEO_SUFFIXES) for p in ordered if p.suffix.lower() in kind]
 
 
 def _local(text: str) -> Path | None:
-    """The file or folder a source names: as given (`~` expanded), else below the project; None if neither."""
+    """Return the file or folder as given (`~` expanded), else below the project, else None."""
     given = Path(text).expanduser()
     return next((p for p in (given, ROOT / given) if text and p.exists()), None)
 
@@ -234,7 +226,7 @@ def _open_local(text: str, options: SourceOptions) -> Source:
     if path.is_dir():
         files = list_files(path)
     elif path.suffix.lower() == ".txt":
-        files = read_list(path)
+        files = read_media_list(path)
     else:
         files = _media([path])
     if not files:

@@ -14,10 +14,14 @@ from utils.sources.frame import FALLBACK_FPS, Frame
 
 
 def parse_screen(text: str) -> tuple[int, tuple[int, int, int, int] | None]:
-    """Split `screen [n] [left top width height]` into the monitor's number and the part (None: all of it).
+    """Return the monitor's number and the part of it (None: all) that a source names.
 
     Raises:
-        UserError: other words, or a part without size.
+        UserError: other words than `screen [n] [left top width height]`, or a part without size.
+
+    Example:
+        >>> parse_screen("screen 1 0 0 640 480")
+        (1, (0, 0, 640, 480))
     """
     words = text.split()[1:]
     if len(words) not in (0, 1, 4, 5) or not all(re.fullmatch(r"-?\d+", word) for word in words):
@@ -26,7 +30,10 @@ def parse_screen(text: str) -> tuple[int, tuple[int, int, int, int] | None]:
     monitor = numbers.pop(0) if len(numbers) in (1, 5) else 0
     if monitor < 0 or (numbers and min(numbers[2:]) < 1):
         raise UserError(f"{text}: the monitor counts from 0 (all monitors), width and height from 1")
-    return monitor, tuple(numbers) or None
+    if not numbers:
+        return monitor, None
+    left, top, width, height = numbers
+    return monitor, (left, top, width, height)
 
 
 class Screen:

@@ -1,7 +1,7 @@
-"""Live streams and webcams: a reader thread each, the newest frame only, and another try after a drop.
+"""Live streams and webcams: one reader thread each, the newest frame only, connected again after a drop.
 
-A reader takes frames as fast as they come and keeps the last. A model that is slower than the camera thus
-sees fewer frames, never old ones.
+A reader takes frames as fast as they come and keeps the last. A model that is slower than the camera sees
+fewer frames, never old ones.
 """
 
 from __future__ import annotations
@@ -38,12 +38,17 @@ _GATHER = 0.05  # seconds that the first new frame of a batch waits for those of
 
 
 def is_stream(text: str) -> bool:
-    """Whether the text is the address of a stream or the number of a webcam."""
+    """Return whether the text is the address of a stream or the number of a webcam."""
     return text.isdecimal() or text.lower().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
 
 
 def without_password(address: str) -> str:
-    """The address as it may be shown: user and password are left out."""
+    """Return the address without its user and password, as it may be shown.
+
+    Example:
+        >>> without_password("rtsp://me:secret@host/1")
+        'rtsp://host/1'
+    """
     if address.isdecimal():
         return address
     parts = split_url(address)
@@ -51,12 +56,12 @@ def without_password(address: str) -> str:
 
 
 def output_name(address: str) -> str:
-    """A file name for what is found in a stream, without its scheme, password and separators."""
+    """Return a file name for the results of a stream, without scheme, password and separators."""
     return re.sub(r"[^\w.-]+", "_", without_password(address).partition("://")[2] or address).strip("._")
 
 
 def read_streams(path: Path) -> list[str]:
-    """The streams named in a `.streams` file, one a line; blank lines and lines after `#` are left out.
+    """Return the streams named in a `.streams` file, one a line, without blank lines and `#` comments.
 
     Raises:
         UserError: a line that is no stream or no valid address, or a file without any.
@@ -141,7 +146,7 @@ class Streams:
                 self._news.wait(0.2)  # in turns, so that Ctrl-C gets through
 
     def _next_batch(self) -> list[Frame]:
-        """The newest frames, waiting for the first and a little for those of the others; [] at the end."""
+        """Return the newest frames, [] at the end; wait for the first, and a little for the others."""
         with self._news:
             while not any(r.latest for r in self._readers):
                 if all(r.ended for r in self._readers):
@@ -153,12 +158,12 @@ class Streams:
                 if left <= 0:
                     break
                 self._news.wait(left)
-            return [reader.take() for reader in self._readers if reader.latest]
+            return [frame for reader in self._readers if (frame := reader.take())]
 
 
 @contextlib.contextmanager
 def _quiet_opencv() -> Iterator[None]:
-    """Without OpenCV's own log, ten lines for a camera that is not there; what FFmpeg says still comes."""
+    """Silence OpenCV's own log, which has ten lines for a missing camera; FFmpeg's stays."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -168,7 +173,7 @@ def _quiet_opencv() -> Iterator[None]:
 
 
 class _Reader:
-    """One stream: connects, reads, tells of a drop and connects again, in a thread of its own.
+    """Reads one stream in a thread of its own: connects, reads, and connects again after a drop.
 
     `latest`, `connected`, `tries` (failed in a row) and `ended` are guarded by the condition `news`, which is
     notified when they change.
@@ -201,7 +206,7 @@ class _Reader:
         self._thread = Thread(target=self._run, name=f"stream {self.shown}", daemon=True)
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -209,7 +214,7 @@ class _Reader:
         self._stop.set()
 
     def join(self) -> None:
-        """Wait for the thread; for one whose camera is silent only when the process ends.
+        """Wait for the thread, or, while its camera is silent, for it at the end of the process.
 
         Python before 3.14 aborts the process when such a thread comes back from OpenCV while it ends.
         """
@@ -217,9 +222,11 @@ class _Reader:
         if self._thread.is_alive():
             atexit.register(self._thread.join, _TIMEOUT_MS / 1e3 + 1)
 
-    def take(self) -> Frame:
-        """The latest frame, which is then no longer new; `news` must be held."""
+    def take(self) -> Frame | None:
+        """Return the latest frame if there is a new one; `news` must be held."""
         frame, self.latest = self.latest, None
+        if frame is None:
+            return None
         self._taken += 1
         frame.index = self._taken
         frame.dropped = self._dropped
@@ -258,15 +265,16 @@ class _Reader:
         return None
 
     def _worth_telling(self) -> bool:
-        """Whether another failure is news: not the first of the only stream, which is an error, and not each
-        of those that follow for hours.
+        """Return whether to warn of another failure.
+
+        The first one of the only stream is an error instead, and not each that follows for hours is news.
         """
         if self.tries == 1 and not self._grabbed and self._place[1] == 1:
             return False
         return self.tries <= _TOLD or time.monotonic() - self._told_at >= _REMINDER
 
     def _pause(self) -> float:
-        """Seconds to wait before the next try; no longer than until the stream would be given up."""
+        """Return seconds until the next try, at most until the stream is given up."""
         pause = _PAUSES[min(self.tries, len(_PAUSES)) - 1]
         if self._timeout is None:
             return pause

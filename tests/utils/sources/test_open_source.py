@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.sources.open_source import open_source, read_list
+from utils.sources.open_source import open_source, read_media_list
 
 
 def write_image(path, height=20, width=30, value=0):
@@ -63,7 +63,7 @@ def test_text_list_keeps_its_order_and_names_bad_lines(tmp_path, log):
     list_file.write_text(
         f"./two.png\n\n{one}\nnone.png\nlist.txt\nhttp://host/x.jpg\nrtsp://host/1\nhttp://[x/a.jpg\n"
     )
-    assert [str(p).rsplit("/", 1)[-1] for p in read_list(list_file)] == ["two.png", "one.png", "x.jpg"]
+    assert [str(p).rsplit("/", 1)[-1] for p in read_media_list(list_file)] == ["two.png", "one.png", "x.jpg"]
     said = {r.args[1]: r.getMessage() for r in log.records}
     assert set(said) == {4, 5, 7, 8}
     assert "ends in .streams" in said[7] and "not a valid address" in said[8]
