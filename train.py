@@ -2,9 +2,9 @@
 
     python train.py --cfg models/yolov5-mobilenetv2.yaml --data data/digits.yaml --imgsz 320
 
-Without --cfg the network is that of --weights; with both, the YAML's network takes over every weight whose
-name and shape fit. Official weights that --weights names, such as yolov5n.pt, are fetched when they are not
-here; with --cfg alone the start is from scratch and nothing is fetched.
+Without --cfg the network is that of --weights. With both, the network of --cfg takes every weight whose name
+and shape fit. With --cfg alone, training starts from scratch. Official weights, such as yolov5n.pt, are
+downloaded when they are missing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from models.yolo import DetectionModel
 from utils.cli import from_keywords, guard, setup_logging
 from utils.dataset.batch_sampler import image_weights
 from utils.dataset.config import DatasetConfig, load_dataset
+from utils.dataset.detection_dataset import Batch
 from utils.dataset.image_set import ImageSet
 from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
@@ -88,7 +89,7 @@ DRAWN_BATCHES = 3
 
 @dataclass
 class TrainResult:
-    """Hold what a run has left: files, the final validation of its best checkpoint, and the seconds."""
+    """Hold a run's files, the metrics of its best checkpoint, and its seconds."""
 
     save_dir: Path
     best: Path | None
@@ -99,7 +100,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Start:
-    """Say what a run starts from: its options; if resumed, its checkpoint and first epoch, too."""
+    """Hold a run's options; for a resumed run, its checkpoint and first epoch too."""
 
     opt: TrainOptions
     checkpoint: Checkpoint | None = None
@@ -107,7 +108,7 @@ class Start:
 
     @property
     def warm_up(self) -> bool:
-        """Whether the learning rate warms up: not when a finished run is trained on."""
+        """Return whether the learning rate warms up; not in a continued finished run."""
         return self.checkpoint is None or self.checkpoint.training is not None
 
 
@@ -122,7 +123,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Hold what options, network and data settle together.
+    """Hold the settings that depend on options, network and data together.
 
     Attributes:
         imgsz: pixels, a multiple of `stride`.
@@ -140,7 +141,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Loaders:
-    """Hold the batches of a run; `val` is the main process's alone."""
+    """Hold the batches of a run; only the main process has `val`."""
 
     train: Loader
     val: Loader | None
@@ -153,14 +154,14 @@ class Loaders:
 
 
 def run(**options: Any) -> TrainResult:
-    """Train, with the command line's options as keywords; what is left out takes its default.
+    """Train, with the command line's options as keywords.
 
     Raises:
         UserError: an option, a file or the data set is wrong, or the batch does not fit into memory.
     """
     start = resume_run(options) if options.get("resume") else new_run(options)
     if start.opt.local_rank >= 0:
-        os.environ.setdefault("LOCAL_RANK", str(start.opt.local_rank))  # torchrun says it this way
+        os.environ.setdefault("LOCAL_RANK", str(start.opt.local_rank))  # as torchrun does
     device = select_device(start.opt.device)
     with repeatable(device), process_group(device):
         try:
@@ -177,7 +178,7 @@ def new_run(options: dict[str, Any]) -> Start:
 
 
 def resume_run(options: dict[str, Any]) -> Start:
-    """Load the checkpoint that --resume names, with the options and the first epoch that follow from it."""
+    """Load the checkpoint that --resume names, with its options and first epoch."""
     path = find_checkpoint(options["resume"])
     saved = RunFolder.of(path).read_options()
     load_plugins(options.get("plugins") or saved.get("plugins", ()))
@@ -194,7 +195,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
     started, opt = time.time(), start.opt
     prepare_process(opt)
     hyp = load_hyp(start.checkpoint.meta["hyp"] if start.checkpoint else opt.hyp)
-    network = build_network(start, hyp)  # before a data set is fetched: wrong weights are told at once
+    network = build_network(start, hyp)  # before a data set is fetched, so that wrong weights fail early
     data = prepare_data(start)
     model = place_network(network, opt, device)
     frozen = FrozenLayers(model, opt.freeze)
@@ -208,7 +209,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
         epochs = EpochLoop(opt, trainer, loaders.train, data, recorder).run(start.first_epoch)
         if recorder is None:
             return TrainResult(folder.path, folder.best, folder.last, Metrics(), time.time() - started)
-        return finish(start, recorder, data, settings, epochs=epochs, started=started)
+        return validate_best(start, recorder, data, settings, epochs=epochs, started=started)
 
 
 def prepare_process(opt: TrainOptions) -> None:
@@ -220,7 +221,7 @@ def prepare_process(opt: TrainOptions) -> None:
 
 
 def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
-    """Build the network with all its weights; of the data set only the YAML is read.
+    """Build the network with all its weights, and read the data set's YAML only.
 
     Raises:
         UserError: a YAML or weights that cannot be used, or classes that a resumed run has not learnt.
@@ -228,7 +229,7 @@ def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
     opt, checkpoint = start.opt, start.checkpoint
     if checkpoint is None:
         check_config(opt.cfg, opt.backbone_weights)
-    with main_first():  # one process unpacks or downloads what the others then find
+    with main_first():  # only one process downloads weights
         config = load_dataset(opt.data, single_cls=opt.single_cls, fetch=False)
         if checkpoint is not None:
             check_learnt_classes(checkpoint.path, checkpoint.model.names, config)
@@ -246,7 +247,7 @@ def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
 def prepare_data(start: Start) -> TrainingData:
     """Fetch the data set if it is missing, and check its images and labels."""
     opt = start.opt
-    with main_first():  # one process fetches and verifies what the others then find
+    with main_first():  # only one process fetches and verifies
         config = load_dataset(opt.data, single_cls=opt.single_cls)
         images = load_images(config, "train", workers=opt.workers, require_labels=True)
         val = load_images(config, "val", workers=opt.workers) if is_main() else None
@@ -254,8 +255,8 @@ def prepare_data(start: Start) -> TrainingData:
 
 
 def place_network(model: DetectionModel, opt: TrainOptions, device: torch.device) -> DetectionModel:
-    """Move the network to its device, channels_last, with the norms that --sync-bn asks for."""
-    model = model.to(device, memory_format=torch.channels_last)
+    """Move the network to its device, channels_last, with SyncBatchNorm for --sync-bn."""
+    model = model.to(device).to(memory_format=torch.channels_last)
     return synchronise_norms(model) if opt.sync_bn else model
 
 
@@ -291,7 +292,7 @@ def make_folder(
     Only the main process may call it.
 
     Args:
-        recipe: the hyperparameters as loaded; those fitted to this data set are in `settings`.
+        recipe: the hyperparameters as loaded; `settings` holds those fitted to the data set.
     """
     opt = start.opt
     if start.checkpoint is not None:
@@ -310,7 +311,7 @@ def make_folder(
 def build_loaders(
     opt: TrainOptions, settings: RunSettings, data: TrainingData, device: torch.device
 ) -> Loaders:
-    """Build the loaders of the training images and, on the main process, of the validation images."""
+    """Build the training loader and, on the main process, the validation loader."""
     workers = workers_beside(device, opt.workers)
     share = settings.batch_size // world_size()
     common = {"stride": settings.stride, "single_cls": opt.single_cls, "seed": opt.seed}
@@ -344,11 +345,11 @@ def build_loaders(
 
 
 def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, settings: RunSettings) -> None:
-    """Replace the network's anchors where others fit the boxes better, unless --noautoanchor forbids it."""
+    """Replace the anchors if others fit the boxes better, unless --noautoanchor is given."""
     counted = "anchors" in settings.hyp
     if opt.noautoanchor and not counted:
         return
-    # Anchors that are counted, not stated, are placeholders: they are replaced even if they seem to fit.
+    # Anchors that are only counted are placeholders: they are replaced even if they fit.
     force = counted or bool(opt.cfg and isinstance(model.yaml["anchors"], int | float))
     limit = settings.hyp["anchor_t"]
     check_anchors(data.train, model.detect, settings.imgsz, limit, opt.seed, force=force)
@@ -362,10 +363,10 @@ def build_trainer(
     batches: int,
     device: torch.device,
 ) -> Trainer:
-    """Build loss, optimizer, schedule and average around the model; resume their state if there is one.
+    """Build the trainer of a model, and load its state for a resumed run.
 
     Args:
-        batches: of an epoch.
+        batches: batches per epoch.
     """
     opt, hyp, detect = start.opt, settings.hyp, model.detect
     if frozen:
@@ -404,7 +405,7 @@ def build_recorder(
     folder: RunFolder,
     settings: RunSettings,
 ) -> Recorder | None:
-    """Build what validates, records and saves; None on every process but the main one."""
+    """Build the recorder of the main process; None on every other process."""
     opt, checkpoint = start.opt, start.checkpoint
     if trainer.ema is None or loaders.val is None:
         return None
@@ -453,7 +454,7 @@ class Validator:
     def __call__(
         self, backend: Backend, *, loss: ValidationLoss | None = None, plots: Path | None = None
     ) -> ValResult:
-        """Return the metrics, give `loss` every batch, and draw into the folder `plots`."""
+        """Return the metrics; pass every batch to `loss`, and draw into the folder `plots`."""
         options = EvalOptions(single_cls=self.single_cls, plots_dir=plots)
         return evaluate(backend, self.loader, self.names, options, on_batch=loss)
 
@@ -463,10 +464,10 @@ class Recorder:
 
     Args:
         opt: the run's options.
-        state: what the run has learnt.
-        saver: of the run's checkpoints.
+        state: network, average and best fitness.
+        saver: saves the run's checkpoints.
         validate: measures the average.
-        first_epoch: 0, or the epoch that a resumed run begins with.
+        first_epoch: 0, or the first epoch of a resumed run.
     """
 
     def __init__(
@@ -497,7 +498,7 @@ class Recorder:
         return stop
 
     def _score(self, epoch: int, result: EpochResult, validate: bool) -> float | None:
-        """Write the epoch's row and return its fitness, None without validation."""
+        """Write the epoch's row, and return its fitness; None without validation."""
         trainer = self.state.trainer
         rates = [group["lr"] for group in trainer.optimizer.param_groups[:3]]
         values, losses, score = [float("nan")] * 4, [float("nan")] * 3, None
@@ -528,7 +529,7 @@ class EpochLoop:
         opt: the run's options.
         trainer: trains one epoch.
         loader: this process's batches.
-        data: its labels decide how often --image-weights shows each image.
+        data: with --image-weights, its labels decide how often each image is shown.
         recorder: the main process's; None on the others.
     """
 
@@ -539,7 +540,7 @@ class EpochLoop:
     recorder: Recorder | None
 
     def run(self, first_epoch: int) -> int:
-        """Train from `first_epoch` to the last epoch, and return how many epochs the run has then.
+        """Train from `first_epoch` on, and return the number of epochs of the run.
 
         Ctrl-C leaves a last.pt to resume from, and is raised again.
         """
@@ -582,14 +583,14 @@ class EpochLoop:
             result = self.trainer.train_epoch(self._batches(epoch), epoch, bar)
         return from_main(lambda: recorder is not None and recorder.end_epoch(epoch, result))
 
-    def _batches(self, epoch: int) -> Iterable:
+    def _batches(self, epoch: int) -> Iterable[Batch]:
         """Return the loader; the main process draws the first batches of a new run."""
         if epoch > 0 or self.recorder is None or self.opt.noplots:
             return self.loader
         return _drawn(self.loader, self.recorder.folder.path, self.data.config.names)
 
 
-def _drawn(loader: Loader, folder: Path, names: dict[int, str]) -> Iterator:
+def _drawn(loader: Loader, folder: Path, names: dict[int, str]) -> Iterator[Batch]:
     """Yield the loader's batches, and draw the first of them into a folder."""
     for number, batch in enumerate(loader):
         if number < DRAWN_BATCHES:
@@ -598,7 +599,7 @@ def _drawn(loader: Loader, folder: Path, names: dict[int, str]) -> Iterator:
         yield batch
 
 
-def finish(
+def validate_best(
     start: Start,
     recorder: Recorder,
     data: TrainingData,
@@ -610,7 +611,7 @@ def finish(
     """Validate the best checkpoint in float32 with plots, and write metrics.json.
 
     Args:
-        epochs: that the run has in all.
+        epochs: of the whole run.
         started: time of the run's start, in seconds.
     """
     opt, folder, state = start.opt, recorder.folder, recorder.state
@@ -646,21 +647,21 @@ def finish(
 
 
 def _out_of_memory(opt: TrainOptions, device: torch.device) -> UserError:
-    """Return what to tell when a run does not fit into memory."""
+    """Return the error for a run that does not fit into memory."""
     if opt.batch_size == -1:
-        batch, remedy = "the batch that --batch-size -1 has found", "give a number"
+        batch, remedy = "the batch that --batch-size -1 found", "give a number"
     else:
         batch, remedy = f"--batch-size {opt.batch_size}", "give a smaller one, or -1 to find what fits"
     return UserError(f"{batch} at {opt.imgsz} pixels does not fit into the memory of {device}; {remedy}")
 
 
 def cfg_name(cfg: str | Path) -> str:
-    """Return the name of a run after its model: the YAML's stem, or 'timm-NAME'."""
+    """Return a model's name for folders: the YAML's stem, or 'timm-NAME'."""
     return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
 
 
 def main() -> None:
-    """Train as the command line says; without any option, by the recipe for the bundled data set."""
+    """Train with the command line's options; without any, by the recipe `digits`."""
     options = given_options()
     if not options:
         options = {"recipe": FIRST_RECIPE}

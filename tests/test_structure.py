@@ -33,7 +33,6 @@ PENDING: tuple[str, ...] = (
     "detect.py",
     "export.py",
     "hubconf.py",
-    "train.py",
     "val.py",
     "models/backends.py",
     "models/build/",
@@ -68,7 +67,6 @@ PENDING: tuple[str, ...] = (
     "utils/evaluation/",
     "utils/results/",
     "utils/sources/",
-    "utils/training/",
 )
 
 # Public names that mean the same kind of thing in each module, and why they may repeat.

@@ -146,7 +146,7 @@ def test_ctrl_c_in_the_first_epoch_can_be_resumed(
     assert load_checkpoint(result.last).meta["updates"] == 2 + 9  # 3 batches an epoch, each a step
     with pytest.raises(UserError, match="has finished its 3 epochs"):
         train.run(resume=str(result.last))
-    with pytest.raises(UserError, match="imgsz = 96 among them"):
+    with pytest.raises(UserError, match="with imgsz = 96; only"):
         train.run(resume=str(result.last), imgsz=128)
     longer = train.run(resume=str(result.last), epochs=4, noval=True)
     assert "keeps no optimizer state" in caplog.text
@@ -292,7 +292,7 @@ def test_another_runs_best_is_neither_reported_nor_lost(
         train.run(**options(folder, tmp_path, epochs=3, **again))
     result = train.run(resume=str(theirs.with_name("last.pt")))
     assert result.best is None and theirs.read_bytes() == before
-    assert "best.pt: is another run's and stays" in log.text
+    assert "best.pt: is another run's and is kept" in log.text
     assert not load_checkpoint(result.last).meta["best_saved"]
 
 
@@ -428,7 +428,7 @@ def test_a_run_on_cuda_asks_for_deterministic_kernels(
     ("batch_size", "says"),
     [
         (8, "--batch-size 8 at 96 pixels does not fit into the memory of cpu; give a smaller one, or -1"),
-        (-1, "the batch that --batch-size -1 has found at 96 pixels does not fit .*; give a number"),
+        (-1, "the batch that --batch-size -1 found at 96 pixels does not fit .*; give a number"),
     ],
 )
 def test_too_little_memory_is_one_sentence(

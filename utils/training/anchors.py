@@ -1,4 +1,4 @@
-"""Anchors: check that they fit the boxes of a data set, and search better ones if they do not."""
+"""Check whether the anchors fit the boxes of a data set, and search better ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from torch import Tensor
 LOGGER = logging.getLogger("yolo.anchors")
 
 ENOUGH_RECALL = 0.98
-MIN_ANCHOR_SIDE = 2.0  # pixels; smaller boxes and anchors teach nothing
+MIN_ANCHOR_SIDE = 2.0  # pixels; nothing is learnt from smaller boxes and anchors
 KMEANS_ROUNDS = 30
 MAX_EVOLVED = 50_000  # boxes the mutation rounds look at; more change the result by less than its own noise
 
 
 class LabelledImages(Protocol):
-    """Describe what is read of images.
+    """Describe what is read of an image set.
 
-    Their sizes (n, 2) are width and height in pixels; labels (L, 5), offsets (n + 1,).
+    Attributes:
+        sizes: width and height of each image (n, 2) in pixels.
+        all_labels: class, xc, yc, w, h (L, 5) of all images, normalised.
+        offsets: (n + 1,); labels offsets[i] to offsets[i + 1] belong to image i.
     """
 
     sizes: np.ndarray
@@ -32,7 +35,9 @@ class LabelledImages(Protocol):
 class AnchoredLayer(Protocol):
     """Describe what is read of a Detect layer.
 
-    Its anchors (nl, na, 2) are in units of stride (nl,).
+    Attributes:
+        anchors: widths and heights (nl, na, 2) in units of each layer's stride.
+        stride: pixels per cell of each layer (nl,).
     """
 
     anchors: Tensor
@@ -41,14 +46,14 @@ class AnchoredLayer(Protocol):
 
 @dataclass
 class AnchorReport:
-    """Hold what the check has found.
+    """Hold the result of a check of anchors.
 
     Attributes:
-        recall: best possible recall of the anchors that were there.
-        anchors_per_box: how many of them match a box, on average.
-        new_recall: best possible recall of those now in use.
-        changed: whether others are in use, or in another order.
-        anchors: those now in use (nl * na, 2), in pixels.
+        recall: best possible recall of the anchors before the check.
+        anchors_per_box: mean number of those anchors that match a box.
+        new_recall: best possible recall of the anchors after the check.
+        changed: whether the anchors or their order changed.
+        anchors: the anchors after the check (nl * na, 2), in pixels.
     """
 
     recall: float
@@ -59,14 +64,14 @@ class AnchorReport:
 
 
 def _fit(wh: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Return the worse ratio of sides (L, n) of boxes (L, 2) and anchors (n, 2); 1 if equal."""
+    """Return the worse of both ratios of sides (L, n), at most 1."""
     with np.errstate(divide="ignore"):  # placeholder anchors may have a side of 0: they fit nothing
         ratio = wh[:, None] / anchors[None]
         return np.minimum(ratio, 1.0 / ratio).min(axis=2)
 
 
 def best_possible_recall(wh: np.ndarray, anchors_px: np.ndarray, thr: float) -> tuple[float, float]:
-    """Return the share of boxes that an anchor matches, and the mean number of matching anchors.
+    """Return the share of boxes that any anchor matches, and the mean matches per box.
 
     Args:
         wh: widths and heights of the boxes (L, 2) in pixels.
@@ -82,7 +87,7 @@ def best_possible_recall(wh: np.ndarray, anchors_px: np.ndarray, thr: float) -> 
 
 
 def _fitness(wh: np.ndarray, anchors: np.ndarray, thr: float) -> float:
-    """Return what mutation improves: the mean fit of the best anchor, 0 for boxes without a match."""
+    """Return the mean fit of the boxes' best anchors, 0 for unmatched boxes."""
     best = _fit(wh, anchors).max(axis=1)
     return float((best * (best > 1.0 / thr)).mean())
 
@@ -90,10 +95,18 @@ def _fitness(wh: np.ndarray, anchors: np.ndarray, thr: float) -> float:
 def kmean_anchors(
     wh: np.ndarray, n: int, imgsz: int, thr: float, rng: np.random.Generator, generations: int = 1000
 ) -> np.ndarray:
-    """Find `n` anchors (n, 2) in pixels for boxes `wh` (L, 2) in pixels, sorted by area.
+    """Find `n` anchors for boxes by k-means and random mutations.
 
-    k-means on sides divided by their spread, then `generations` random mutations of which improvements stay.
-    With too few distinct boxes the start is random.
+    k-means works on sides divided by their standard deviation. Then come `generations` mutations, of which
+    the improvements are kept. With too few distinct boxes the start is random.
+
+    Args:
+        wh: widths and heights of the boxes (L, 2) in pixels.
+        imgsz: pixels; the largest side of a random start.
+        thr: largest allowed ratio of sides (`anchor_t`).
+
+    Returns:
+        Anchors (n, 2) in pixels, sorted by area.
 
     >>> boxes = np.array([[10, 10], [10, 10], [60, 80], [60, 80]])
     >>> kmean_anchors(boxes, 2, 640, 4.0, np.random.default_rng(0)).round(3).tolist()
@@ -114,7 +127,11 @@ def kmean_anchors(
 
 
 def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray | None:
-    """Run Lloyd's algorithm from k-means++ seeds (Arthur et al. 2007); None if n clusters do not exist."""
+    """Run Lloyd's algorithm from k-means++ seeds (Arthur et al. 2007).
+
+    Returns:
+        Centres (n, 2); None if the boxes have fewer than n different sizes.
+    """
     if len(wh) < n:
         return None
     spread = wh.std(axis=0)
@@ -145,7 +162,10 @@ def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray | No
 def _evolve(
     anchors: np.ndarray, wh: np.ndarray, thr: float, rng: np.random.Generator, generations: int
 ) -> np.ndarray:
-    """Mutate (each side with probability 0.9, sigma 0.1, factor 0.3 to 3) and keep what fits better."""
+    """Mutate the anchors, and keep what fits better.
+
+    Each side changes with probability 0.9 by a factor of mean 1 and sigma 0.1, within 0.3 to 3.
+    """
     best, fitness = anchors, _fitness(wh, anchors, thr)
     for _ in range(generations):
         mutate = rng.random(anchors.shape) < 0.9
@@ -163,7 +183,7 @@ def _by_area(anchors: np.ndarray) -> np.ndarray:
 
 
 def box_sizes(images: LabelledImages, imgsz: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the sides (L, 2) of all boxes in pixels of images that are scaled to `imgsz`.
+    """Return the sides (L, 2) of all boxes, in pixels of the scaled images.
 
     The long side of each image becomes `imgsz` times a random factor of 0.9 to 1.1.
 
@@ -195,14 +215,14 @@ def check_anchors(
 ) -> AnchorReport:
     """Check the anchors of `detect`; replace them in place if others fit the boxes better.
 
-    Anchors with a best possible recall above 0.98 stay. The order of the layers is corrected in any case.
+    Anchors with a best possible recall above 0.98 are kept. The order of the layers is corrected always.
 
     Args:
         imgsz: pixels that the images are scaled to.
         thr: largest allowed ratio of sides (`anchor_t`).
         seed: of the search.
         generations: rounds of mutation.
-        force: whether the anchors there are placeholders, and replaced even if they fit.
+        force: whether the anchors are placeholders, which are replaced even if they fit.
     """
     rng = np.random.default_rng((seed, 0xA2C4))
     stride = detect.stride.to(detect.anchors).view(-1, 1, 1)
@@ -225,9 +245,7 @@ def check_anchors(
             detect.anchors.copy_(torch.from_numpy(better).view_as(detect.anchors).to(detect.anchors) / stride)
             LOGGER.info("anchors: new ones reach %.4f: %s", found_recall, better.round(1).tolist())
         else:
-            LOGGER.info(
-                "anchors: the search found none better (%.4f); keeping those of the model", found_recall
-            )
+            LOGGER.info("anchors: the search found no better ones (%.4f); the model's are kept", found_recall)
     changed = order_anchors(detect) or changed
     in_use = (detect.anchors * stride).cpu().numpy().reshape(-1, 2)
     return AnchorReport(recall, per_box, new_recall, changed, in_use)
@@ -235,7 +253,7 @@ def check_anchors(
 
 @torch.no_grad()
 def order_anchors(detect: AnchoredLayer) -> bool:
-    """Reverse the layers' anchors in place if their areas fall where the strides rise.
+    """Reverse the anchors of the layers in place if areas fall while strides rise.
 
     Returns:
         Whether they were reversed.

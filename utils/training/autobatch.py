@@ -1,4 +1,4 @@
-"""The batch size that fits a GPU: memory is measured at small batches and extended along a line."""
+"""Find the batch size that fits a GPU, from memory measured at small batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT = 1024
 def choose_batch_size(
     model: nn.Module, imgsz: int, device: torch.device, amp: torch.dtype | None, fraction: float = FRACTION
 ) -> int:
-    """Return the batch size that takes about `fraction` of a CUDA device's free memory; elsewhere 16."""
+    """Return the batch size that fills a fraction of a GPU's free memory; elsewhere 16."""
     if device.type != "cuda":
         LOGGER.info("--batch-size -1 measures GPU memory; on %s it is %d", device.type, FALLBACK)
         return FALLBACK
@@ -37,9 +37,9 @@ def choose_batch_size(
 
 
 def fit_batch_size(sizes: list[int], used: list[float], budget: float) -> int:
-    """Return the batch size whose memory meets the budget, on a line through the measurements.
+    """Return the batch size that needs the budget, by a line through the measurements.
 
-    A batch size that did not fit is not exceeded. Where the line leads out of 1 to 1024, it is 16.
+    It is below the first batch size that did not fit. A result outside 1 to 1024 is replaced by 16.
 
     Args:
         sizes: batch sizes that were measured, the first of TRIED.
@@ -56,7 +56,7 @@ def fit_batch_size(sizes: list[int], used: list[float], budget: float) -> int:
     if len(sizes) < len(TRIED):
         batch = min(batch, sizes[-1])
     if not 1 <= batch <= LIMIT:
-        LOGGER.warning("the batch size found, %d, is not within 1 to %d; using %d", batch, LIMIT, FALLBACK)
+        LOGGER.warning("the batch size found, %d, is outside 1 to %d; using %d", batch, LIMIT, FALLBACK)
         return FALLBACK
     return batch
 

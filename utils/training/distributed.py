@@ -1,4 +1,4 @@
-"""Several processes that train one model, as torchrun starts them: joining, agreeing, and leaving."""
+"""Let several processes, which torchrun starts, train one model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.device import is_main, local_rank, world_size
@@ -18,14 +18,14 @@ from utils.errors import UserError
 
 _T = TypeVar("_T")
 
-TIMEOUT = timedelta(seconds=10_800)  # a first scan of a large data set on the main process takes its time
+TIMEOUT = timedelta(hours=3)  # the others wait while the main process scans a large data set
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the run's process group (NCCL on CUDA, else Gloo), and leave it at the end.
+    """Join the run's process group, and leave it at the end.
 
-    A process that trains alone has none.
+    The backend is NCCL on CUDA, else Gloo. A process that trains alone joins no group.
     """
     if world_size() == 1:
         yield
@@ -42,10 +42,10 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """Let the main process do something first; the others do it when it is done.
+    """Let the main process run the block first; the other processes run it afterwards.
 
-    So a data set is scanned and cached once. If the main process fails, its error ends it; the launcher then
-    ends the others, which wait here.
+    So a data set is scanned and cached once. If the main process fails, the launcher ends the others, which
+    wait here.
     """
     if world_size() > 1 and not is_main():
         dist.barrier()
@@ -64,17 +64,18 @@ def from_main(make: Callable[[], _T]) -> _T:
 
 
 def synchronise_norms(model: nn.Module) -> nn.Module:
-    """Replace BatchNorms by those over the images of all processes (`--sync-bn`); their state is kept.
+    """Replace each BatchNorm by one over the images of all processes; its state is kept.
 
     Raises:
-        UserError: a BatchNorm that computes something more, which PyTorch's SyncBatchNorm would leave out.
+        UserError: a BatchNorm subclass that computes more, which PyTorch's SyncBatchNorm would leave out.
     """
     kinds = {type(m): name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     own = {kind: name for kind, name in kinds.items() if not kind.__module__.startswith("torch.nn.")}
     if not own:
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if all(kind.__module__.startswith("timm.") for kind in own):
-        from timm.layers import convert_sync_batchnorm  # keeps the activation that timm's norms have inside
+        # It keeps the activation inside timm's norms.
+        from timm.layers.norm_act import convert_sync_batchnorm
 
         return convert_sync_batchnorm(model)
     kind, name = next(iter(own.items()))
@@ -86,7 +87,7 @@ def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
     if world_size() == 1:
         return None
     ids = [device.index if device.index is not None else local_rank()] if device.type == "cuda" else None
-    # Gradients are exchanged when every parameter has its own, so one that never gets any must be looked for.
+    # DDP expects a gradient of every parameter, unless it is told to look for idle ones.
     idle = bool(idle_parameters(model))
     return nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=idle)
 
@@ -94,15 +95,16 @@ def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:
 def idle_parameters(model: nn.Module) -> list[str]:
     """Return the names of the trainable parameters that no output depends on.
 
-    timm's HRNet has some, and a block of the user's own may. The model itself is not touched: a copy of it
-    sees two empty images of two strides.
+    timm's HRNet has some, and a user's own block may. The model itself does not change: a copy gets two
+    empty images whose sides are two strides.
     """
     copy = deepcopy(model).train()
     wanted = {name: p for name, p in copy.named_parameters() if p.requires_grad}
     if not wanted:
         return []
     device = next(copy.parameters()).device
-    side = 2 * int(model.stride.max())
+    stride: Tensor = model.stride  # type: ignore[assignment]  # DetectionModel's, which utils cannot import
+    side = 2 * int(stride.max())
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         total = sum(raw.float().sum() for raw in copy(torch.zeros(2, 3, side, side, device=device)))
         gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)

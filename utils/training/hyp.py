@@ -1,4 +1,4 @@
-"""Hyperparameters: reading and checking their files, and scaling the loss gains to model and images."""
+"""Read and check hyperparameters, and scale the loss gains to model and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOGGER = logging.getLogger("yolo.hyp")
 class Bounds:
     """Hold the range and the default of a hyperparameter.
 
-    The default is that of hyp.scratch-low.yaml; None: it is optional.
+    The default is the value of hyp.scratch-low.yaml, or None for an optional hyperparameter.
     """
 
     default: float | None
@@ -66,12 +66,12 @@ NOMINAL_BATCH = 64
 def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
     """Read and check a hyperparameter file, or a mapping from Python.
 
-    Args:
-        source: a path, a bare name from data/hyps, or the mapping.
+    A missing key takes the value of hyp.scratch-low.yaml, and one warning names all such keys. Two keys are
+    optional: `anchors` (anchors per layer; forces the anchor search) and `nominal_batch` (images per
+    optimizer step; by default 64, or fewer for a small data set).
 
-    Keys that are left out take the value of hyp.scratch-low.yaml, with one warning that names them. `anchors`
-    (anchors per layer, forces the anchor search) and `nominal_batch` (images per optimizer step; left
-    out, 64 or what fits the data set) are optional.
+    Args:
+        source: a path, the name of a file in data/hyps, or the mapping.
 
     Raises:
         UserError: an unknown key, or a value that is no number, not finite or out of its range.
@@ -95,8 +95,8 @@ def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
     return {key: hyp[key] for key in HYPERPARAMETERS if key in hyp}
 
 
-def _check(where: str, key: Any, value: Any) -> None:
-    """Check one entry against its bounds; each mistake is told in a sentence."""
+def _check(where: str, key: Any, value: Any) -> None:  # Any: what a YAML file may hold
+    """Check one entry against its bounds."""
     bounds = HYPERPARAMETERS.get(key)
     if bounds is None:
         close = difflib.get_close_matches(str(key), HYPERPARAMETERS, n=1)

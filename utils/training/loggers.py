@@ -1,4 +1,4 @@
-"""The records of a training run: results.csv, TensorBoard where it is installed, and the progress bar."""
+"""Record a training run: results.csv, TensorBoard and the progress bar."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils.training.trainer import BatchReport
 
 LOGGER = logging.getLogger("yolo.train")
 
-COLUMNS = (
+EPOCH_COLUMNS = (
     "epoch",
     "train/box_loss",
     "train/obj_loss",
@@ -38,13 +38,13 @@ WIDTH = 20
 class ResultsCsv:
     """Write results.csv: one row per epoch, columns right-aligned to 20 characters, 5 digits.
 
-    The whole file is written anew at each row, so that a full disk never leaves half a row. Metrics of an
-    epoch that was not validated are nan.
+    Each row rewrites the whole file, so that a full disk cannot leave half a row. Metrics of an epoch without
+    validation are nan.
 
     Args:
         path: the file.
-        keep_below: a resumed run keeps the rows of earlier epochs; a new one starts empty (0). Damaged rows
-            are left out with a warning, and the file that had them is kept beside it.
+        keep_below: first epoch of a resumed run, which keeps the rows before it; 0 starts an empty file.
+            Damaged rows are left out with a warning, and a copy of the damaged file is kept.
     """
 
     def __init__(self, path: Path, keep_below: int = 0) -> None:
@@ -57,17 +57,17 @@ class ResultsCsv:
             self.rows = [row for row in rows if row[0] < keep_below]
 
     def append(self, values: Sequence[float]) -> None:
-        """Add a row of values in the order of COLUMNS."""
-        if len(values) != len(COLUMNS):
-            raise ValueError(f"{len(values)} values for {len(COLUMNS)} columns")
+        """Add a row of values in the order of EPOCH_COLUMNS."""
+        if len(values) != len(EPOCH_COLUMNS):
+            raise ValueError(f"{len(values)} values for {len(EPOCH_COLUMNS)} columns")
         self.rows.append([float(value) for value in values])
-        lines = [",".join(f"{name:>{WIDTH}}" for name in COLUMNS)]
+        lines = [",".join(f"{name:>{WIDTH}}" for name in EPOCH_COLUMNS)]
         lines += [",".join(f"{value:>{WIDTH}.5g}" for value in row) for row in self.rows]
         atomic_text(self.path, "\n".join(lines) + "\n")
 
 
 def read_results(path: Path) -> list[list[float]]:
-    """Return the rows of a results.csv without those that are damaged; none if it is missing."""
+    """Return the undamaged rows of a results.csv; no rows if the file is missing."""
     rows, damaged = _parse(path)
     if damaged:
         LOGGER.warning("%s: %s; left out", path, _named(damaged))
@@ -75,7 +75,7 @@ def read_results(path: Path) -> list[list[float]]:
 
 
 def _parse(path: Path) -> tuple[list[list[float]], list[int]]:
-    """Return rows of numbers, and the numbers of the damaged lines; blank lines are neither."""
+    """Return the rows of numbers, and the line numbers of damaged rows."""
     rows: list[list[float]] = []
     damaged: list[int] = []
     if not path.is_file():
@@ -88,7 +88,7 @@ def _parse(path: Path) -> tuple[list[list[float]], list[int]]:
             row = [float(cell) for cell in line.split(",")]
         except ValueError:
             row = []
-        if len(row) == len(COLUMNS):
+        if len(row) == len(EPOCH_COLUMNS):
             rows.append(row)
         else:
             damaged.append(number)
@@ -102,22 +102,22 @@ def _keep_copy(path: Path, damaged: Sequence[int]) -> None:
         number += 1
     text = path.read_bytes()
     atomic_write(copy, lambda file: file.write(text))
-    LOGGER.warning("%s: %s; left out, and the file as it was kept as %s", path, _named(damaged), copy.name)
+    LOGGER.warning("%s: %s; left out, and a copy of the file kept as %s", path, _named(damaged), copy.name)
 
 
 def _named(damaged: Sequence[int]) -> str:
     """Return the words for damaged lines in a message."""
     more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-    return f"line {damaged[0]}{more} is no row of {len(COLUMNS)} numbers"
+    return f"line {damaged[0]}{more} is no row of {len(EPOCH_COLUMNS)} numbers"
 
 
 class TensorBoard:
     """Write the figures of each epoch as TensorBoard events, if tensorboard is installed."""
 
     def __init__(self, folder: Path, from_epoch: int = 0) -> None:
-        self.writer: Any = None
+        self.writer: Any = None  # Any: torch.utils.tensorboard is imported only when it is used
         if importlib.util.find_spec("tensorboard") is not None:
-            # Imported here: it takes a second, and most of the project's uses never want it.
+            # Imported here, because the import takes a second.
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(folder), purge_step=from_epoch or None)
@@ -127,7 +127,7 @@ class TensorBoard:
         if self.writer is None:
             return
         epoch = int(values[0])
-        for name, value in zip(COLUMNS[1:], values[1:]):
+        for name, value in zip(EPOCH_COLUMNS[1:], values[1:]):
             if value == value:  # nan: not validated this epoch
                 self.writer.add_scalar(name, value, epoch)
 
@@ -180,5 +180,5 @@ class EpochBar:
         self.bar.update()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """End the bar, and leave it on the screen."""
         self.bar.close()

@@ -1,7 +1,7 @@
-"""The detection loss: which cells are matched with which target, and what they should predict.
+"""Compute the detection loss.
 
-Every target is matched, on every layer at once, to the anchors whose shape it fits and to up to three cells
-around its centre; boxes are judged by CIoU, objectness and classes by binary cross-entropy.
+On each layer, a target is matched with the anchors whose shape it fits, in up to three cells around its
+centre. The box loss is 1 - CIoU; objectness and classes have binary cross-entropy.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(raw maps, targets) -> (loss, items), such as `DetectionLoss`."""
 
 
-class DetectLike(AnchoredLayer, Protocol):
-    """Describe what the loss reads of a Detect layer besides: anchors per layer, layers and classes."""
+class DetectLayer(AnchoredLayer, Protocol):
+    """Describe what the loss reads of a Detect layer.
+
+    Attributes:
+        na: anchors per layer.
+        nl: layers.
+        nc: classes.
+    """
 
     na: int
     nl: int
@@ -39,11 +45,16 @@ class DetectLike(AnchoredLayer, Protocol):
 
 @dataclass
 class Matches:
-    """Hold the K matched cells of all layers, ordered by layer, and what each should predict.
+    """Hold the K matched cells of all layers, and what each should predict.
 
-    `image`, `anchor`, `y` and `x` (K,) are the cells. `counts` says how many of the K rows belong to each
-    layer; `boxes` (K, 4) is the target relative to the cell, xywh in cells; `anchors` (K, 2) are widths and
-    heights in cells; `classes` (K,) are class numbers.
+    The rows are ordered by layer.
+
+    Attributes:
+        image, anchor, y, x: the cells (K,).
+        boxes: the targets relative to their cells (K, 4), xywh in cells.
+        anchors: widths and heights (K, 2) in cells.
+        classes: class numbers (K,).
+        counts: rows of each layer.
     """
 
     image: Tensor
@@ -60,7 +71,7 @@ class DetectionLoss:
     """Compute the box, objectness and class loss of YOLOv5-style raw maps.
 
     Args:
-        detect: the Detect layer; read at every call, so that anchors changed later are seen.
+        detect: the Detect layer; it is read at every call, so its anchors may change.
         hyp: gains `box`, `obj`, `cls` (already scaled to layers, classes and image size, see `scale_gains`),
             `obj_pw`, `cls_pw`, `anchor_t`, `fl_gamma`.
         label_smoothing: epsilon; class targets become 1 - eps/2 and eps/2.
@@ -79,7 +90,7 @@ class DetectionLoss:
     (0.0, 2.7726, 0.0)
     """
 
-    def __init__(self, detect: DetectLike, hyp: dict[str, Any], *, label_smoothing: float = 0.0) -> None:
+    def __init__(self, detect: DetectLayer, hyp: dict[str, float], *, label_smoothing: float = 0.0) -> None:
         self.detect = detect
         self.hyp = hyp
         self.positive = 1.0 - 0.5 * label_smoothing
@@ -110,8 +121,8 @@ class DetectionLoss:
             predicted = torch.cat((xy - 0.5, wh * wh * matches.anchors), 1)
             iou = complete_iou(predicted, matches.boxes)
             box = (1.0 - iou) @ share
-            # Two targets may claim one cell: scatter_ along one dimension is serial on a CPU, so the last one
-            # wins; on CUDA that is up to `utils.device.repeatable`.
+            # Two targets may claim one cell. On a CPU scatter_ along one dimension is serial, so the last one
+            # is kept; on CUDA it is so inside `utils.device.repeatable`.
             objectness.scatter_(0, _cell_numbers(matches, raws), iou.detach().clamp_(0))
             if self.detect.nc > 1:
                 cls = self._class_loss(rows[:, 5:], matches.classes) @ share
@@ -145,11 +156,12 @@ class DetectionLoss:
         return loss * alpha * (1.0 - right) ** gamma
 
     def _positive_weights(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Return positive weights for classes and objectness; None for 1 saves a pass over all cells."""
-        return tuple(
-            None if self.hyp[key] == 1.0 else torch.tensor(self.hyp[key], device=device)
-            for key in ("cls_pw", "obj_pw")
-        )
+        """Return the weights of positive classes and positive objectness; None for 1."""
+
+        def weight(key: str) -> Tensor | None:  # None saves a pass over all cells
+            return None if self.hyp[key] == 1.0 else torch.tensor(self.hyp[key], device=device)
+
+        return weight("cls_pw"), weight("obj_pw")
 
     def match(self, targets: Tensor, sizes: list[tuple[int, int]]) -> Matches:
         """Match each target with cells, on all layers in one pass.
@@ -211,13 +223,13 @@ def _cell_numbers(matches: Matches, raws: list[Tensor]) -> Tensor:
 class _PickCells(torch.autograd.Function):
     """Select all objectness logits (cells,) and the matched rows (K, 5 + nc), as float32.
 
-    Left to autograd, each of the two selections would fill a zero map of the raw map's size in backward, and
-    the pair be summed; here each layer gets one zero map, in the memory format its convolution works in. Rows
-    are added one after another (index_add_), so equal runs give equal bits on a CPU; on CUDA that is up to
-    `utils.device.repeatable`.
+    In autograd's backward each of the two selections fills a zero map of the raw map's size, and both are
+    summed. Here each layer gets one zero map, in the memory format of its convolution. index_add_ adds rows
+    one after another, so equal runs give equal bits on a CPU; on CUDA inside `utils.device.repeatable`.
     """
 
     @staticmethod
+    # Any: torch adds what it likes to a function's context.
     def forward(ctx: Any, matches: Matches, *raws: Tensor) -> tuple[Tensor, Tensor]:
         ctx.matches = matches
         ctx.layouts = [(raw.shape, raw.dtype, _is_channels_last(raw)) for raw in raws]
@@ -250,7 +262,7 @@ class _PickCells(torch.autograd.Function):
 
 
 def _is_channels_last(raw: Tensor) -> bool:
-    """Return whether a raw map (N, na, ny, nx, no) is a view of a channels_last convolution output."""
+    """Return whether a raw map is a view of a channels_last convolution output."""
     return raw.permute(0, 2, 3, 1, 4).is_contiguous()
 
 

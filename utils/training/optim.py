@@ -1,4 +1,4 @@
-"""How weights change: parameter groups, optimizer, schedule, average, early stopping, frozen rows."""
+"""Change weights: parameter groups, optimizer, schedule, average, early stopping, frozen rows."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ BACKBONE = "backbone"  # the section of a model's rows that may learn at a rate 
 
 
 def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Split parameters into biases, other weights (which alone decay) and norm weights.
+    """Split parameters into biases, other weights and norm weights.
 
-    Each parameter is in one group, once, also where several modules share it: one that is a bias or a norm's
-    weight anywhere does not decay.
+    Only the other weights decay. A parameter that several modules share is in one group, once; if it is a
+    bias or a norm's weight in any of them, it does not decay.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     >>> [len(group) for group in param_groups(model)]
@@ -42,15 +42,19 @@ def param_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
         for name, parameter in module.named_parameters(recurse=False):
             group = BIASES if name.endswith("bias") else NORMS if _normalises(module, parameter) else WEIGHTS
             found[parameter] = min(group, found.get(parameter, WEIGHTS), key=(BIASES, NORMS, WEIGHTS).index)
-    return tuple([p for p, group in found.items() if group == wanted] for wanted in (BIASES, WEIGHTS, NORMS))
+
+    def members(wanted: int) -> list[nn.Parameter]:
+        return [parameter for parameter, group in found.items() if group == wanted]
+
+    return members(BIASES), members(WEIGHTS), members(NORMS)
 
 
 def _normalises(module: nn.Module, parameter: nn.Parameter) -> bool:
     """Return whether a module's own parameter is a norm's weight.
 
-    Besides torch.nn's norms and their subclasses (timm's BatchNormAct2d, LayerNorm2d) those of other parents,
-    such as timm's RmsNorm, EvoNorm2dS0 and GlobalResponseNorm: they can be told by their names only, and by
-    one value a channel, which a normalised convolution's weight has not.
+    torch.nn's norms and their subclasses (timm's BatchNormAct2d, LayerNorm2d) are known by their type.
+    Others, such as timm's RmsNorm and EvoNorm2dS0, are known by "Norm" in their name and one value per
+    channel; the weight of a normalised convolution has more.
     """
     named = any("Norm" in kind.__name__ for kind in type(module).__mro__)
     return isinstance(module, _NORMS) or (named and parameter.ndim == 1)
@@ -68,8 +72,8 @@ def accumulation(batch_size: int, nominal_batch: float = NOMINAL_BATCH) -> int:
 def fitting_nominal_batch(images: int, batch_size: int) -> int:
     """Return the images per optimizer step: 64, or fewer for a small data set.
 
-    A net trained from scratch on some hundred images takes under 200 steps in 60 epochs when each sees 64 of
-    them, and the average (EMA) hardly moves. So an epoch has at least 10 steps, as far as it has batches.
+    With 64 images per step, a few hundred images give under 200 steps in 60 epochs, and the average (EMA)
+    hardly moves. So an epoch has at least 10 steps, if it has 10 batches.
 
     >>> fitting_nominal_batch(5000, 8), fitting_nominal_batch(200, 8)
     (64, 16)
@@ -99,15 +103,22 @@ def add_nominal_batch(hyp: dict[str, float], images: int, batch_size: int) -> di
 
 def backbone_rows(model: nn.Module) -> list[int]:
     """Return the numbers of a DetectionModel's backbone rows."""
-    return [row.index for row in model.rows if row.section == BACKBONE]
+    rows: Any = model.rows  # Any: utils cannot import DetectionModel, which declares them
+    return [row.index for row in rows if row.section == BACKBONE]
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """Return a DetectionModel's layers, one per row."""
+    return list(model.get_submodule("model").children())
 
 
 def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]]:
-    """Return the groups of `param_groups`; with a scale, those of the backbone follow those of the rest."""
+    """Return the groups of `param_groups`; with a scale, the backbone has three of its own."""
     groups = param_groups(model)
     if scale is None:
         return [{"params": group} for group in groups]
-    inside = {id(p) for number in backbone_rows(model) for p in model.model[number].parameters()}
+    layers = _layers(model)
+    inside = {id(p) for number in backbone_rows(model) for p in layers[number].parameters()}
     rest = [{"params": [p for p in group if id(p) not in inside]} for group in groups]
     own = [{"params": [p for p in group if id(p) in inside], "lr_scale": scale} for group in groups]
     return rest + own
@@ -118,9 +129,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum, Adam or AdamW over the groups of `param_groups`.
 
-    Weight decay is scaled to the images that a step really sees; `batch_size` counts those of all processes.
-    With `backbone_lr` the backbone's rows have three groups of their own, at that rate where the others have
-    lr0; schedule and warm-up keep the proportion.
+    Weight decay is scaled to the images that one step really uses.
+
+    Args:
+        name: one of OPTIMIZERS.
+        batch_size: images per batch over all processes.
+        backbone_lr: initial rate of the backbone's rows, whose groups follow the others; None for lr0.
+            Schedule and warm-up keep its ratio to lr0.
 
     Raises:
         UserError: an optimizer that is not offered.
@@ -143,20 +158,22 @@ def build_optimizer(
 
 
 def _fused(kind: type[torch.optim.Optimizer], device: str) -> dict[str, bool]:
-    """Ask for the optimizer's fused form, if torch has it for this device."""
+    """Return the argument for the optimizer's fused form, if torch has it for this device."""
     offered = "fused" in inspect.signature(kind).parameters and device in ("cpu", "cuda")
     return {"fused": True} if offered else {}
 
 
 @dataclass
 class LRSchedule:
-    """Set rates, momentum and accumulation of every iteration: warm-up, then linear or cosine decay.
+    """Set rates, momentum and accumulation of every iteration.
+
+    A warm-up is followed by a linear or cosine decay.
 
     Args:
         epochs: length of the whole schedule.
         batches: iterations per epoch.
         batch_size: images per iteration, over all processes.
-        warm_up: False for a run that goes on from a finished one.
+        warm_up: False for a run that continues a finished one.
     """
 
     hyp: dict[str, float]
@@ -181,7 +198,7 @@ class LRSchedule:
         return (1 - epoch / self.epochs) * (1 - lrf) + lrf
 
     def apply(self, optimizer: torch.optim.Optimizer, iteration: int, epoch: int) -> int:
-        """Set rates and momentum for an iteration of the run; return how many batches make a step."""
+        """Set rates and momentum for an iteration; return the batches per step."""
         target = self.hyp["lr0"] * self.factor(epoch)
         accumulate = accumulation(self.batch_size, self.hyp.get("nominal_batch", NOMINAL_BATCH))
         warmup = self.warmup_iterations
@@ -201,12 +218,12 @@ class LRSchedule:
 class ModelEMA:
     """Keep a running average of the model's float state, BatchNorm statistics and anchors included.
 
-    decay(n) = 0.9999 (1 - exp(-n / 2000)) after n updates: young averages follow the model closely.
+    decay(n) = 0.9999 (1 - exp(-n / 2000)) after n updates, so that a new average follows the model closely.
 
     Args:
-        model: what the average follows. It is already on its device, and is not a DDP wrapper.
+        model: the model that is averaged, on its device, without DDP wrapper.
         decay, tau: of the formula above, 0.9999 and 2000.
-        updates: n of an average that is continued.
+        updates: n at the start.
     """
 
     def __init__(
@@ -220,7 +237,7 @@ class ModelEMA:
         self.tau = tau
         self.updates = updates
         source = model.state_dict()
-        # A tensor that several modules share comes once, or it would be moved twice.
+        # A shared tensor is listed once, or each update would move it twice.
         unique = {key for key, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
         own = {k: v for k, v in self.model.state_dict().items() if k in unique and v.is_floating_point()}
         self._averages, self._values = list(own.values()), [source[key] for key in own]
@@ -239,7 +256,9 @@ class ModelEMA:
 
 
 class EarlyStopping:
-    """Tell when `patience` epochs have passed without a better fitness; an equal one is better.
+    """Tell when `patience` epochs have passed without a better fitness.
+
+    An equal fitness counts as better.
 
     Args:
         patience: epochs; 0 never stops.
@@ -274,40 +293,38 @@ class EarlyStopping:
 class FrozenLayers:
     """Freeze rows of a model: they get no gradients, and compute as in validation.
 
-    So their BatchNorm uses and keeps its old statistics (YOLOv5's keep moving, which ruins pretrained ones on
-    small batches) and nothing of them is dropped at random.
+    So their BatchNorm keeps its statistics, and they have no dropout. In YOLOv5 the statistics keep moving,
+    which ruins pretrained ones on small batches.
 
     Args:
         model: a DetectionModel; its rows are `model.model[i]`.
-        spec: what --freeze was given: one number n freezes the first n rows, several exactly those rows, and
-            'backbone' (alone or among row numbers) all rows of the backbone.
+        spec: the values of --freeze: one number n freezes the first n rows, several numbers exactly those
+            rows, and 'backbone' (alone or with row numbers) all rows of the backbone.
 
     Raises:
-        UserError: a row that the model does not have, or no row left to learn.
+        UserError: a row that the model does not have, or no row left to train.
     """
 
     def __init__(self, model: nn.Module, spec: list[int | str]) -> None:
-        rows = list(model.model)
-        strange = [n for n in spec if n != BACKBONE and not isinstance(n, int)]
-        if strange:
-            raise UserError(
-                f"--freeze {strange[0]}: is no row; give row numbers, or {BACKBONE} for all of its"
-            )
+        rows = _layers(model)
+        given = [n for n in spec if isinstance(n, int)]
+        flag = f"--freeze {' '.join(map(str, spec))}"
+        for word in spec:
+            if word != BACKBONE and not isinstance(word, int):
+                raise UserError(
+                    f"--freeze {word}: is no row; give row numbers, or {BACKBONE} for all of its rows"
+                )
         if BACKBONE in spec:
-            self.numbers = sorted({n for n in spec if n != BACKBONE} | set(backbone_rows(model)))
+            self.numbers = sorted({*given, *backbone_rows(model)})
         else:
-            self.numbers = list(range(spec[0])) if len(spec) == 1 else sorted(set(spec))
-        absent = [number for number in self.numbers if not 0 <= number < len(rows)]
-        negative = any(n != BACKBONE and n < 0 for n in spec)
-        if absent or negative:
+            self.numbers = list(range(given[0])) if len(given) == 1 else sorted(set(given))
+        if any(not 0 <= n < len(rows) for n in self.numbers) or any(n < 0 for n in given):
             raise UserError(
-                f"--freeze {' '.join(map(str, spec))}: the model's rows are 0 to {len(rows) - 1}; "
-                "give one number n for the first n rows, several row numbers, or backbone"
+                f"{flag}: the model's rows are 0 to {len(rows) - 1}; give one number n for the first n rows, "
+                f"several row numbers, or {BACKBONE}"
             )
         if len(self.numbers) == len(rows):
-            raise UserError(
-                f"--freeze {' '.join(map(str, spec))}: that leaves nothing to train; freeze fewer rows"
-            )
+            raise UserError(f"{flag}: that leaves nothing to train; freeze fewer rows")
         self.model = model
         self.modules = [rows[number] for number in self.numbers]
         self.output = rows[-1]
@@ -321,8 +338,8 @@ class FrozenLayers:
     def train_rest(self) -> None:
         """Put the model into training mode, and its frozen rows into evaluation mode.
 
-        The detector's own row stays in training mode: in the other it gives decoded boxes, no maps to learn
-        from.
+        The last row, Detect, is always in training mode: otherwise it returns decoded boxes, which the loss
+        cannot use.
         """
         self.model.train()
         for module in self.modules:

@@ -1,4 +1,4 @@
-"""Declare train.py's options, and those of them that say how a network is trained; read recipes."""
+"""Declare train.py's options, and read recipes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from utils.training.optim import BACKBONE, OPTIMIZERS
 
 MAX_SEED = 2**64 - 1  # what torch's generators take
 RECIPES = "data/recipes"
-FIRST_RECIPE = "digits"  # what train.py does when nobody says anything
-_EVOLVE = "hyperparameters are not searched here; give the file you found with --hyp"
-_TRACKERS = "runs are recorded in their folder and for TensorBoard, no service is told; leave it out"
-# What a recipe does not hold: files whose code runs, and what concerns one run on one machine.
+FIRST_RECIPE = "digits"  # what train.py uses without any option
+_EVOLVE = "hyperparameters are not searched here; give a file of your own with --hyp"
+_TRACKERS = "runs are recorded in their folder and for TensorBoard, not in a service; leave it out"
+# Not part of a recipe: files whose code runs, and what belongs to one run on one machine.
 _NOT_IN_RECIPES = frozenset({"plugins", "recipe", "resume", "local_rank"})
 
 
 def _row(value: str | int) -> int | str:
-    """A row's number, or the word for all rows of the backbone."""
+    """Return a row's number, or the word for all rows of the backbone."""
     if isinstance(value, str) and value != BACKBONE and not value.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"{value!r} is no row; give row numbers, or {BACKBONE} for all of its"
+            f"{value!r} is no row; give row numbers, or {BACKBONE} for all of its rows"
         )
     return BACKBONE if value == BACKBONE else int(value)
 
 
 @dataclass(frozen=True)
 class TrainingOptions(Options):
-    """The options that say how a network is trained, whatever the network: those compare.py passes on.
+    """Hold the options that say how any network is trained; compare.py has them too.
 
-    `recipe` names the file that `with_recipe` has laid below the other options.
+    `recipe` names the file whose options `with_recipe` has added.
     """
 
     recipe: str = option("", help=f"options from {RECIPES}/NAME.yaml or a file, below those given")
@@ -92,7 +92,7 @@ class TrainingOptions(Options):
                 f"--backbone-lr {self.backbone_lr:g}: must be above 0; --freeze backbone keeps it as it is"
             )
         if self.backbone_lr is not None and BACKBONE in self.freeze:
-            raise UserError("--freeze backbone leaves --backbone-lr nothing to do; use one")
+            raise UserError("--freeze backbone and --backbone-lr contradict each other; use one")
         if self.save_period < 1 and self.save_period != -1:
             raise UserError(f"--save-period {self.save_period}: must be at least 1, or -1 for none")
         if self.rect and self.image_weights:
@@ -143,8 +143,7 @@ class TrainOptions(TrainingOptions):
             )
         if world_size() > 1 and (self.batch_size < 1 or self.batch_size % world_size()):
             raise UserError(
-                f"--batch-size {self.batch_size}: is shared by {world_size()} processes; give a multiple of "
-                "that"
+                f"--batch-size {self.batch_size}: is shared by {world_size()} processes; give a multiple"
             )
 
 
@@ -154,19 +153,19 @@ def parse_opt(argv: Sequence[str] | None = None) -> TrainOptions:
 
 
 def given_options(argv: Sequence[str] | None = None) -> dict[str, object]:
-    """Return only what the command line says: a resumed run takes the rest from where it was interrupted."""
+    """Return only the options on the command line; a resumed run has its own others."""
     return given(TrainOptions, argv)
 
 
 def with_recipe(options: Mapping[str, object], kept: type[Options] = TrainOptions) -> dict[str, object]:
-    """Lay the options of the recipe that `options` names below them.
+    """Add the options of the recipe that `options` names; those given win.
 
     Args:
-        kept: the class whose options are taken from the recipe; others of train.py are left out.
+        kept: the class whose options are taken from the recipe; train.py's others are left out.
 
     Raises:
-        UserError: no such recipe, or an option in it that train.py does not have, is of another type or is
-            no part of recipes.
+        UserError: no such recipe, or it holds an option that train.py does not have, that has another type,
+            or that is not allowed in a recipe.
     """
     name = options.get("recipe")
     if not name:
@@ -180,7 +179,7 @@ def with_recipe(options: Mapping[str, object], kept: type[Options] = TrainOption
 
 
 def _find_recipe(name: str) -> Path:
-    """The file of a recipe: one of the bundled by its name, or a path."""
+    """Find the file of a recipe by a bundled recipe's name, or by its path."""
     if Path(name).suffix.lower() in (".yaml", ".yml"):
         return find_file(name, RECIPES)
     bundled = {path.stem.removeprefix("recipe."): path for path in sorted((ROOT / RECIPES).glob("*.yaml"))}

@@ -1,4 +1,4 @@
-"""The folder of a training run: its files, the checkpoints saved in it, and resuming from one of them."""
+"""Name the files of a training run, save its checkpoints, and resume from one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from utils.training.trainer import Trainer
 LOGGER = logging.getLogger("yolo.train")
 
 RUNS = ROOT / "runs" / "train"
-"""Where train.py saves its runs without --project, and where the newest file of a run is looked for."""
+"""train.py's default --project, where the newest file of a run is looked for."""
 
-# These options change how long and on what a run learns, not what it learns.
+# These options change how long and on which hardware a run learns, not what it learns.
 CHANGEABLE_ON_RESUME = frozenset(
     {"resume", "epochs", "device", "workers", "cache", "patience", "save_period"}
     | {"nosave", "noval", "noplots", "data", "local_rank", "plugins"}
@@ -45,7 +45,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, project: str | Path, name: str, exist_ok: bool = False) -> RunFolder:
-        """Create the folder of a new run, with a number after `name` where that is taken."""
+        """Create the folder of a new run; a number follows `name` if it is taken."""
         return cls(increment_dir(project, name, exist_ok))
 
     @classmethod
@@ -124,7 +124,7 @@ class RunState:
         meta: Mapping[str, Any],
         training: Mapping[str, Any] | None,
     ) -> RunState:
-        """Continue from a checkpoint's `meta` and `training`; the trainer has its own part already."""
+        """Continue from a checkpoint's `meta` and `training`, which the trainer has loaded already."""
         stopper = EarlyStopping(patience)
         if training is None:
             best = {"best_fitness": meta.get("best_fitness", 0.0), "best_epoch": first_epoch - 1}
@@ -135,7 +135,7 @@ class RunState:
         return cls(trainer, average, stopper, None if maps is None else maps.numpy())
 
     def state_dict(self, epochs: int) -> dict[str, Any]:
-        """Return what a resumed run needs, with `epochs` of them complete."""
+        """Return what a resumed run needs after `epochs` complete epochs."""
         maps = None if self.maps is None else torch.from_numpy(self.maps)
         return self.trainer.state_dict(epochs) | {"stopper": self.stopper.state_dict(), "maps": maps}
 
@@ -146,10 +146,10 @@ class CheckpointSaver:
     Args:
         folder: where the files are.
         write: `models.weights.checkpoint.save_checkpoint`, which utils cannot import.
-        facts: what each checkpoint says about the run: options, hyperparameters, seed, versions.
+        facts: metadata of every checkpoint: options, hyperparameters, seed, versions.
         save_period: also keep epochN.pt every so many epochs; -1 for none.
         only_last: save nothing before the last epoch (--nosave).
-        saved_epochs: epochs complete in last.pt; -1 if this run has not saved it.
+        saved_epochs: complete epochs in last.pt; -1 if this run has not saved it.
         best_saved: whether best.pt is this run's. With --exist-ok it may be another run's.
     """
 
@@ -169,7 +169,7 @@ class CheckpointSaver:
         self.saved_epochs, self.best_saved = saved_epochs, best_saved
 
     def save_epoch(self, state: RunState, epoch: int, score: float | None, *, is_last: bool) -> None:
-        """Save last.pt, best.pt when `epoch` is the best, and epochN.pt when its turn comes.
+        """Save last.pt; also best.pt or epochN.pt when `epoch` is the best or has its turn.
 
         Args:
             score: fitness of the epoch; None if it was not validated.
@@ -177,7 +177,7 @@ class CheckpointSaver:
         """
         if self.only_last and not is_last:
             return
-        # Before last.pt: a resumed run counts its epochs as done, so a missing best.pt would stay missing.
+        # Before last.pt: a resumed run takes its epochs as done, and would never save this best.pt.
         if score is not None and state.stopper.best_epoch == epoch:
             self._save(self.folder.best, state, epoch, resumable=False)
             self.best_saved = True
@@ -188,10 +188,10 @@ class CheckpointSaver:
             self._save(self.folder.epoch(epoch), state, epoch, resumable=True)
 
     def save_interrupted(self, state: RunState, epoch: int, before: Mapping[str, float]) -> None:
-        """Make sure that last.pt can be resumed after a stop in `epoch`, and log with which epoch.
+        """Make sure that last.pt can be resumed after a stop in `epoch`.
 
         Args:
-            before: state of the stopper before `epoch`, which gets its score when it is complete.
+            before: state of the stopper before `epoch`.
         """
         if self.saved_epochs == epoch + 1:
             how = "is complete and saved"
@@ -210,10 +210,10 @@ class CheckpointSaver:
         )
 
     def own_best(self) -> Path | None:
-        """Return best.pt if this run has saved it; a warning says that another run's is there."""
+        """Return best.pt if this run has saved it; warn if it is another run's."""
         best = self.folder.best
         if best.is_file() and not self.best_saved:
-            LOGGER.warning("%s: is another run's and stays; this run has saved no best epoch", best)
+            LOGGER.warning("%s: is another run's and is kept; this run has saved no best epoch", best)
         return best if self.best_saved and best.is_file() else None
 
     def _save(self, path: Path, state: RunState, epoch: int, *, resumable: bool) -> None:
@@ -272,7 +272,7 @@ class TrainedRun(NamedTuple):
 def newest_best() -> TrainedRun:
     """Find the run of the newest `best.pt` below runs/train.
 
-    It is what val.py, detect.py and export.py take when no --weights are given.
+    val.py, detect.py and export.py take it when no --weights are given.
 
     Raises:
         UserError: there is none.
@@ -291,11 +291,11 @@ def newest_best() -> TrainedRun:
 
 
 def with_newest_run(options: Mapping[str, object], *, data: bool) -> dict[str, object]:
-    """Lay the weights and the image size of the newest run below options that name no weights.
+    """Add the newest run's weights and image size to options that name no weights.
 
     Args:
-        options: what the user gives, by name; None, '' and [] are not given.
-        data: whether the run's dataset YAML is laid below them too.
+        options: the user's options by name; None, '' and [] count as not given.
+        data: whether the run's dataset YAML is added too.
 
     Raises:
         UserError: there is no run, or its dataset YAML is asked for and its opt.yaml does not name it.
@@ -323,14 +323,14 @@ def with_newest_run(options: Mapping[str, object], *, data: bool) -> dict[str, o
 
 
 def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) -> TrainOptions:
-    """Return the options of the interrupted run, replaced where the user gives them now.
+    """Return the options of the interrupted run with those that the user gives now.
 
     Args:
-        saved: what its opt.yaml says; options that an older version did not have take their defaults.
-        given: what the user gives beside --resume.
+        saved: the content of its opt.yaml; options that an older version did not have take their defaults.
+        given: the user's options beside --resume.
 
     Raises:
-        UserError: an option is given that would make it another run.
+        UserError: an option is given that may not change in a resumed run.
     """
     known = {name: spec.default for name, spec in specs(TrainOptions).items()}
     del known["hyp"]  # the checkpoint holds the hyperparameters
@@ -340,7 +340,7 @@ def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) ->
         if name not in CHANGEABLE_ON_RESUME and value != options.get(name):
             changeable = ", ".join(sorted(CHANGEABLE_ON_RESUME - {"resume", "local_rank"}))
             raise UserError(
-                f"--resume goes on with the run's own options, {name} = {options.get(name)!r} among them; "
+                f"--resume continues with the run's own options, and with {name} = {options.get(name)!r}; "
                 f"only {changeable} may be changed (start a new run instead)"
             )
     return from_keywords(TrainOptions, options | given, "opt.yaml: ")
@@ -350,22 +350,23 @@ def options_to_save(opt: TrainOptions, hyp: Mapping[str, float], batch_size: int
     """Return a run's options as plain values for opt.yaml and the checkpoints.
 
     Args:
-        opt: as the run was started with.
-        hyp: the hyperparameters, with what was fitted to the data set.
-        batch_size: images per batch that -1 has found.
+        opt: the options at the start of the run.
+        hyp: the hyperparameters, fitted to the data set.
+        batch_size: images per batch, a number where --batch-size is -1.
     """
     plugins = [str(Path(plugin).resolve()) for plugin in opt.plugins]
     return asdict(opt) | {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": plugins}
 
 
 def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:
-    """Check that the data set has the classes of the resumed run, `names`, in their order.
+    """Check that the data set has the classes of the resumed run, in their order.
 
     Args:
         path: the checkpoint, for the message.
+        names: the classes of the run.
 
     Raises:
-        UserError: it has others, or as many by other names.
+        UserError: the data set has other classes, or the same number with other names.
     """
     differ = class_difference(names, data, by_name=True)
     if not differ:
@@ -386,7 +387,7 @@ def resumed_epoch(
     Args:
         path, meta, training: of the checkpoint.
         epochs: length of the whole run.
-        told: whether `epochs` was given along with --resume.
+        told: whether `epochs` was given together with --resume.
 
     Raises:
         UserError: nothing is left to do.
@@ -396,7 +397,7 @@ def resumed_epoch(
     if training is None and not told and path.name != last.name:
         where = last if last.is_file() else "the run's last.pt"
         raise UserError(
-            f"--resume {path}: keeps the weights after epoch {done} but no state to go on from; "
+            f"--resume {path}: holds the weights after epoch {done} but no state to continue from; "
             f"resume {where}, or train on from these weights with --epochs of more than {done}"
         )
     if done >= epochs or (training is None and not told):
@@ -406,11 +407,11 @@ def resumed_epoch(
         )
     if training is None:
         LOGGER.warning(
-            "%s: a finished run keeps no optimizer state; going on with epoch %d/%d without warm-up",
+            "%s: a finished run keeps no optimizer state; continuing with epoch %d/%d without warm-up",
             path,
             done + 1,
             epochs,
         )
     else:
-        LOGGER.info("%s: going on with epoch %d/%d", path, done + 1, epochs)
+        LOGGER.info("%s: continuing with epoch %d/%d", path, done + 1, epochs)
     return done

@@ -1,4 +1,4 @@
-"""One epoch of training: forward, loss, backward, optimizer step, average; and the search for a bad layer."""
+"""Train one epoch; if the loss is not finite, find the first bad layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from utils.dataset.detection_dataset import Batch
 from utils.device import autocast
 from utils.errors import UserError
 from utils.training.loss import LossFunction
@@ -27,7 +28,7 @@ MAX_GRADIENT_NORM = 10.0
 
 @dataclass
 class BatchReport:
-    """Hold an epoch's mean losses (box, obj, cls) after a batch, and what was in it."""
+    """Hold an epoch's mean losses (box, obj, cls) so far, and the last batch's facts."""
 
     batch: int
     losses: tuple[float, float, float]
@@ -38,7 +39,7 @@ class BatchReport:
 
 @dataclass
 class EpochResult:
-    """Hold the mean losses (box, obj, cls) of an epoch, this process's images, and the seconds."""
+    """Hold an epoch's mean losses (box, obj, cls), this process's images, and seconds."""
 
     losses: tuple[float, float, float]
     images: int
@@ -60,8 +61,8 @@ class Trainer:
         world_size: processes that average their gradients; the loss is multiplied by it.
 
     Attributes:
-        scaler: keeps float16 gradients in range; off in any other precision.
-        parameters: all that the optimizer moves.
+        scaler: keeps float16 gradients in range; disabled in any other precision.
+        parameters: those of the optimizer.
         iteration: the batch being trained, counted over the whole run from 0; -1 before the first.
         last_step: the iteration of the last optimizer step.
     """
@@ -92,11 +93,11 @@ class Trainer:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def train_epoch(
-        self, loader: Iterable, epoch: int, on_batch: Callable[[BatchReport], None] | None = None
+        self, loader: Iterable[Batch], epoch: int, on_batch: Callable[[BatchReport], None] | None = None
     ) -> EpochResult:
         """Train one epoch.
 
-        Gradients that have not made a whole step at the end of the epoch stay for the next one.
+        Gradients of an incomplete step at the end of the epoch are kept for the next epoch.
 
         Raises:
             UserError: the loss or a gradient is not finite; the sentence names epoch, batch and layer.
@@ -124,7 +125,10 @@ class Trainer:
         return images.float().div_(255)
 
     def _resize(self, images: Tensor, epoch: int, batch: int) -> Tensor:
-        """With multi_scale, resize the batch to a size that (seed, epoch, batch) decides on all ranks."""
+        """Resize the batch at random with multi_scale.
+
+        The size depends on (seed, epoch, batch) only, so it is the same on all ranks.
+        """
         if not self.multi_scale:
             return images
         rng = np.random.default_rng((self.seed, epoch, batch))
@@ -152,7 +156,7 @@ class Trainer:
         return values
 
     def _update(self, epoch: int, batch: int) -> None:
-        """Make one optimizer step on clipped gradients, and then the average's."""
+        """Make one optimizer step on clipped gradients, and update the average."""
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
@@ -166,7 +170,7 @@ class Trainer:
             self.ema.update()
 
     def _went_bad(self, images: Tensor, epoch: int, batch: int) -> UserError:
-        """Return the error of a loss that is not finite; it names the first bad layer."""
+        """Return the error for a loss that is not finite, with the first bad layer."""
         with autocast(self.device, self.amp):
             place = first_bad_layer(self.model, images)
         return self._stop(epoch, batch, f"the loss is not finite; {place}")
@@ -182,8 +186,8 @@ class Trainer:
     def state_dict(self, epochs: int) -> dict[str, Any]:
         """Return all that a later process needs to continue after `epochs` complete epochs.
 
-        Gradients that wait for a step are part of it. Those of an epoch that was interrupted are not: its
-        batches come again, so it starts as after a step.
+        That includes the gradients of an incomplete step, unless an epoch was interrupted: that epoch is
+        trained again, and starts as after a step.
         """
         pending = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
         end = epochs * self.schedule.batches - 1
@@ -200,7 +204,7 @@ class Trainer:
         }
 
     def count_as_trained(self, epochs: int, updates: int) -> None:
-        """Continue a finished run, which kept its weights but no state, after `epochs` epochs.
+        """Continue a finished run, which has no saved state, after `epochs` epochs.
 
         Args:
             updates: steps of the average so far.
@@ -213,14 +217,14 @@ class Trainer:
         """Continue from `state_dict()`; `average` is the EMA model's state.
 
         Raises:
-            UserError: a state whose optimizer groups the parameters in another way.
+            UserError: the optimizer of the state has other groups of parameters.
         """
         batches = self.schedule.batches
         saved_batches = state.get("batches", batches)  # older checkpoints do not say
         if saved_batches != batches:
             LOGGER.warning(
-                "an epoch of this run had %d batches and has %d now: the images are not the same; "
-                "what follows is not what it would have been",
+                "an epoch of this run had %d batches and has %d now: the images have changed, "
+                "so the result differs from that of an uninterrupted run",
                 saved_batches,
                 batches,
             )
@@ -234,7 +238,7 @@ class Trainer:
                 "run cannot be resumed; start a new one with the checkpoint as --weights"
             )
         waiting = state["epochs"] * saved_batches - 1 - state["last_step"]  # batches since the last step
-        # Below 0: an older checkpoint of an epoch broken off, or of more batches an epoch than now.
+        # Below 0: an older checkpoint of an interrupted epoch, or of more batches per epoch than now.
         gradients = state["gradients"] if waiting >= 0 else {}
         self.last_step = state["epochs"] * batches - 1 - max(waiting, 0)
         self.model.load_state_dict(state["model"])
@@ -244,18 +248,18 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             gradient = gradients.get(name)
             if gradient is not None:
-                # Into the parameter's own memory format: a fused optimizer reads both side by side.
+                # In the parameter's own memory format, which a fused optimizer needs.
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
         if self.ema is not None and average is not None:
             self.ema.load(average, state["updates"])
 
 
 class ValidationLoss:
-    """Averages the loss over the batches of a validation; give it to `evaluate` as `on_batch`.
+    """Average the loss over the batches of a validation, as `on_batch` of `evaluate`.
 
     Args:
         loss: called with (raw maps in float32, targets) -> (loss, items).
-        raw_maps: returns the raw maps of the batch that the network has just seen.
+        raw_maps: returns the raw maps of the network's last batch.
         device: of the maps.
     """
 
@@ -278,7 +282,7 @@ class ValidationLoss:
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """Return a seed for torch's own generator (dropout and the like) that depends on these three alone.
+    """Return a seed for torch's generator, which dropout and the like use.
 
     >>> epoch_seed(0, 1) == epoch_seed(0, 1), epoch_seed(0, 1) == epoch_seed(0, 2)
     (True, False)
@@ -288,16 +292,16 @@ def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
 
 @torch.no_grad()
 def first_bad_layer(model: nn.Module, images: Tensor) -> str:
-    """Run the batch again, and name the first layer whose weights or output are not finite.
+    """Run the batch again, and name the first layer with values that are not finite.
 
-    No buffer changes, and no other process has to take part.
+    No buffer changes, and no other process takes part.
     """
     found: list[str] = []
     leaves = [(n, m) for n, m in model.named_modules() if n and not list(m.children())]
     bad_weights = {n for n, m in leaves if not all(_finite(value) for value in m.state_dict().values())}
 
     def look(name: str, module: nn.Module) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if found:
                 return
             if name in bad_weights:
@@ -330,8 +334,8 @@ def first_bad_layer(model: nn.Module, images: Tensor) -> str:
 def _alone(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm layers in training use the statistics of this batch, and store nothing.
 
-    A SyncBatchNorm would wait for the other processes, which do not run this. Without statistics
-    of its own, a BatchNorm in eval mode takes the batch's, and does not ask for theirs.
+    A SyncBatchNorm would wait for the other processes, which do not run this. In eval mode without stored
+    statistics it uses the batch's own, and waits for nobody.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     kept = [(norm.running_mean, norm.running_var) for norm in norms]
@@ -344,14 +348,14 @@ def _alone(model: nn.Module) -> Iterator[None]:
             norm.training, norm.running_mean, norm.running_var = True, mean, variance
 
 
-def _finite(value: Any) -> bool:
-    """Return whether all floats in a tensor, or in a list or tuple of them, are finite."""
+def _finite(value: object) -> bool:
+    """Return whether all floats of a tensor, or of a list of tensors, are finite."""
     if isinstance(value, Tensor):
         return not value.is_floating_point() or bool(torch.isfinite(value).all())
     return all(_finite(item) for item in value) if isinstance(value, list | tuple) else True
 
 
 def _bad_gradient(model: nn.Module) -> str:
-    """Return the parameter nearest to the loss whose gradient is not finite: backward meets it first."""
+    """Return the first parameter in backward's order whose gradient is not finite."""
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
     return bad[-1] if bad else "the whole model (its norm overflows)"

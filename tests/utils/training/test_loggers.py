@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.training.loggers import COLUMNS, EpochBar, ResultsCsv, TensorBoard, read_results
+from utils.training.loggers import EPOCH_COLUMNS, EpochBar, ResultsCsv, TensorBoard, read_results
 from utils.training.trainer import BatchReport
 
 
@@ -17,8 +17,8 @@ def test_columns_are_right_aligned_to_twenty_with_five_digits(tmp_path: Path) ->
     header, row = (tmp_path / "results.csv").read_text().splitlines()
     assert header.startswith("               epoch,      train/box_loss,")
     assert header.endswith(",               x/lr2") and len(header) == 14 * 20 + 13
-    assert [name.strip() for name in header.split(",")] == list(COLUMNS)
-    assert COLUMNS[6:8] == ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+    assert [name.strip() for name in header.split(",")] == list(EPOCH_COLUMNS)
+    assert EPOCH_COLUMNS[6:8] == ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
     assert all(len(cell) == 20 for cell in row.split(","))
     values = [cell.strip() for cell in row.split(",")]
     assert values[1:8] == ["0.12346", "2e-07", "0", "0.5", "1", "1.2346e+05", "nan"]
