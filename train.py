@@ -31,7 +31,7 @@ from models.yolo import DetectionModel
 from utils.cli import from_keywords, guard, setup_logging
 from utils.dataset.batch_sampler import image_weights
 from utils.dataset.config import DatasetConfig, load_dataset
-from utils.dataset.detection_dataset import Batch
+from utils.dataset.detection_dataset import Batch, BatchOptions
 from utils.dataset.image_set import ImageSet
 from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
@@ -314,34 +314,35 @@ def build_loaders(
     """Build the training loader and, on the main process, the validation loader."""
     workers = workers_beside(device, opt.workers)
     share = settings.batch_size // world_size()
-    common = {"stride": settings.stride, "single_cls": opt.single_cls, "seed": opt.seed}
-    train = build_loader(
-        data.train,
+    train_options = BatchOptions(
         settings.imgsz,
         share,
-        augment=True,
         hyp=settings.hyp,
         rect=opt.rect,
+        stride=settings.stride,
         cache=opt.cache if opt.cache != "val" else None,
+        seed=opt.seed,
+    )
+    train = build_loader(
+        data.train,
+        train_options,
         workers=workers,
         shuffle=not opt.rect,
         rank=rank(),
         world_size=world_size(),
-        **common,
     )
     if data.val is None:
         return Loaders(train, None)
-    val = build_loader(
-        data.val,
+    val_options = BatchOptions(
         settings.imgsz,
         share * 2,
         rect=True,
+        stride=settings.stride,
         pad=0.5,
         cache={"val": "ram"}.get(opt.cache, opt.cache) if not opt.noval else None,
-        workers=workers * 2,
-        **common,
+        seed=opt.seed,
     )
-    return Loaders(train, val)
+    return Loaders(train, build_loader(data.val, val_options, workers=workers * 2))
 
 
 def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, settings: RunSettings) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from utils.cli import Parser, guard
 from utils.dataset.config import load_dataset
+from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader
 from utils.device import describe
@@ -44,16 +45,13 @@ def main() -> None:
     """Load some epochs and print images/s of each and of the best."""
     opt = build_parser().parse_args()
     images = load_images(load_dataset(opt.data), "train")
-    loader = build_loader(
-        images,
+    options = BatchOptions(
         opt.imgsz,
         opt.batch_size,
-        augment=True,
         hyp=load_yaml(find_file(opt.hyp, "data/hyps")),
         cache=None if opt.cache == "no" else opt.cache,
-        workers=opt.workers,
-        shuffle=True,
     )
+    loader = build_loader(images, options, workers=opt.workers, shuffle=True)
     rates = []
     for epoch in range(opt.epochs + 1):
         loader.set_epoch(epoch)

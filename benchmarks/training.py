@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
 from utils.dataset.config import load_dataset
+from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import amp_dtype, autocast, describe, seeded, tune_allocator, versions
@@ -61,16 +62,8 @@ def build_parser() -> Parser:
 def make_loader(opt: argparse.Namespace, workers: int) -> Loader:
     """The training loader with images cached in memory."""
     images = load_images(load_dataset(opt.data), "train", require_labels=True)
-    return build_loader(
-        images,
-        opt.imgsz,
-        opt.batch_size,
-        augment=True,
-        hyp=load_hyp("hyp.scratch-low.yaml"),
-        cache="ram",
-        workers=workers,
-        shuffle=True,
-    )
+    options = BatchOptions(opt.imgsz, opt.batch_size, hyp=load_hyp("hyp.scratch-low.yaml"), cache="ram")
+    return build_loader(images, options, workers=workers, shuffle=True)
 
 
 def endless(loader: Loader) -> Iterator:

@@ -14,6 +14,7 @@ from models.backends import check_channels, load_backend
 from models.formats.base import Backend
 from models.formats.exporter import network_input
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
+from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
 from utils.evaluation.evaluate import evaluate
@@ -109,16 +110,16 @@ def measure(
     """
     rect = backend.rect_ok if rect is None else rect
     check_classes(backend.path, backend.names, config)
-    loader = build_loader(
-        load_images(config, "val"),
+    options = BatchOptions(
         max(size),
         batch,
         rect=rect,
-        pad=0.5 if rect else 0.0,
         stride=backend.stride,
+        pad=0.5 if rect else 0.0,
         frame=None if rect else size,
-        workers=workers_beside(backend.device, None),
     )
+    images = load_images(config, "val")
+    loader = build_loader(images, options, workers=workers_beside(backend.device, None))
     try:
         return evaluate(backend, loader, config.names).metrics
     finally:

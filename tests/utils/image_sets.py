@@ -1,4 +1,4 @@
-"""Small image sets on disk, packed without a dataset YAML."""
+"""Small image sets on disk, packed without a dataset YAML, and small data sets with one."""
 
 from __future__ import annotations
 
@@ -34,3 +34,29 @@ def write_images(folder: Path, sizes: Sequence[tuple[int, int]], *, polygons: bo
         status = FOUND if labels else EMPTY
         records.append(Record(status, width, height, rows, segments if polygons else [], []))
     return ImageSet(Packed.from_records(paths, records), ScanReport(total=len(paths)))
+
+
+def write_image(path: Path, size: tuple[int, int] = (40, 30)) -> None:
+    """A grey image of `size` (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((size[1], size[0], 3), 99, np.uint8))
+
+
+def make_dataset(root: Path, labels: Sequence[str | None], split: str = "train") -> Path:
+    """A data set with one image for each text of `labels`; None has no label file."""
+    for i, text in enumerate(labels):
+        write_image(root / "images" / split / f"{i}.png", (40 + i, 30))
+        if text is not None:
+            path = root / "labels" / split / f"{i}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return root
+
+
+def write_yaml(
+    root: Path, text: str = "train: images/train\nval: images/train\nnames: [a, b, c]\n", name: str = "d.yaml"
+) -> Path:
+    """The YAML of such a data set."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(text)
+    return root / name

@@ -1,8 +1,9 @@
-"""Augmentation: pure functions of images, labels and a generator, in the order the loader calls them.
+"""Augment images and their labels, by pure functions.
 
 Here an image is BGR uint8 (h, w, 3), labels are (k, 5) float32 rows `class, x1, y1, x2, y2` in pixels, and
 polygons are one (p, 2) float32 array of pixels for each label, empty where a label has none. No input is
-written to, and whatever is random comes from the `numpy.random.Generator` passed in.
+changed, and all randomness comes from the `numpy.random.Generator` that is passed in. The functions come in
+the order in which `DetectionDataset` calls them.
 """
 
 from __future__ import annotations
@@ -22,30 +23,37 @@ from utils.letterbox import LETTERBOX_GREY
 
 LOGGER = logging.getLogger("yolo.augmentations")
 
-MIN_SIDE = 2.0
-"""A warped box must keep more than this many pixels in width and in height."""
+MIN_BOX_SIDE = 2.0
+"""A warped box must be wider and higher than this many pixels."""
 MIN_AREA_BOX, MIN_AREA_POLYGON = 0.10, 0.01
-"""The share of its area that an object must keep; a polygon says better than a box what is left of it."""
+"""The share of its area that an object must keep; a polygon tells this share better than a box."""
 MAX_ASPECT = 100.0
 MAX_PASTE_OVERLAP = 0.30
 MIXUP_BETA = 32.0
 ALBUMENTATIONS_PROBABILITY = 0.01
 
 
-class Sample(NamedTuple):
-    """An image with its objects: labels (k, 5) in pixels and k polygons (see the module)."""
+class LabelledImage(NamedTuple):
+    """Hold an image with its labels (k, 5) in pixels and its k polygons."""
 
     image: np.ndarray
     labels: np.ndarray
     polygons: list[np.ndarray]
 
 
-def mosaic4(tiles: Sequence[Sample], size: int, rng: np.random.Generator) -> Sample:
-    """Four images around a random centre on a grey canvas of 2 size x 2 size (YOLOv4, section 3.3).
+def mosaic4(tiles: Sequence[LabelledImage], size: int, rng: np.random.Generator) -> LabelledImage:
+    """Put four images around a random centre on a grey canvas.
 
-    The centre is uniform in [size/2, 3 size/2] on each axis; the tiles, top left, top right, bottom left and
-    bottom right, touch it with a corner each and what reaches over the canvas is cut off.
-    `random_perspective` with `border=-size // 2` then takes the image of size x size out of it.
+    The canvas is 2 size x 2 size (YOLOv4, arXiv:2004.10934, section 3.3). The centre is uniform in
+    [size/2, 3 size/2] on each axis. The tiles (top left, top right, bottom left, bottom right) touch it with
+    one corner each, and are cut off at the edge of the canvas. `random_perspective` with `border=-size // 2`
+    then crops the image of size x size.
+
+    >>> white = np.full((64, 64, 3), 255, np.uint8)
+    >>> tile = LabelledImage(white, np.float32([[7, 0, 0, 64, 64]]), [np.zeros((0, 2))])
+    >>> canvas = mosaic4([tile] * 4, 64, np.random.default_rng(0))
+    >>> canvas.image.shape, canvas.labels.shape
+    ((128, 128, 3), (4, 5))
     """
     side = 2 * size
     canvas = np.full((side, side, 3), LETTERBOX_GREY[0], np.uint8)
@@ -64,18 +72,25 @@ def mosaic4(tiles: Sequence[Sample], size: int, rng: np.random.Generator) -> Sam
         polygons += [_shifted(p, left, top, side) for p in tile.polygons]
     rows = np.concatenate(labels)
     np.clip(rows[:, 1:], 0, side, out=rows[:, 1:])
-    return Sample(canvas, rows, polygons)
+    return LabelledImage(canvas, rows, polygons)
 
 
 def _shifted(polygon: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    return (polygon + np.float32((left, top))).clip(0, side) if len(polygon) else polygon
+    """Return a polygon moved by left and top, and clipped to the canvas."""
+    return (polygon + np.array((left, top), np.float32)).clip(0, side)
 
 
-def copy_paste(sample: Sample, probability: float, rng: np.random.Generator) -> Sample:
-    """Paste the mirror images of some objects back in (Simple Copy-Paste, arXiv:2012.07177).
+def copy_paste(sample: LabelledImage, probability: float, rng: np.random.Generator) -> LabelledImage:
+    """Paste the mirror images of some objects (Simple Copy-Paste, arXiv:2012.07177).
 
-    round(probability x k) objects are drawn; one is pasted at its mirrored place if it has a polygon and
-    covers less than 0.30 of every box that is there by then.
+    round(probability x k) objects are drawn. Each is pasted at its mirrored place if it has a polygon and
+    covers less than 0.30 of every box that the image has by then.
+
+    >>> image = np.zeros((60, 100, 3), np.uint8)
+    >>> triangle = np.float32([[10, 10], [30, 10], [10, 40]])
+    >>> sample = LabelledImage(image, np.float32([[7, 10, 10, 30, 40]]), [triangle])
+    >>> copy_paste(sample, 1.0, np.random.default_rng(0)).labels.tolist()
+    [[7.0, 10.0, 10.0, 30.0, 40.0], [7.0, 70.0, 10.0, 90.0, 40.0]]
     """
     count = len(sample.labels)
     chosen = rng.choice(count, round(probability * count), replace=False) if count else ()
@@ -92,19 +107,19 @@ def copy_paste(sample: Sample, probability: float, rng: np.random.Generator) -> 
             image = sample.image.copy()
         _paste_mirrored(image, sample.image, sample.polygons[j])
         labels = np.concatenate([labels, row[None]])
-        polygons.append(sample.polygons[j] * np.float32((-1, 1)) + np.float32((width, 0)))
-    return Sample(image, labels, polygons)
+        polygons.append(sample.polygons[j] * np.array((-1, 1), np.float32) + np.array((width, 0), np.float32))
+    return LabelledImage(image, labels, polygons)
 
 
 def _coverage(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The share of each of `boxes` (n, 4) that `box` (4,) covers -> (n,)."""
+    """Return the share (n,) of each of `boxes` (n, 4) that `box` (4,) covers."""
     low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     return np.prod(np.maximum(high - low, 0), axis=1) / np.maximum(area, 1e-7)
 
 
 def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) -> None:
-    """Write the pixels of `source` inside `polygon` to their mirrored place in `image`."""
+    """Copy the pixels of `source` inside `polygon` to their mirrored place in `image`."""
     height, width = source.shape[:2]
     corner = np.round(polygon).astype(np.int32)
     x1, y1 = np.clip(corner.min(0), 0, (width, height))
@@ -112,7 +127,7 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
     if x1 >= x2 or y1 >= y2:
         return
     mask = np.zeros((y2 - y1, x2 - x1), np.uint8)
-    cv2.fillPoly(mask, [corner - np.int32((x1, y1))], 1)
+    cv2.fillPoly(mask, [corner - np.array((x1, y1), np.int32)], (1,))
     here = mask[:, ::-1].astype(bool)
     target = image[y1:y2, width - x2 : width - x1]
     target[here] = source[y1:y2, x1:x2][:, ::-1][here]
@@ -121,11 +136,15 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
 def perspective_matrix(
     height: int, width: int, output: tuple[int, int], hyp: Mapping[str, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """A random homography (3, 3) from an image (height, width) to `output` (h, w), and the scale in it.
+    """Return a random homography (3, 3), and the scale in it.
 
-    M = T S R P C: the image's centre to the origin, perspective, rotation with scale, shear, and translation
-    to (0.5 +- translate) of the output. `hyp` gives degrees, translate, scale, shear (degrees) and
-    perspective.
+    It maps an image of (height, width) to `output` (h, w): M = T S R P C moves the image's centre to the
+    origin, applies perspective, rotation with scale and shear, and moves the result to (0.5 +- translate) of
+    the output. `hyp` gives degrees, translate, scale, shear (degrees) and perspective.
+
+    >>> matrix, scale = perspective_matrix(200, 200, (100, 100), {}, np.random.default_rng(0))
+    >>> matrix.tolist(), scale
+    ([[1.0, 0.0, -50.0], [0.0, 1.0, -50.0], [0.0, 0.0, 1.0]], 1.0)
     """
     centre = np.eye(3)
     centre[:2, 2] = -width / 2, -height / 2
@@ -143,13 +162,19 @@ def perspective_matrix(
 
 
 def random_perspective(
-    sample: Sample, hyp: Mapping[str, float], rng: np.random.Generator, *, border: int = 0
-) -> Sample:
-    """Warp an image and its objects by a random homography; the frame grows by `border` pixels on each side.
+    sample: LabelledImage, hyp: Mapping[str, float], rng: np.random.Generator, *, border: int = 0
+) -> LabelledImage:
+    """Warp an image and its objects by a random homography.
 
-    Boxes are the bounds of the warped corners or, where there is a polygon, of the warped polygon as far as
-    it lies in the frame, which for a rotation is much tighter. Objects of which too little is left are
-    dropped. The polygons are not carried further.
+    The image grows by `border` pixels on each side (shrinks, if negative). Boxes are the bounds of the warped
+    corners or, for an object with a polygon, of the visible part of the warped polygon, which after rotation
+    is much tighter. Objects that keep too little of their area are dropped (`box_candidates`). The result has
+    no polygons.
+
+    >>> tile = LabelledImage(np.zeros((80, 80, 3), np.uint8), np.float32([[7, 10, 30, 50, 50]]), [])
+    >>> cropped = random_perspective(tile, {}, np.random.default_rng(0), border=-20)
+    >>> cropped.image.shape, cropped.labels.tolist()
+    ((40, 40, 3), [[7.0, 0.0, 10.0, 30.0, 30.0]])
     """
     height, width = sample.image.shape[:2]
     out_h, out_w = height + 2 * border, width + 2 * border
@@ -162,7 +187,7 @@ def random_perspective(
             image = cv2.warpAffine(image, matrix[:2], (out_w, out_h), borderValue=LETTERBOX_GREY)
     count = len(sample.labels)
     if not count:
-        return Sample(image, sample.labels, [])
+        return LabelledImage(image, sample.labels, [])
     boxes = warp_boxes(sample.labels[:, 1:], matrix)
     np.clip(boxes, 0, (out_w, out_h, out_w, out_h), out=boxes)
     min_area = np.full(count, MIN_AREA_BOX)
@@ -172,26 +197,38 @@ def random_perspective(
             min_area[j] = MIN_AREA_POLYGON
     keep = box_candidates(sample.labels[:, 1:] * scale, boxes, min_area)
     labels = np.concatenate([sample.labels[keep, :1], boxes[keep]], axis=1, dtype=np.float32)
-    return Sample(image, labels, [])
+    return LabelledImage(image, labels, [])
 
 
 def warp_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points (p, 2) through a homography (3, 3) -> (p, 2) float64."""
+    """Return points (p, 2) mapped by a homography (3, 3), as (p, 2) float64.
+
+    >>> warp_points(np.array([[1.0, 2.0]]), np.diag([2.0, 2.0, 1.0])).tolist()
+    [[2.0, 4.0]]
+    """
     homogeneous = points @ matrix[:, :2].T + matrix[:, 2]
     return homogeneous[:, :2] / homogeneous[:, 2:]
 
 
 def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Bounds (k, 4) of the warped corners of boxes (k, 4)."""
+    """Return the bounds (k, 4) of the warped corners of boxes (k, 4).
+
+    >>> quarter_turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> warp_boxes(np.array([[1.0, 2.0, 3.0, 5.0]]), quarter_turn).tolist()
+    [[-5.0, 1.0, -2.0, 3.0]]
+    """
     corners = warp_points(boxes[:, [0, 1, 2, 3, 0, 3, 2, 1]].reshape(-1, 2), matrix).reshape(-1, 4, 2)
     return np.concatenate([corners.min(1), corners.max(1)], axis=1)
 
 
 def visible_bounds(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Bounds (4,) xyxy of the part of a polygon (p, 2) inside the frame; zeros if none of it is.
+    """Return the bounds (4,) xyxy of the part of a polygon (p, 2) inside the frame.
 
-    Exact, where points sampled along the outline would only come near: every edge is clipped to the frame
-    (Liang and Barsky, 1984), and the frame's own corners count where they lie inside the polygon.
+    They are zeros if no part is inside. Every edge is clipped to the frame (Liang and Barsky, 1984), and the
+    frame's own corners count where they are inside the polygon, so the bounds are exact.
+
+    >>> visible_bounds(np.array([[-10.0, 5.0], [10.0, 5.0], [10.0, 25.0]]), 20, 20).tolist()
+    [0.0, 5.0, 10.0, 20.0]
     """
     low, high = polygon.min(0), polygon.max(0)
     if low.min() >= 0 and high[0] <= width and high[1] <= height:
@@ -203,7 +240,7 @@ def visible_bounds(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
     moving = step != 0
     safe = np.where(moving, step, 1.0)
     first, second = -start / safe, (frame - start) / safe
-    outside = ~moving & ((start < 0) | (start > frame))  # parallel to a side of the frame, and beyond it
+    outside = ~moving & ((start < 0) | (start > frame))  # parallel to a side of the frame, and outside
     enter = np.where(moving, np.minimum(first, second), -np.inf).max(1).clip(0, None)
     leave = np.where(moving, np.maximum(first, second), np.inf).min(1).clip(None, 1)
     hit = (enter <= leave) & ~outside.any(1)
@@ -218,26 +255,51 @@ def visible_bounds(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def box_candidates(before: np.ndarray, after: np.ndarray, min_area: np.ndarray | float) -> np.ndarray:
-    """Which boxes (k, 4) are worth learning `after` a warp, compared with `before` at the same scale -> (k,).
+    """Return which boxes (k, 4) to keep `after` a warp, as (k,) bool.
 
-    Width and height above 2 px, more than `min_area` of the area left, and an aspect ratio under 100.
+    A kept box is wider and higher than 2 px, has more than `min_area` of its area `before` at the same scale,
+    and an aspect ratio under 100.
+
+    >>> before = np.array([[0.0, 0.0, 100.0, 100.0]] * 3)
+    >>> after = np.array([[0.0, 0.0, 100.0, 50.0], [0.0, 0.0, 100.0, 5.0], [0.0, 0.0, 1.0, 100.0]])
+    >>> box_candidates(before, after, 0.1).tolist()
+    [True, False, False]
     """
     w1, h1 = before[:, 2] - before[:, 0], before[:, 3] - before[:, 1]
     w2, h2 = after[:, 2] - after[:, 0], after[:, 3] - after[:, 1]
     aspect = np.maximum(w2 / (h2 + 1e-16), h2 / (w2 + 1e-16))
     share = w2 * h2 / (w1 * h1 + 1e-16)
-    return (w2 > MIN_SIDE) & (h2 > MIN_SIDE) & (share > min_area) & (aspect < MAX_ASPECT)
+    return (w2 > MIN_BOX_SIDE) & (h2 > MIN_BOX_SIDE) & (share > min_area) & (aspect < MAX_ASPECT)
 
 
-def mixup(first: Sample, second: Sample, rng: np.random.Generator) -> Sample:
-    """Blend two images of one size, ratio from Beta(32, 32), and take both labels (arXiv:1710.09412)."""
+def mixup(first: LabelledImage, second: LabelledImage, rng: np.random.Generator) -> LabelledImage:
+    """Blend two images of one size and take both labels (arXiv:1710.09412).
+
+    The ratio is from Beta(32, 32), so both images stay visible.
+
+    >>> black = LabelledImage(np.zeros((8, 8, 3), np.uint8), np.float32([[0, 1, 1, 5, 5]]), [])
+    >>> white = LabelledImage(np.full((8, 8, 3), 255, np.uint8), np.float32([[1, 2, 2, 6, 6]]), [])
+    >>> mixed = mixup(black, white, np.random.default_rng(0))
+    >>> bool(60 < mixed.image.mean() < 195), mixed.labels[:, 0].tolist()
+    (True, [0.0, 1.0])
+    """
     ratio = rng.beta(MIXUP_BETA, MIXUP_BETA)
     image = cv2.addWeighted(first.image, ratio, second.image, 1 - ratio, 0)
-    return Sample(image, np.concatenate([first.labels, second.labels]), [*first.polygons, *second.polygons])
+    return LabelledImage(
+        image, np.concatenate([first.labels, second.labels]), [*first.polygons, *second.polygons]
+    )
 
 
 def hsv(image: np.ndarray, gains: Sequence[float], rng: np.random.Generator) -> np.ndarray:
-    """Multiply hue (modulo 180), saturation and value by 1 + U(-1, 1) x their gain each."""
+    """Multiply hue, saturation and value by a random factor each.
+
+    The factor is 1 + U(-1, 1) x gain; hue is taken modulo 180, OpenCV's full circle.
+
+    >>> grey = np.full((1, 1, 3), 100, np.uint8)
+    >>> changed = hsv(grey, (0.0, 0.0, 0.5), np.random.default_rng(0))[0, 0]
+    >>> bool(50 <= changed[0] <= 150), bool((changed == changed[0]).all())
+    (True, True)
+    """
     if not any(gains):
         return image
     factors = 1 + rng.uniform(-1, 1, 3) * gains
@@ -250,25 +312,37 @@ def hsv(image: np.ndarray, gains: Sequence[float], rng: np.random.Generator) -> 
 
 
 def flipud(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upside down: image, and labels (k, 5) `class, xc, yc, w, h` normalised."""
+    """Flip an image and its labels (k, 5) `class, xc, yc, w, h` (normalised) upside down.
+
+    >>> flipud(np.zeros((4, 4, 3), np.uint8), np.array([[0, 0.5, 0.25, 0.1, 0.1]]))[1].tolist()
+    [[0.0, 0.5, 0.75, 0.1, 0.1]]
+    """
     labels = labels.copy()
     labels[:, 2] = 1 - labels[:, 2]
     return cv2.flip(image, 0), labels
 
 
 def fliplr(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirrored left to right: image, and labels (k, 5) `class, xc, yc, w, h` normalised."""
+    """Mirror an image and its labels (k, 5) `class, xc, yc, w, h` (normalised) left to right.
+
+    >>> fliplr(np.zeros((4, 4, 3), np.uint8), np.array([[0, 0.25, 0.5, 0.1, 0.1]]))[1].tolist()
+    [[0.0, 0.75, 0.5, 0.1, 0.1]]
+    """
     labels = labels.copy()
     labels[:, 1] = 1 - labels[:, 1]
     return cv2.flip(image, 1), labels
 
 
-def finish(
+def colour_and_flip(
     image: np.ndarray, labels: np.ndarray, hyp: Mapping[str, float], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The last stages, which leave the geometry alone but for mirroring: albumentations, HSV, flips.
+    """Apply the last stages: albumentations, HSV, flips.
 
-    `labels` are (k, 5) `class, xc, yc, w, h` normalised, before and after.
+    The labels are (k, 5) `class, xc, yc, w, h` normalised, before and after.
+
+    >>> image, labels = np.zeros((4, 4, 3), np.uint8), np.array([[0, 0.25, 0.5, 0.1, 0.1]])
+    >>> colour_and_flip(image, labels, {"fliplr": 1.0}, np.random.default_rng(0))[1].tolist()
+    [[0.0, 0.75, 0.5, 0.1, 0.1]]
     """
     image = albumentations_stage(image, rng)
     image = hsv(image, [hyp.get(key, 0.0) for key in ("hsv_h", "hsv_s", "hsv_v")], rng)
@@ -281,9 +355,12 @@ def finish(
 
 
 def albumentations_stage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blur, median blur, grey and CLAHE, probability 0.01 each, if albumentations is installed."""
-    # What is applied, and with which seed, is drawn here whether the package is there or not: its own
-    # generator would make a batch depend on its worker, and nothing else should change with the package.
+    """Apply blur, median blur, grey and CLAHE, probability 0.01 each.
+
+    Without the package albumentations the image stays as it is.
+    """
+    # Transforms and seed are drawn here, with or without the package. Its own generator would make a batch
+    # depend on the worker, and all later random numbers would depend on whether the package is installed.
     fired, seed = rng.random(4) < ALBUMENTATIONS_PROBABILITY, int(rng.integers(2**31))
     if not fired.any():
         return image
@@ -295,15 +372,18 @@ def albumentations_stage(image: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 @functools.cache
-def _albumentations() -> list[Any]:
-    """The four transforms of the albumentations package; none without it, or with one that takes no seed."""
+def _albumentations() -> list[Any]:  # the package is optional, so its types are not known
+    """Return the four transforms of the albumentations package.
+
+    None without the package, or where its version takes no seed.
+    """
     if importlib.util.find_spec("albumentations") is None:
         return []
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version
     try:
-        import albumentations
+        import albumentations  # type: ignore[import-not-found,unused-ignore]  # optional
     except ImportError as error:
-        LOGGER.warning("albumentations is installed but cannot be imported (%s) and is not used", error)
+        LOGGER.warning("albumentations is not used, because it cannot be imported (%s)", error)
         return []
     if not hasattr(albumentations.Compose, "set_random_seed"):
         version = albumentations.__version__

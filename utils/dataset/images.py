@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from utils.dataset.config import DatasetConfig, _read_list
-from utils.dataset.image_set import CORRUPT, ImageSet, Packed, ScanReport
+from utils.dataset.config import DatasetConfig
+from utils.dataset.image_set import CORRUPT, ImageSet
 from utils.dataset.labels import label_path
 from utils.dataset.verification import cache_path, log_report, scan
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES
+from utils.files import IMAGE_SUFFIXES, read_path_list
 
 LOGGER = logging.getLogger("yolo.datasets")
 
@@ -28,14 +27,17 @@ def load_images(
     use_cache: bool = True,
     require_labels: bool = False,
 ) -> ImageSet:
-    """List, verify and pack the images of a split.
+    """Return the verified images of a split, with their labels.
+
+    With `single_cls` every label of the result has class 0; the files are checked against the YAML's names
+    all the same.
 
     Args:
         config: from `load_dataset`.
         split: 'train', 'val' or 'test'.
         workers: processes for the verification, at most 8; None: as many as fit.
-        use_cache: take over what an earlier scan found for files that have not changed.
-        require_labels: no label at all is an error (training), not a warning.
+        use_cache: reuse what an earlier scan found for files that have not changed.
+        require_labels: raise when the split has no label at all (training); otherwise warn.
 
     Raises:
         UserError: no such split or folder, no usable image, a class beyond the names, no labels.
@@ -44,10 +46,10 @@ def load_images(
         known = ", ".join(config.splits)
         raise UserError(f"{config.path}: no '{split}' images (it has {known}); add a '{split}:' line to it")
     sources = config.splits[split]
-    images, notes = list_images(sources, config.root)
+    paths, notes = list_images(sources, config.root)
     cache = cache_path(sources[0], sources) if use_cache else None
     title = f"{config.path.name} {split}"
-    packed, report = scan(images, cache, workers=workers, title=title)
+    packed, report = scan(paths, cache, workers=workers, title=title)
     report.messages[:0] = notes
     log_report(report, title)
     usable = packed.take(np.flatnonzero(packed.status != CORRUPT)) if report.corrupt else packed
@@ -55,17 +57,19 @@ def load_images(
         raise UserError(
             f"{config.path}: none of the {report.total} {split} images is usable ({report.messages[0]})"
         )
-    _check_classes(config, usable)
-    if not len(usable.labels):
-        _no_labels(config, split, usable, report, require_labels)
+    images = ImageSet(usable, report)
+    _check_label_classes(images, config)
+    if not len(images.all_labels):
+        _report_no_labels(images, config, split, require_labels)
     if config.single_cls:
-        usable = replace(usable, labels=usable.labels.copy())
-        usable.labels[:, 0] = 0
-    return ImageSet(usable, report)
+        images.all_labels[:, 0] = 0
+    return images
 
 
 def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
-    """The images of folders and lists, sorted within a folder, each once, and notes on what was left out.
+    """Return the images of folders and lists, each once, and notes on what was left out.
+
+    Those of a folder are sorted; those of a list keep its order.
 
     Raises:
         UserError: a source is missing or holds no image.
@@ -78,8 +82,7 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
         elif source.is_file() and source.suffix.lower() in IMAGE_SUFFIXES:
             found = [str(source)]
         elif source.is_file():
-            found, more = _read_list(source, root)
-            notes += more
+            found = _read_list(source, root, notes)
         else:
             raise UserError(
                 f"{source}: no such folder or list of images; check the dataset YAML's path and splits"
@@ -95,8 +98,22 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
     return unique, notes
 
 
+def _read_list(source: Path, root: Path, notes: list[str]) -> list[str]:
+    """Return the images that a text file names, one a line, and note the lines that are left out."""
+    found: list[str] = []
+    for number, name, file in read_path_list(source, root):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(str(file))
+        else:
+            notes.append(f"{source}, line {number}: {name!r} has no image suffix; line ignored")
+    return found
+
+
 def _walk(folder: Path) -> list[str]:
-    """Images below a folder, links followed but none twice, hidden files left out."""
+    """Return the images below a folder, without hidden files.
+
+    Links are followed, but no folder is visited twice.
+    """
     found: list[str] = []
     visited: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -114,24 +131,30 @@ def _walk(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def _check_classes(config: DatasetConfig, packed: Packed) -> None:
-    """Refuse a class that the names do not have, naming file and line."""
-    classes, nc = packed.labels[:, 0], len(config.label_names)
+def _check_label_classes(images: ImageSet, config: DatasetConfig) -> None:
+    """Refuse labels whose class number has no name in the YAML.
+
+    Raises:
+        UserError: the first such label, with its file and line.
+    """
+    classes, nc = images.all_labels[:, 0], len(config.label_names)
     bad = np.flatnonzero(classes >= nc)
     if not len(bad):
         return
-    image = int(np.searchsorted(packed.offsets, bad[0], side="right")) - 1
-    images = ImageSet(packed, ScanReport())
+    image = int(np.searchsorted(images.offsets, bad[0], side="right")) - 1
     path, value = label_path(images.path(image)), int(classes[bad[0]])
     line = _line_of_class(path, value)
     raise UserError(
-        f"{path}, line {line}: class {value}, but {config.path} names {nc} classes, so 0 to {nc - 1} are "
-        f"allowed ({len(bad)} such labels); mend the labels or add the names"
+        f"{path}, line {line}: class {value}, but {config.path} names {nc} classes, so "
+        f"0 to {nc - 1} are allowed ({len(bad)} such labels); correct the labels or add the names"
     )
 
 
 def _line_of_class(path: str, value: int) -> int:
-    """The first line of a label file that has this class, 0 when the file has changed since."""
+    """Return the first line of a label file with this class.
+
+    It is 0 when the file has changed since it was verified.
+    """
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             with contextlib.suppress(ValueError, IndexError):
@@ -140,15 +163,13 @@ def _line_of_class(path: str, value: int) -> int:
     return 0
 
 
-def _no_labels(
-    config: DatasetConfig, split: str, packed: Packed, report: ScanReport, require_labels: bool
-) -> None:
-    """No box in the whole split: an error in training, a warning otherwise."""
-    first = ImageSet(packed, report).path(0)
+def _report_no_labels(images: ImageSet, config: DatasetConfig, split: str, required: bool) -> None:
+    """Raise or warn because a split has no label at all."""
+    first = images.path(0)
     text = (
-        f"{config.path}: no labels for any of the {len(packed)} {split} images; the labels of {first} are "
+        f"{config.path}: no labels for any of the {len(images)} {split} images; the labels of {first} are "
         f"expected in {label_path(first)}, as rows 'class xc yc w h'"
     )
-    if require_labels:
+    if required:
         raise UserError(text)
     LOGGER.warning("%s", text)

@@ -1,8 +1,8 @@
-"""Samples to batches: what is drawn, how it is augmented, and the workers that do it.
+"""Load batches, in this process or in workers.
 
-Every image's augmentation comes from a generator seeded with (seed, epoch, index), so the batches are the
-same with 0, 1 or 4 workers, after a resume, and whatever was decoded before. The sampler hands out (epoch,
-index), which is why workers persist over epochs without being told anything.
+The augmentation of an image comes from a generator seeded with (seed, epoch, index). Batches are therefore
+the same with 0, 1 or 4 workers, after a resume, and whatever was decoded before. The sampler hands out
+(epoch, index), so workers need not be told which epoch it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.dataset.batch_sampler import BatchSampler, Key
-from utils.dataset.detection_dataset import Batch, DetectionDataset, collate
+from utils.dataset.detection_dataset import Batch, BatchOptions, DetectionDataset, Item, collate
 from utils.dataset.image_set import ImageSet
 from utils.device import available_cpus, cores_are_scarce, tune_allocator
 from utils.errors import UserError
@@ -29,30 +29,30 @@ from utils.processes import start_worker
 LOGGER = logging.getLogger("yolo.dataloaders")
 
 WORKERS = 8
-"""Loader processes at most, where nothing else is asked for."""
+"""Most loader processes when `--workers` is not given."""
 
 
 @dataclass
 class _Made:
-    """What comes out of a worker: a batch, or the sentence the user has to read.
+    """Hold what a worker made: a batch, or the message of a UserError.
 
-    A UserError raised in a worker would reach the main process wrapped in a traceback, and torch turns tuples
-    into lists when it pins their memory: hence a class of our own.
+    A UserError raised in a worker would reach the main process inside a traceback, and torch turns tuples
+    into lists when it pins their memory, so neither can be sent as it is.
     """
 
     batch: Batch | None = None
     refusal: str = ""
 
     def pin_memory(self) -> _Made:
-        """Put the tensors where a GPU can fetch them; torch calls this."""
+        """Pin the tensors for the copy to a GPU; torch calls this."""
         if self.batch is not None:
-            images, targets, *rest = self.batch
-            self.batch = (images.pin_memory(), targets.pin_memory(), *rest)
+            images, targets, paths, placements = self.batch
+            self.batch = (images.pin_memory(), targets.pin_memory(), paths, placements)
         return self
 
 
-class _Batches(Dataset):
-    """What torch's DataLoader reads: a whole batch for a list of keys."""
+class _Batches(Dataset[Item]):
+    """Give torch's DataLoader a whole batch for a list of keys."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
@@ -67,19 +67,21 @@ class _Batches(Dataset):
             return _Made(refusal=str(error))
 
 
-def _as_is(made: _Made) -> _Made:
+def _as_is(made: Any) -> Any:  # torch types a collate function as one of lists
     return made
 
 
 def _start_worker(_: int) -> None:
-    """The same for a worker that also computes with torch."""
+    """Prepare a worker process that also computes with torch."""
     start_worker()
     torch.set_num_threads(1)
     tune_allocator()
 
 
 class Loader:
-    """Batches of a dataset, one epoch per iteration; see `build_loader`.
+    """Yield the batches of a dataset, one epoch per iteration.
+
+    `build_loader` makes it.
 
     Args:
         dataset: what to load.
@@ -98,10 +100,10 @@ class Loader:
     ) -> None:
         self.dataset, self.sampler, self.workers = dataset, sampler, workers
         self._start_method = start_method
-        self._torch: DataLoader | None = None
+        self._torch: DataLoader[_Made] | None = None
 
     def __len__(self) -> int:
-        """Batches per epoch (of this rank)."""
+        """Return the batches per epoch (of this rank)."""
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
@@ -109,14 +111,16 @@ class Loader:
         self.sampler.epoch = epoch
 
     def set_image_weights(self, weights: np.ndarray | None) -> None:
-        """Draw images with replacement by weights (n,) from the next iteration on; None: each image once.
+        """Draw images by weights (n,), with replacement, from the next iteration on.
+
+        None ends that: each image comes once.
 
         Raises:
             UserError: weights with rectangular batches, or not n finite weights >= 0 with some above 0.
         """
         if weights is not None and self.dataset.rect is not None:
             raise UserError(
-                "--image-weights with --rect: a rectangular batch has its fixed images; leave one out"
+                "--image-weights with --rect: a rectangular batch has fixed images; use one of the two"
             )
         self.sampler.set_weights(weights)
 
@@ -128,9 +132,7 @@ class Loader:
         """
         if self._torch is None:
             self._torch = self._start()
-        if self.dataset.population is not None:
-            drawn = self.sampler.drawn()
-            self.dataset.population.copy_(torch.from_numpy(drawn))
+        self.dataset.population.copy_(torch.from_numpy(self.sampler.drawn()))
         try:
             for made in self._torch:
                 if made.batch is None:
@@ -145,7 +147,8 @@ class Loader:
                 "memory or /dev/shm is full; run with fewer --workers, smaller --batch-size or no --cache ram"
             ) from None
 
-    def _start(self) -> DataLoader:
+    def _start(self) -> DataLoader[_Made]:
+        """Make torch's loader, which starts the workers."""
         options: dict[str, Any] = {}
         if self.workers:
             options = {
@@ -161,7 +164,7 @@ class Loader:
             collate_fn=_as_is,
             pin_memory=torch.cuda.is_available(),
             # Its own generator: torch would otherwise take a number from the global state at every epoch.
-            generator=torch.Generator().manual_seed(self.dataset.seed),
+            generator=torch.Generator().manual_seed(self.dataset.options.seed),
             **options,
         )
 
@@ -175,10 +178,11 @@ class Loader:
 
 
 def workers_beside(device: torch.device, asked: int | None) -> int:
-    """Loader processes: those asked for, else 8, but none beside a network that needs every core itself.
+    """Return how many loader processes to start beside a network on this device.
 
-    On a CPU of two cores a worker takes its time from one of the network's two threads, and the other waits:
-    taking turns was 8 % faster, images cached or not (yolov5n at 320 px; `benchmarks/training.py --workers`).
+    They are as many as asked for, else 8, but none where the network needs every core. On a CPU of two cores
+    a worker takes its time from one of the network's two threads, and the other thread waits: loading between
+    the steps was 8 % faster, images cached or not (yolov5n at 320 px; `benchmarks/training.py --workers`).
     """
     if asked is not None:
         return asked
@@ -186,17 +190,23 @@ def workers_beside(device: torch.device, asked: int | None) -> int:
 
 
 def prefetch(workers: int) -> int:
-    """Batches that each of `workers` makes ahead: four at least in all, two at least by each."""
+    """Return how many batches each of `workers` prepares ahead.
+
+    >>> prefetch(1), prefetch(2), prefetch(8)
+    (4, 2, 2)
+    """
     return max(2, math.ceil(4 / workers))
 
 
 def count_workers(asked: int, batch_size: int, batches: int, batch_bytes: int, world_size: int = 1) -> int:
-    """Workers worth starting: no more than the CPUs, the batch size, the batches and /dev/shm allow.
+    """Return how many workers are worth starting.
+
+    More than the CPUs, the batch size or the batches would only wait.
 
     Args:
         asked: `--workers`.
-        batch_bytes: size of one batch; batches reach the main process through /dev/shm, which is 64 MiB in an
-            ordinary container and kills a worker that oversteps it.
+        batch_bytes: size of one batch. Batches reach the main process through /dev/shm, which is 64 MiB in an
+            ordinary container; a worker that needs more is killed.
     """
     workers = min(asked, max(available_cpus() // world_size, 1), batch_size, batches)
     shared = Path("/dev/shm")  # noqa: S108 the system's own place for shared memory
@@ -219,59 +229,44 @@ def count_workers(asked: int, batch_size: int, batches: int, batch_bytes: int, w
 
 def build_loader(
     images: ImageSet,
-    imgsz: int,
-    batch_size: int,
+    options: BatchOptions,
     *,
-    augment: bool = False,
-    hyp: Mapping[str, float] | None = None,
-    rect: bool = False,
-    pad: float = 0.0,
-    stride: int = 32,
-    frame: tuple[int, int] | None = None,
-    cache: str | None = None,
-    single_cls: bool = False,
-    workers: int = 8,
-    seed: int = 0,
+    workers: int = WORKERS,
     shuffle: bool = False,
     rank: int = 0,
     world_size: int = 1,
-    image_weights: np.ndarray | None = None,
 ) -> Loader:
-    """A loader of `images`; see `DetectionDataset` for what is done to each.
+    """Build a loader of `images`.
 
     Args:
-        batch_size: images per batch of this process; the last batch may be smaller and is kept.
+        images: the verified images of a split.
+        options: how they become batches.
         workers: processes at most (see `count_workers`).
-        shuffle: a new order each epoch; with `rect` a new order of the batches.
-        rank, world_size: this process's share. With `augment` or `shuffle`, which is training, all ranks get
-            equally many batches, if need be by repeating some images; otherwise every image is loaded once,
-            by one rank.
-        image_weights: see `Loader.set_image_weights`.
+        shuffle: a new order each epoch; with rectangles a new order of the batches.
+        rank: number of this process, from 0.
+        world_size: processes in all. With augmentation or `shuffle`, which is training, all ranks get equally
+            many batches, if need be by repeating some images; otherwise every image is loaded once, by one
+            rank.
 
     Raises:
         UserError: no images, a negative seed, or an image that cannot be read while a cache is filled.
     """
     if not len(images):
         raise UserError("there is no usable image to load; check the paths in the dataset's YAML")
-    if seed < 0:
-        raise UserError(f"--seed {seed}: a seed cannot be negative; use 0 or more")
-    options = {"hyp": hyp, "augment": augment, "rect": rect, "stride": stride, "pad": pad, "frame": frame}
-    dataset = DetectionDataset(
-        images, imgsz, batch_size=batch_size, cache=cache, single_cls=single_cls, seed=seed, **options
-    )
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: a seed cannot be negative; use 0 or more")
+    dataset = DetectionDataset(images, options)
     sampler = BatchSampler(
         len(images),
-        batch_size,
-        seed=seed,
+        options.batch_size,
+        seed=options.seed,
         shuffle=shuffle,
         rank=rank,
         world_size=world_size,
-        even=augment or shuffle,
+        even=dataset.augment or shuffle,
         order=dataset.rect.order if dataset.rect else None,
     )
     pixels = int(dataset.rect.shapes.prod(1).max()) if dataset.rect else dataset.frame[0] * dataset.frame[1]
-    processes = count_workers(workers, batch_size, len(sampler), pixels * 3 * batch_size, world_size)
-    loader = Loader(dataset, sampler, workers=processes)
-    if image_weights is not None:
-        loader.set_image_weights(image_weights)
-    return loader
+    batch_bytes = pixels * 3 * options.batch_size
+    processes = count_workers(workers, options.batch_size, len(sampler), batch_bytes, world_size)
+    return Loader(dataset, sampler, workers=processes)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from utils.boxes import xywh2xyxy
 from utils.dataset.config import DatasetConfig
+from utils.dataset.detection_dataset import Batch
 from utils.detector import Detecting, Detector, Found
 from utils.evaluation.coco import CocoResult
 from utils.evaluation.curves import plot_confusion, plot_curves
@@ -27,8 +28,6 @@ LOGGER = logging.getLogger("yolo.val")
 
 PLOTTED_BATCHES = 3
 METRIC_NMS = NmsOptions(conf_thres=0.001, iou_thres=0.6, max_det=300)
-
-Batch = tuple[Tensor, Tensor, list[str], list[Placement]]
 
 
 @dataclass

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from utils.dataset.augmentations import (
-    Sample,
+    LabelledImage,
     albumentations_stage,
     box_candidates,
+    colour_and_flip,
     copy_paste,
-    finish,
     fliplr,
     flipud,
     hsv,
@@ -42,7 +42,7 @@ def scene(height, width, boxes, colours, polygons=False):
     for (x1, y1, x2, y2), colour in zip(boxes, colours):
         image[y1:y2, x1:x2] = colour
     labels = np.array([(i, *box) for i, box in enumerate(boxes)], np.float32).reshape(-1, 5)
-    return Sample(image, labels, [rectangle(b) if polygons else EMPTY for b in boxes])
+    return LabelledImage(image, labels, [rectangle(b) if polygons else EMPTY for b in boxes])
 
 
 def bounds_of(image, colour, tolerance=60):
@@ -75,7 +75,7 @@ def test_mosaic_puts_each_tile_with_its_boxes_at_the_centre():
 
 
 def test_mosaic_centre_is_uniform_over_the_middle_half():
-    tile = Sample(np.zeros((64, 64, 3), np.uint8), np.array([[0, 0, 0, 64, 64]], np.float32), [EMPTY])
+    tile = LabelledImage(np.zeros((64, 64, 3), np.uint8), np.array([[0, 0, 0, 64, 64]], np.float32), [EMPTY])
     centres = np.array([mosaic4([tile] * 4, 64, rng(i)).labels[0, 3:] for i in range(300)])
     assert centres.min() >= 32
     assert centres.max() <= 96
@@ -84,7 +84,7 @@ def test_mosaic_centre_is_uniform_over_the_middle_half():
 
 
 def test_mosaic_fills_what_no_tile_covers_with_grey():
-    tile = Sample(np.zeros((8, 8, 3), np.uint8), np.zeros((0, 5), np.float32), [])
+    tile = LabelledImage(np.zeros((8, 8, 3), np.uint8), np.zeros((0, 5), np.float32), [])
     canvas = mosaic4([tile] * 4, 64, rng(0)).image
     assert (canvas == 0).all(2).sum() == 16 * 16
     assert (canvas == GREY).all(2).sum() == 128 * 128 - 16 * 16
@@ -227,7 +227,7 @@ def test_copy_paste_takes_a_rounded_share_and_only_polygons():
     unchanged = copy_paste(plain, 1.0, rng(0))
     assert len(unchanged.labels) == 10
     assert unchanged.image is plain.image
-    nothing = Sample(plain.image, np.zeros((0, 5), np.float32), [])
+    nothing = LabelledImage(plain.image, np.zeros((0, 5), np.float32), [])
     assert len(copy_paste(nothing, 1.0, rng(0)).labels) == 0
 
 
@@ -236,7 +236,7 @@ def test_copy_paste_takes_the_shape_and_not_the_box():
     image = np.full((60, 120, 3), GREY, np.uint8)
     cv2.fillPoly(image, [triangle.astype(np.int32)], COLOURS[0])
     image[40:50, 40:50] = COLOURS[1]  # in the box of the triangle, outside of it
-    sample = Sample(image, np.array([(0, 10, 10, 50, 50)], np.float32), [triangle])
+    sample = LabelledImage(image, np.array([(0, 10, 10, 50, 50)], np.float32), [triangle])
     found = copy_paste(sample, 1.0, rng(0)).image
     assert (found[12, 105] == COLOURS[0]).all()
     assert (found[40:50, 70:80] == GREY).all()
@@ -295,7 +295,7 @@ def test_the_last_stages_follow_their_probabilities():
     image = np.zeros((8, 8, 3), np.uint8)
     image[0, 0] = 255
     labels = np.zeros((0, 5), np.float32)
-    turned = [finish(image, labels, {"fliplr": 0.5, "flipud": 0.25}, rng(i))[0] for i in range(400)]
+    turned = [colour_and_flip(image, labels, {"fliplr": 0.5, "flipud": 0.25}, rng(i))[0] for i in range(400)]
     right = np.mean([image[:, 7].any() for image in turned])
     down = np.mean([image[7].any() for image in turned])
     assert abs(right - 0.5) < 0.08
@@ -326,7 +326,7 @@ def test_the_same_generator_gives_the_same_sample_and_another_a_different_one():
     def run(key):
         generator = rng(key)
         warped = random_perspective(mosaic4([sample] * 4, 64, generator), hyp, generator, border=-32)
-        return finish(warped.image, warped.labels, hyp, generator)[0]
+        return colour_and_flip(warped.image, warped.labels, hyp, generator)[0]
 
     assert np.array_equal(run(1), run(1))
     assert not np.array_equal(run(1), run(2))

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from tests.utils.image_sets import write_images
-from utils.boxes import xywhn2xyxy
 from utils.dataset.batch_sampler import BatchSampler
-from utils.dataset.detection_dataset import DetectionDataset
+from utils.dataset.config import load_dataset
+from utils.dataset.detection_dataset import BatchOptions, DetectionDataset
+from utils.dataset.image_set import ImageSet, Packed, ScanReport
+from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, _Made, build_loader, count_workers, prefetch, workers_beside
 from utils.errors import UserError
-from utils.letterbox import scale_boxes
 
 # Four workers are the point of a test here, however few processors there are.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -71,7 +72,7 @@ def same(a, b):
 
 
 def training_loader(images, workers, start_method=None, cache=None, seed=5):
-    dataset = DetectionDataset(images, 64, batch_size=4, hyp=HYP, augment=True, cache=cache, seed=seed)
+    dataset = DetectionDataset(images, BatchOptions(64, 4, hyp=HYP, cache=cache, seed=seed))
     sampler = BatchSampler(len(images), 4, seed=seed, shuffle=True)
     return Loader(dataset, sampler, workers=workers, start_method=start_method)
 
@@ -124,77 +125,24 @@ def test_a_training_batch_is_what_the_contract_says(reference):
     assert reference[2][0].shape[0] == 2  # the last, partial batch
 
 
-@pytest.mark.parametrize("rect", [False, True])
-def test_validation_boxes_lie_on_their_pixels_and_go_back_to_the_native_ones(images, rect):
-    loader = build_loader(images, 96, 4, rect=rect, pad=0.5 if rect else 0.0, workers=0)
-    seen = []
-    for batch, targets, paths, shapes in loader:
-        height, width = batch.shape[2:]
-        for i, (path, (native, ratio_pad)) in enumerate(zip(paths, shapes)):
-            index = int(os.path.basename(path)[:3])
-            seen.append(index)
-            assert native == SIZES[index][::-1]
-            rows = targets[targets[:, 0] == i]
-            boxes = xywhn2xyxy(rows[:, 2:], width, height)
-            for x1, y1, x2, y2 in boxes.round().int().tolist():
-                inside = batch[i, :, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2]
-                assert inside.float().mean() > 220
-            back = scale_boxes((height, width), boxes, native, ratio_pad)
-            expected = xywhn2xyxy(torch.from_numpy(images.labels(index))[:, 1:], native[1], native[0])
-            torch.testing.assert_close(back, expected, atol=0.02, rtol=0)
-            assert rows[:, 1].tolist() == images.labels(index)[:, 0].tolist()
-    assert sorted(seen) == list(range(len(images)))
-
-
-def test_rectangles_save_pixels_and_hold_one_shape_a_batch(images):
-    loader = build_loader(images, 96, 2, rect=True, workers=0)
-    shapes = [tuple(batch.shape[2:]) for batch, *_ in loader]
-    assert shapes[0] == (64, 96)
-    assert shapes[-1] == (96, 64)
-    assert all(h % 32 == w % 32 == 0 for h, w in shapes)
-
-
-def test_images_are_rgb(tmp_path):
-    import cv2
-
-    images = write_images(tmp_path, [(64, 64)])
-    cv2.imwrite(images.path(0), np.full((64, 64, 3), (10, 20, 200), np.uint8))
-    (batch, *_), *_ = build_loader(images, 64, 1, workers=0)
-    assert batch[0, :, 30, 30].tolist() == pytest.approx([200, 20, 10], abs=3)
-
-
-def test_small_images_are_enlarged_to_the_long_side(images):
-    loader = build_loader(images, 128, len(SIZES), workers=0)
-    (batch, _, paths, shapes), *_ = loader
-    native, ((ratio_h, ratio_w), pad) = shapes[9]
-    assert paths[9].endswith("009.jpg")
-    assert native == (50, 50)
-    assert (ratio_h, ratio_w, pad) == (2.56, 2.56, (0, 0))
-    assert batch.shape == (10, 3, 128, 128)
-
-
-def test_single_class_and_no_augmentation_hyperparameters(images):
-    loader = build_loader(images, 64, 4, augment=True, single_cls=True, workers=0)
-    batches = list(loader)
-    assert {c for _, targets, *_ in batches for c in targets[:, 1].tolist()} == {0.0}
-    plain = list(build_loader(images, 64, 4, augment=True, hyp=dict.fromkeys(HYP, 0.0), workers=0))
-    assert torch.equal(batches[0][0], plain[0][0])
-    assert {c for _, targets, *_ in plain for c in targets[:, 1].tolist()} == {0.0, 1.0, 2.0}
-    assert images.all_labels[:, 0].max() == 2
-
-
-def test_mosaic_shows_four_images_and_rect_turns_it_off(images):
-    hyp = {"mosaic": 1.0}
-    targets = [len(b[1]) for b in build_loader(images, 64, 10, augment=True, hyp=hyp, workers=0)]
-    rect = [len(b[1]) for b in build_loader(images, 64, 10, augment=True, hyp=hyp, rect=True, workers=0)]
-    assert rect == [len(images.all_labels)]
-    assert targets[0] > 1.2 * rect[0]
+def test_a_single_class_reaches_the_batches(tmp_path):
+    write_images(tmp_path / "images", SIZES)
+    (tmp_path / "labels").mkdir()
+    for i in range(len(SIZES)):
+        (tmp_path / "labels" / f"{i:03d}.txt").write_text(f"{i % 3} .5 .5 .4 .4\n")
+    (tmp_path / "d.yaml").write_text("train: images\nnames: [a, b, c]\n")
+    classes = {}
+    for single_cls in (True, False):
+        images = load_images(load_dataset(tmp_path / "d.yaml", single_cls=single_cls), "train", workers=1)
+        loader = build_loader(images, BatchOptions(64, 4, hyp={}), workers=0)
+        classes[single_cls] = {c for _, targets, *_ in loader for c in targets[:, 1].tolist()}
+    assert classes == {True: {0.0}, False: {0.0, 1.0, 2.0}}
 
 
 def test_weights_reach_running_workers_and_the_tiles_of_mosaics(tmp_path):
     images = write_images(tmp_path, [(64, 64)] * 8)  # images 0 and 4 are empty, 3 and 7 have three boxes
     loader = Loader(
-        DetectionDataset(images, 64, batch_size=4, hyp={"mosaic": 1.0}, augment=True),
+        DetectionDataset(images, BatchOptions(64, 4, hyp={"mosaic": 1.0})),
         BatchSampler(8, 4, shuffle=True),
         workers=1,
     )
@@ -211,8 +159,9 @@ def test_weights_reach_running_workers_and_the_tiles_of_mosaics(tmp_path):
 
 
 def test_weights_and_rectangles_exclude_each_other(images):
+    loader = build_loader(images, BatchOptions(64, 4, rect=True), workers=0)
     with pytest.raises(UserError, match="--rect"):
-        build_loader(images, 64, 4, rect=True, image_weights=np.ones(len(images)), workers=0)
+        loader.set_image_weights(np.ones(len(images)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -223,7 +172,7 @@ def test_an_image_lost_after_its_verification_is_a_sentence(tmp_path, workers, d
         os.unlink(images.path(6))
     else:
         os.truncate(images.path(6), 400)
-    loader = build_loader(images, 64, 2, workers=workers)
+    loader = build_loader(images, BatchOptions(64, 2), workers=workers)
     with pytest.raises(UserError, match=r"006\.jpg: ") as caught:
         list(loader)
     assert "Traceback" not in str(caught.value)
@@ -326,9 +275,9 @@ def test_a_small_shared_memory_costs_workers_and_not_the_run(monkeypatch, caplog
 
 
 def test_what_cannot_be_loaded_is_refused(images):
-    from utils.dataset.image_set import ImageSet, Packed, ScanReport
-
     with pytest.raises(UserError, match="no usable image"):
-        build_loader(ImageSet(Packed.from_records([], []), ScanReport()), 64, 4)
+        build_loader(ImageSet(Packed.from_records([], []), ScanReport()), BatchOptions(64, 4))
     with pytest.raises(UserError, match="--seed -1"):
-        build_loader(images, 64, 4, seed=-1)
+        build_loader(images, BatchOptions(64, 4, seed=-1))
+    with pytest.raises(ValueError, match="exclude each other"):
+        BatchOptions(64, 4, rect=True, frame=(64, 96))

@@ -263,7 +263,7 @@ def test_only_what_does_not_change_the_learning_may_change() -> None:
 
 def make_config(names: list[str]) -> DatasetConfig:
     numbered = dict(enumerate(names))
-    return DatasetConfig(Path("d.yaml"), Path(), {}, numbered, len(names), numbered)
+    return DatasetConfig(Path("d.yaml"), Path(), {}, numbered)
 
 
 def test_the_data_must_have_the_classes_that_were_learnt() -> None:
