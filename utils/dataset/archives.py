@@ -1,4 +1,7 @@
-"""Data sets that come as archives: fetched, unpacked beside their folder, and moved into it when whole."""
+"""Fetch and unpack data sets that are archives.
+
+They are unpacked beside their folder and moved into it when complete.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from utils.downloads import ARCHIVE_SUFFIXES, fetch, file_name, merge, unpack
 from utils.errors import UserError
@@ -21,25 +23,25 @@ from utils.locks import exclusive
 LOGGER = logging.getLogger("yolo.archives")
 
 STAMP = ".archive.json"
-"""In the folder of an unpacked archive: which one it came from."""
+"""The file that says which archive an unpacked folder is from."""
 
 _LONGEST_NAME = 100  # of a file that an address names; with what is added it stays below every system's limit
 
 
 def fetch_archives(urls: Iterable[str], home: Path) -> None:
-    """Fetch archives and put what they hold into `home`, which need not exist.
+    """Fetch archives and put their files into `home`.
 
-    An archive that has a folder named as `home` is taken to hold the data set in that folder (as coco128.zip
-    does), and what lies beside it is left out; of any other the whole tree goes into `home`. Several
-    archives complete each other. What arrived stays in `<home>.part` after a failure, for the next run.
+    When an archive has a folder with the name of `home` (as coco128.zip does), only that folder is used;
+    otherwise the whole archive. Several archives are merged. After a failure the fetched files stay in
+    `<home>.part` for the next run.
 
     Raises:
-        UserError: an archive cannot be had or unpacked, or `home` has another file where one of the archives
-            belongs; `home` is untouched then.
+        UserError: an archive cannot be fetched or unpacked, or `home` already has a different file of the
+            same name; `home` is unchanged then.
     """
     work = home.with_name(f"{home.name}.part")
     tree = work / "tree"
-    # Two addresses may end in the same name, and a part that stayed must not be taken for another's.
+    # The digest keeps apart two addresses that end in the same name.
     archives = {
         url: work / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}_{file_name(url)[-_LONGEST_NAME:]}"
         for url in urls
@@ -66,7 +68,7 @@ def fetch_archives(urls: Iterable[str], home: Path) -> None:
 
 
 def _add(archive: Path, tree: Path, name: str, url: str) -> None:
-    """Unpack one archive and add its data set to the tree; a later archive's file counts."""
+    """Unpack one archive and add its data set to the tree, over the files of earlier ones."""
     unpacked = tree.with_name("unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
@@ -74,34 +76,34 @@ def _add(archive: Path, tree: Path, name: str, url: str) -> None:
         source = unpacked / name if (unpacked / name).is_dir() else unpacked
         beside = sorted(p.name for p in unpacked.iterdir() if p != source)
         if source != unpacked and beside:
-            LOGGER.warning("%s: left out what lies beside %s/: %s", url, name, ", ".join(beside[:5]))
+            LOGGER.warning("%s: left out what is beside %s/: %s", url, name, ", ".join(beside[:5]))
         merge(source, tree, url, replace=True)
     finally:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
 def _settle(tree: Path, home: Path, origin: str) -> None:
-    """Make the tree the data set's folder at once, or add it to the folder that is there."""
+    """Move the tree to the data set's folder, or merge it into an existing one."""
     if home.is_dir():
         merge(tree, home, origin)
     elif os.path.lexists(home):
-        raise UserError(f"{home}: is there already and is no folder; move it away and start again")
+        raise UserError(f"{home}: exists and is not a folder; move it away and start again")
     else:
         os.replace(tree, home)
 
 
 def open_archive(archive: Path) -> Path:
-    """The YAML of a zip or tar that is a data set, unpacked into a folder of the datasets folder.
+    """Unpack a zip or tar that is a data set, and return its YAML.
 
-    The folder is named as the archive, without its suffix. It is used again, with whatever the user changed
-    in it, as long as the archive is the one that it came from: the same file unchanged, or one of the same
-    bytes. Another archive of that name is unpacked beside it, into `name2`, `name3`, ...
+    It is unpacked into the datasets folder, into a folder with the archive's name without suffix. The folder
+    is used again, with the user's changes, as long as the archive is the same: an unchanged file, or one of
+    the same bytes. A different archive of that name is unpacked into `name2`, `name3`, ...
 
     Returns:
-        The YAML nearest to the folder, the first in the alphabet of several.
+        The YAML in the highest folder; of several the first in the alphabet.
 
     Raises:
-        UserError: no such file, no archive, or none with a YAML.
+        UserError: no such file, no archive, or no YAML in it.
     """
     if not archive.is_file():
         raise UserError(f"{archive}: no such archive; check the path")
@@ -118,7 +120,7 @@ def open_archive(archive: Path) -> Path:
 
 
 def _place(archive: Path, stem: str) -> tuple[Path, bool]:
-    """The folder of an archive, and whether it is unpacked there already."""
+    """Return the folder of an archive, and whether it is unpacked there already."""
     number = 1
     while True:
         folder = datasets_dir() / (stem if number == 1 else f"{stem}{number}")
@@ -130,38 +132,37 @@ def _place(archive: Path, stem: str) -> tuple[Path, bool]:
 
 
 def _came_from(folder: Path, archive: Path) -> bool:
-    """Whether this folder holds what this archive holds, or held when it was unpacked."""
+    """Return whether this folder was unpacked from this archive."""
     try:
         stamp = json.loads((folder / STAMP).read_bytes())
         known = {key: stamp[key] for key in ("path", "size", "time", "sha256")}
     except (OSError, ValueError, KeyError, TypeError):
-        return False  # made by the user, or by a version that left no word
-    found = _look(archive)
+        return False  # the user made it, or a version without stamps
+    found = _file_facts(archive)
     if found == {key: known[key] for key in found}:
         return True
-    return found["size"] == known["size"] and _digest(archive) == known["sha256"]
+    return bool(found["size"] == known["size"] and _digest(archive) == known["sha256"])
 
 
-def _look(archive: Path) -> dict[str, Any]:
+def _file_facts(archive: Path) -> dict[str, str | int]:
+    """Return the path, size and time of an archive."""
     stat = archive.stat()
     return {"path": os.path.abspath(archive), "size": stat.st_size, "time": stat.st_mtime_ns}
 
 
 def _digest(archive: Path) -> str:
-    digest = hashlib.sha256()
+    """Return the SHA-256 of an archive, in hexadecimal."""
     with archive.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack_whole(archive: Path, folder: Path) -> None:
-    """Unpack an archive and its stamp into a folder that does not exist, all or nothing."""
+    """Unpack an archive into a new folder, whole or not at all, and add its stamp."""
     temporary = Path(
         tempfile.mkdtemp(prefix=f".{folder.name[:_LONGEST_NAME]}.", suffix=".part", dir=folder.parent)
     )
     try:
-        stamp = _look(archive)  # before: a file that changes meanwhile is then another one
+        stamp = _file_facts(archive)  # first: an archive that changes during the work will not match
         tree = unpack(archive, temporary / "tree")
         _first_yaml(tree, archive)
         (tree / STAMP).write_text(json.dumps(stamp | {"sha256": _digest(archive)}), encoding="utf-8")
@@ -173,6 +174,7 @@ def _unpack_whole(archive: Path, folder: Path) -> None:
 
 
 def _first_yaml(folder: Path, archive: Path) -> Path:
+    """Return the YAML in the highest folder."""
     found = list(folder.rglob("*.yaml"))
     if not found:
         raise UserError(f"{archive}: no dataset YAML in it; unpack it and write one, as in data/coco128.yaml")
@@ -180,5 +182,6 @@ def _first_yaml(folder: Path, archive: Path) -> Path:
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
+    """Return the error of a folder that cannot be written."""
     reason = error.strerror or error
     return UserError(f"{folder}: cannot be written ({reason}); set YOLOV5_DATASETS_DIR to a writable folder")

@@ -1,4 +1,4 @@
-"""Which images make up which batch: their order, weights and rectangles, and the share of each process."""
+"""Choose the images of each batch: order, weights, rectangles, share of each process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ORDER_STREAM = 1
 
 
 class RectBatches(NamedTuple):
-    """Hold images sorted by aspect ratio in batches of one shape each.
+    """Hold images sorted by aspect ratio, in batches of one shape each.
 
     Attributes:
         order: (n,) image indices, those of batch b at b x batch_size and after.
@@ -37,10 +37,10 @@ class RectBatches(NamedTuple):
 
 
 def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pad: float) -> RectBatches:
-    """Sort images into batches of rectangles with as little padding as possible.
+    """Sort images into batches of rectangles with little padding.
 
-    A batch of landscapes only is as high as its squarest image asks for, one of portraits as wide, a mixed
-    one is square; sides are rounded up to `stride` after `pad` strides are added.
+    A batch of landscapes is as high as its squarest image needs, a batch of portraits as wide, and a mixed
+    batch is square. Sides are rounded up to `stride` after `pad` strides are added.
 
     Args:
         sizes: (n, 2) width and height of the images.
@@ -66,8 +66,10 @@ def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pa
     return RectBatches(order, shapes, batch_of)
 
 
-class BatchSampler(Sampler):
-    """Yield the keys of each batch of this rank, in an order that (seed, epoch) decides.
+class BatchSampler(Sampler[list[Key]]):
+    """Yield the keys of each batch of this rank.
+
+    The order depends on (seed, epoch) only.
 
     Args:
         count: images in all.
@@ -136,6 +138,7 @@ class BatchSampler(Sampler):
         return self._generator().choice(self.count, self.count, p=self._weights)
 
     def _generator(self) -> np.random.Generator:
+        """Return the generator of this epoch's order."""
         return np.random.default_rng(
             np.random.SeedSequence((self.seed, self.epoch), spawn_key=(_ORDER_STREAM,))
         )
@@ -149,7 +152,7 @@ class BatchSampler(Sampler):
 
     def __iter__(self) -> Iterator[list[Key]]:
         if self.order is not None:
-            yield from self._fixed_batches()
+            yield from self._fixed_batches(self.order)
             return
         indices = self.drawn()
         if self.shuffle and self._weights is None:
@@ -159,21 +162,27 @@ class BatchSampler(Sampler):
             stop = start + self.batch_size
             yield self._keys(indices[start:stop], repeats[start:stop])
 
-    def _fixed_batches(self) -> Iterator[list[Key]]:
+    def _fixed_batches(self, order: np.ndarray) -> Iterator[list[Key]]:
+        """Yield the batches of rectangles, whose images are fixed."""
         batches = np.arange(-(-self.count // self.batch_size))
         if self.shuffle:
             batches = self._generator().permutation(batches)
         for batch, repeat in zip(*self._mine(batches)):
-            images = self.order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            images = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield self._keys(images, np.full(len(images), repeat))
 
     def _keys(self, indices: np.ndarray, repeats: np.ndarray) -> list[Key]:
+        """Return the keys of images that came `repeats` times before in this epoch."""
         epoch = self.epoch
         return [(epoch, i, r) if r else (epoch, i) for i, r in zip(indices.tolist(), repeats.tolist())]
 
 
 def _occurrence(values: np.ndarray) -> np.ndarray:
-    """Count how often each value (n,) comes before its place: 4 7 4 4 -> 0 0 1 2."""
+    """Count how often each value (n,) comes before its place.
+
+    >>> _occurrence(np.array([4, 7, 4, 4])).tolist()
+    [0, 0, 1, 2]
+    """
     by_value = np.argsort(values, kind="stable")
     ordered = values[by_value]
     first = np.searchsorted(ordered, ordered)

@@ -1,8 +1,7 @@
-"""The packed image list: paths, sizes, boxes and polygons of a whole split in a dozen flat arrays.
+"""Hold the images of a split in a dozen flat arrays: paths, sizes, boxes, polygons.
 
-A million images cost a few hundred megabytes of plain memory and no Python object each, so that forked
-workers share the pages (no reference count is ever written) and spawned ones get them through shared
-memory.
+A million images take a few hundred megabytes of plain memory and no Python object each. Forked workers share
+the pages, because no reference count is ever written; spawned workers get them through shared memory.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 
 FOUND, MISSING, EMPTY, CORRUPT = range(4)
-"""What verification said of an image: labelled, without a label file, with an empty one, or dropped."""
+"""The result of verifying an image: labelled, no label file, an empty label file, or dropped."""
 
 
 class Record(NamedTuple):
-    """One verified image. Lives only while a split is scanned; it is packed at once."""
+    """Hold one verified image, until it is packed."""
 
     status: int
     width: int
@@ -28,12 +27,12 @@ class Record(NamedTuple):
     labels: np.ndarray  # (k, 5) float32: class, xc, yc, w, h normalised
     segments: list[np.ndarray]  # k polygons (p, 2) float32 normalised, or none at all
     messages: list[str]
-    passing: bool = False  # dropped for a fault of the system, not of the files: not to be remembered
+    passing: bool = False  # dropped for a fault of the system, not of the files: not cached
 
 
 @dataclass
 class ScanReport:
-    """Counts of a scan: `found + missing + empty + corrupt == total` images.
+    """Count the results of a scan: `found + missing + empty + corrupt == total` images.
 
     Attributes:
         found: images with at least one valid label row.
@@ -52,7 +51,11 @@ class ScanReport:
     messages: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """One line of counts for the log."""
+        """Return one line of counts for the log.
+
+        >>> ScanReport(found=2, missing=1, total=3).summary()
+        '3 images: 2 labelled, 1 background (1 without a label file, 0 with an empty one), 0 dropped'
+        """
         return (
             f"{self.total} images: {self.found} labelled, {self.missing + self.empty} background "
             f"({self.missing} without a label file, {self.empty} with an empty one), {self.corrupt} dropped"
@@ -60,25 +63,34 @@ class ScanReport:
 
 
 def pack_offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Start of each ragged row and the end of the last: (n,) lengths -> (n + 1,) int64."""
+    """Return the start of each ragged row and the end of the last, as (n + 1,) int64.
+
+    >>> pack_offsets([2, 0, 3]).tolist()
+    [0, 2, 2, 5]
+    """
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(np.asarray(lengths, np.int64), out=offsets[1:])
     return offsets
 
 
 def pack_strings(strings: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Strings -> (bytes blob uint8, offsets int64). Undecodable file names survive the way back."""
+    """Pack strings as (bytes uint8, offsets int64); undecodable file names are kept as they are."""
     encoded = [os.fsencode(s) for s in strings]
     return np.frombuffer(b"".join(encoded), np.uint8), pack_offsets([len(e) for e in encoded])
 
 
 def unpack_string(blob: np.ndarray, offsets: np.ndarray, index: int) -> str:
-    """The string at `index` of a packed list."""
+    """Return the string at `index` of a packed list."""
     return os.fsdecode(blob[offsets[index] : offsets[index + 1]].tobytes())
 
 
 def take_ragged(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `keep` (m,) of a ragged array (values, offsets) -> the same pair for those rows alone."""
+    """Return values and offsets of the rows `keep` (m,) of a ragged array.
+
+    >>> values, offsets = take_ragged(np.arange(5), np.array([0, 2, 2, 5]), np.array([2, 0]))
+    >>> values.tolist(), offsets.tolist()
+    ([2, 3, 4, 0, 1], [0, 3, 5])
+    """
     lengths = np.diff(offsets)[keep]
     taken = pack_offsets(lengths)
     source = np.arange(taken[-1]) + np.repeat(offsets[:-1][keep] - taken[:-1], lengths)
@@ -87,9 +99,9 @@ def take_ragged(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tu
 
 @dataclass
 class Packed:
-    """Flat arrays of n images with L labels; `status` (n,) is one of FOUND, MISSING, EMPTY, CORRUPT.
+    """Hold n images with L labels in flat arrays.
 
-    `points` (P, 2) and `point_offsets` (L + 1,) hold one polygon per label; without any polygon in the split
+    `status` (n,) is one of FOUND, MISSING, EMPTY, CORRUPT. `points` (P, 2) and `point_offsets` (L + 1,) hold one polygon per label; without any polygon in the split
     both are empty.
     """
 
@@ -133,7 +145,7 @@ class Packed:
         return len(self.status)
 
     def record(self, index: int) -> Record:
-        """The Record that image `index` was packed from."""
+        """Return the Record that image `index` was packed from."""
         start, stop = self.offsets[index], self.offsets[index + 1]
         text = unpack_string(self.messages, self.message_offsets, index)
         return Record(
@@ -146,7 +158,7 @@ class Packed:
         )
 
     def take(self, keep: np.ndarray) -> Packed:
-        """The images with indices `keep` (m,), in that order."""
+        """Return the images with indices `keep` (m,), in that order."""
         paths, path_offsets = take_ragged(self.paths, self.path_offsets, keep)
         messages, message_offsets = take_ragged(self.messages, self.message_offsets, keep)
         labels, offsets = take_ragged(self.labels, self.offsets, keep)
@@ -169,14 +181,14 @@ class Packed:
 
 
 def _segments(points: np.ndarray, offsets: np.ndarray, start: int, stop: int) -> list[np.ndarray]:
-    """Polygons of labels start..stop, or nothing when these labels have none."""
+    """Return the polygons of labels start..stop; empty when these labels have none."""
     if not len(offsets) or offsets[start] == offsets[stop]:
         return []
     return [points[offsets[j] : offsets[j + 1]] for j in range(start, stop)]
 
 
 class ImageSet:
-    """The usable images of one split, with their labels, in flat arrays.
+    """Hold the usable images of one split, with their labels.
 
     Attributes:
         sizes: (n, 2) int32, width and height in pixels after EXIF rotation.
@@ -198,32 +210,40 @@ class ImageSet:
         return len(self.sizes)
 
     def path(self, index: int) -> str:
-        """Path of image `index`."""
+        """Return the path of image `index`."""
         return unpack_string(self._paths, self._path_offsets, self._row(index))
 
     def labels(self, index: int) -> np.ndarray:
-        """Labels of image `index`: a view (k, 5) float32 of `all_labels`."""
+        """Return the labels of image `index`, a view (k, 5) float32 of `all_labels`."""
         index = self._row(index)
         return self.all_labels[self.offsets[index] : self.offsets[index + 1]]
 
     def segments(self, index: int) -> list[np.ndarray]:
-        """Polygons (p, 2) normalised, one for each label of image `index`; empty when it has none."""
+        """Return the polygons (p, 2) of image `index`, normalised, one for each label.
+
+        The list is empty when the image has none.
+        """
         index = self._row(index)
         return _segments(self._points, self._point_offsets, self.offsets[index], self.offsets[index + 1])
 
     def _row(self, index: int) -> int:
-        """Index counted from the front; numpy slices would take one past the end for an empty image."""
+        """Return an index counted from the front.
+
+        Raises:
+            IndexError: numpy slices would take one past the end for an empty image.
+        """
         row = index + len(self) if index < 0 else index
         if not 0 <= row < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         return row
 
-    def __getstate__(self) -> dict[str, Any]:
-        # torch's reducers hand a spawned worker a handle to shared memory where numpy's would send a copy;
-        # the tensors are kept, so that the second worker gets the same memory as the first.
+    def __getstate__(self) -> dict[str, Any]:  # tensors, and the report
+        # torch pickles a tensor as a handle to shared memory, where numpy would send a copy. The tensors are
+        # kept, so that the second worker gets the same memory as the first.
         if not self._shared:
             self._shared = {
-                k: torch.from_numpy(np.require(getattr(self, k), requirements="CW")) for k in self._ARRAYS
+                k: torch.from_numpy(np.require(getattr(self, k), requirements=["C", "W"]))
+                for k in self._ARRAYS
             }
         return {"arrays": self._shared, "report": self.report}
 
