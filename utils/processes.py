@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -27,7 +27,7 @@ def in_processes(
     doing: str,
     name: Callable[[Job], str],
     remedy: str,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield `work` of each `chunk` jobs, in order; two chunks per process are under way at any time.
 
     Close the generator (`contextlib.closing`) where it may be left early: that ends the processes at once.

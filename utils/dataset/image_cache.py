@@ -1,4 +1,7 @@
-"""Decoded images, kept nowhere, in one block of shared memory or on disk: the same pixels each way."""
+"""Read decoded images, with or without a cache in memory or on disk.
+
+The pixels are the same each way.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import sha256
 from multiprocessing.pool import ThreadPool
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -28,70 +31,85 @@ LOGGER = logging.getLogger("yolo.image_cache")
 
 CACHES = ("ram", "disk")
 MARGIN = 1.1
-"""How much more room than the estimate has to be free."""
+"""Factor on the estimated size; so much has to be free."""
 
 Read = tuple[np.ndarray, tuple[int, int]]
-"""An image at training scale, BGR uint8 (h, w, 3), not to be written to, and its native height and width."""
+"""An image at training scale, BGR uint8 (h, w, 3), read-only, and its native (height, width)."""
+
+
+Room = list[tuple[int, int | None]]
+"""For each place: the bytes that filling a cache adds to it, and those that are free (None: unknown)."""
 
 
 class ImageReader:
-    """Reads images at training scale, long side `imgsz` (see `resize_long_side`); keeps nothing."""
+    """Read images at training scale, and cache nothing.
+
+    The long side becomes `imgsz` (see `resize_long_side`).
+    """
 
     def __init__(self, images: ImageSet, imgsz: int, *, augment: bool) -> None:
         self.images, self.imgsz, self.augment = images, imgsz, augment
 
     def read(self, index: int) -> Read:
-        """Image `index` and its native (height, width).
+        """Return image `index` and its native (height, width).
 
         Raises:
             UserError: the file cannot be read any more.
         """
         image = load_image(self.images.path(index))
-        return resize_long_side(image, self.imgsz, augment=self.augment), image.shape[:2]
+        height, width = image.shape[:2]
+        return resize_long_side(image, self.imgsz, augment=self.augment), (height, width)
 
     def _expected(self, index: int) -> tuple[tuple[int, int, int], tuple[int, int]]:
-        """Shape at training scale and native (height, width), as the scan of the set found them."""
+        """Return the shape at training scale and the native (height, width), from the scan."""
         width, height = (int(v) for v in self.images.sizes[index])
         scaled = training_size(width, height, self.imgsz)
         return (scaled[1], scaled[0], 3), (height, width)
 
     def _bytes(self) -> np.ndarray:
-        """Size of each image at training scale, in bytes (n,) int64."""
+        """Return the size of each image at training scale, in bytes (n,) int64."""
         width, height = self.images.sizes.astype(np.int64).T
         long_side = np.maximum(width, height)
         return -(-width * self.imgsz // long_side) * -(-height * self.imgsz // long_side) * 3
 
 
 class RamReader(ImageReader):
-    """Decodes every image once, when it is filled, into one block of memory that all workers share."""
+    """Keep every image in one block of memory that all workers share.
+
+    `fill` decodes the images; what is not filled is read from its file.
+    """
 
     def __init__(self, images: ImageSet, imgsz: int, *, augment: bool) -> None:
         super().__init__(images, imgsz, augment=augment)
         self._offsets = np.zeros(len(images) + 1, np.int64)
         np.cumsum(self._bytes(), out=self._offsets[1:])
         self._cached = np.zeros(len(images), bool)
+        self._block = SharedBlock(0)
 
-    def room(self) -> list[tuple[int, int | None]]:
-        """Bytes that filling takes, and those that are free."""
+    def room(self) -> Room:
+        """Return the bytes that filling needs, and those that are free."""
         return [(int(self._offsets[-1]), free_memory())]
 
     def fill(self) -> None:
-        """Decode all images."""
+        """Decode all images into memory."""
         size = int(self._offsets[-1])
         self._block = SharedBlock(size)
         _in_parallel(self._store, len(self.images), f"Caching images ({size / 2**30:.2f} GiB RAM)")
 
     def _store(self, index: int) -> None:
+        """Decode image `index` into its place in the block."""
         image, native = super().read(index)
-        # A file that was changed since the scan does not fit its place: it is read anew each time instead.
+        # A file that changed after the scan does not fit into its place: it is read again each time.
         if (image.shape, native) == self._expected(index):
             self._view(index, image.shape)[...] = image
             self._cached[index] = True
 
     def _view(self, index: int, shape: tuple[int, int, int]) -> np.ndarray:
+        """Return the place of image `index` in the block, as an array of `shape`."""
         return self._block.array[self._offsets[index] : self._offsets[index + 1]].reshape(shape)
 
     def read(self, index: int) -> Read:
+        """Return image `index`, from memory if it is there."""
         if not self._cached[index]:
             return super().read(index)
         shape, native = self._expected(index)
@@ -101,10 +119,10 @@ class RamReader(ImageReader):
 
 
 class DiskReader(ImageReader):
-    """Keeps every image at training scale as a .npy file, named by the size and time of the image file.
+    """Keep every image at training scale as a .npy file.
 
-    Filling it writes those that are not there yet. They lie in a folder `.decoded` beside the images, or in
-    the user's cache folder where that is read-only.
+    Its name has the size and time of the image file. The files are in a folder `.decoded` beside the images,
+    or in the user's cache folder where that is read-only.
     """
 
     def __init__(self, images: ImageSet, imgsz: int, *, augment: bool) -> None:
@@ -112,8 +130,8 @@ class DiskReader(ImageReader):
         self._folders: dict[str, Path] = {}
         self._remove_stale()
 
-    def room(self) -> list[tuple[int, int]]:
-        """For each disk that the files lie on: bytes that filling adds to it, and those that are free.
+    def room(self) -> Room:
+        """Return for each disk the bytes that filling adds to it, and those that are free.
 
         Raises:
             UserError: an image is gone.
@@ -130,12 +148,12 @@ class DiskReader(ImageReader):
         return [(added[disk], shutil.disk_usage(place).free) for disk, place in places.items()]
 
     def fill(self) -> None:
-        """Write the files that are not there yet."""
+        """Write the files that are missing."""
         title = f"Caching images ({self._bytes().sum() / 2**30:.2f} GiB disk)"
         _in_parallel(self._store, len(self.images), title)
 
     def file(self, index: int) -> Path:
-        """The cache file of image `index` as it is now.
+        """Return the cache file of image `index` as the image is now.
 
         Raises:
             UserError: the image is gone.
@@ -144,13 +162,13 @@ class DiskReader(ImageReader):
         return folder / f"{stem}.{key}.npy"
 
     def _name(self, index: int) -> tuple[Path, str, str]:
-        """Folder, the lasting part of the cache file's name, and the part that says what it was made from."""
+        """Return folder, stem and key of a cache file; the key changes with the image file."""
         path = self.images.path(index)
         try:
             status = os.stat(path)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be read ({error.strerror}); put the image back or take it off the list"
+                f"{path}: cannot be read ({error.strerror}); put the image back or remove it from the list"
             ) from None
         parent, name = os.path.split(os.path.abspath(path))
         folder = self._folders.get(parent)
@@ -160,7 +178,10 @@ class DiskReader(ImageReader):
         return folder, stem, f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
     def _remove_stale(self) -> None:
-        """Delete what was made from files that have changed since; entries of other images and sizes stay."""
+        """Delete the cache files of images that have changed.
+
+        Those of other images and sizes stay.
+        """
         keys: dict[Path, dict[str, str]] = {}
         for index in range(len(self.images)):
             folder, stem, key = self._name(index)
@@ -172,15 +193,17 @@ class DiskReader(ImageReader):
                     file.unlink(missing_ok=True)
 
     def _store(self, index: int) -> None:
+        """Write the cache file of image `index` if it is missing."""
         file = self.file(index)
         if not file.is_file():
             image, _ = super().read(index)
             atomic_write(file, lambda stream: np.save(stream, image, allow_pickle=False))
 
     def read(self, index: int) -> Read:
+        """Return image `index`, from its cache file if that is there and whole."""
         shape, native = self._expected(index)
         try:
-            image = np.load(self.file(index), allow_pickle=False)
+            image: np.ndarray = np.load(self.file(index), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return super().read(index)
         if image.shape != shape or image.dtype != np.uint8:
@@ -189,9 +212,9 @@ class DiskReader(ImageReader):
 
 
 def open_reader(images: ImageSet, imgsz: int, *, augment: bool, cache: str | None = None) -> ImageReader:
-    """A reader of `images` at training scale, filled at once when `cache` is 'ram' or 'disk'.
+    """Return a reader of `images` at training scale, filled when `cache` is 'ram' or 'disk'.
 
-    When 1.1 times the estimate of what is not cached yet is not free, it says so and caches nothing.
+    When less than 1.1 times the estimated size is free, it warns and caches nothing.
 
     Raises:
         UserError: an unknown cache, or an image that cannot be read.
@@ -207,8 +230,7 @@ def open_reader(images: ImageSet, imgsz: int, *, augment: bool, cache: str | Non
     for need, free in reader.room():
         if free is not None and MARGIN * need > free:
             LOGGER.warning(
-                "--cache %s needs %.1f GiB and %.1f GiB are free: images are not cached, the run goes on "
-                "without",
+                "--cache %s needs %.1f GiB and %.1f GiB are free: images are not cached",
                 cache,
                 MARGIN * need / 2**30,
                 free / 2**30,
@@ -219,15 +241,18 @@ def open_reader(images: ImageSet, imgsz: int, *, augment: bool, cache: str | Non
 
 
 def _in_parallel(task: Callable[[int], None], count: int, title: str) -> None:
-    """Run `task` on 0..count-1 in threads (decoding releases the interpreter), with a progress bar."""
+    """Run `task` on 0..count-1 in threads, with a progress bar.
+
+    Decoding releases Python's lock.
+    """
     with single_threaded_opencv(), ThreadPool(available_cpus()) as pool:
-        done: Iterable[Any] = pool.imap_unordered(task, range(count), chunksize=8)
+        done = pool.imap_unordered(task, range(count), chunksize=8)
         for _ in tqdm(done, title, total=count, unit="img", disable=not is_main(), leave=False):
             pass
 
 
 def _cache_folder(parent: str) -> Path:
-    """Where cache files for the images in `parent` go."""
+    """Return the folder of the cache files for the images in `parent`."""
     if os.access(parent, os.W_OK):
         return Path(parent) / ".decoded"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -235,17 +260,17 @@ def _cache_folder(parent: str) -> Path:
 
 
 def _existing(folder: Path) -> Path:
-    """The nearest folder above that is there."""
+    """Return the nearest folder above that exists."""
     while not folder.is_dir():
         folder = folder.parent
     return folder
 
 
 class SharedBlock:
-    """Memory of `size` bytes, shared with forked workers as it is and with spawned ones by handing it over.
+    """Hold `size` bytes of memory that forked and spawned workers share.
 
-    On Linux an anonymous file in memory, which is not held to the often tiny /dev/shm of a container;
-    elsewhere a temporary file, which the system keeps in memory as long as there is room.
+    On Linux it is an anonymous file in memory, because /dev/shm is often tiny in a container. Elsewhere it is
+    a temporary file, which the system keeps in memory as long as there is room.
 
     Attributes:
         array: (size,) uint8.
@@ -253,19 +278,20 @@ class SharedBlock:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._temporary = None
+        self._temporary: IO[bytes] | None = None
         if hasattr(os, "memfd_create"):
             self._descriptor = os.memfd_create("images")
         else:
             self._temporary = tempfile.NamedTemporaryFile(prefix="images-")  # noqa: SIM115 kept open
             self._descriptor = self._temporary.fileno()
         os.ftruncate(self._descriptor, max(size, 1))
-        self._map()
+        self.array = self._map()
 
-    def _map(self) -> None:
-        self.array = np.frombuffer(mmap.mmap(self._descriptor, max(self.size, 1)), np.uint8)[: self.size]
+    def _map(self) -> np.ndarray:
+        """Return the memory as an array."""
+        return np.frombuffer(mmap.mmap(self._descriptor, max(self.size, 1)), np.uint8)[: self.size]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:  # DupFd has no type
         if self._temporary is not None:
             return {"size": self.size, "file": self._temporary.name}
         return {"size": self.size, "descriptor": DupFd(self._descriptor)}
@@ -276,7 +302,7 @@ class SharedBlock:
             self._descriptor = os.open(state["file"], os.O_RDWR)
         else:
             self._descriptor = state["descriptor"].detach()
-        self._map()
+        self.array = self._map()
 
     def __del__(self) -> None:
         if self._temporary is None and hasattr(self, "_descriptor"):
@@ -295,7 +321,10 @@ _CGROUP_MEMORY = (
 
 
 def free_memory() -> int | None:
-    """Bytes that can be taken without swapping, in the machine and its container; None where nobody says."""
+    """Return the bytes of memory that are free in the machine and its container.
+
+    None: the system does not say.
+    """
     found = []
     for line in _lines("/proc/meminfo"):
         if line.startswith("MemAvailable:"):
@@ -303,13 +332,14 @@ def free_memory() -> int | None:
     for limit, used, statistics in _CGROUP_MEMORY:
         values = [_lines(limit)[:1], _lines(used)[:1]]
         if all(v and v[0].isdigit() for v in values):
-            # Pages of files that were read count as used, and are given up when memory is asked for.
+            # Pages of files that were read count as used, but the system frees them on demand.
             pages = [int(s.split()[1]) for s in _lines(statistics) if s.startswith("inactive_file ")]
             found.append(int(values[0][0]) - int(values[1][0]) + sum(pages))
     return max(min(found), 0) if found else None
 
 
 def _lines(path: str) -> list[str]:
+    """Return the lines of a file of the system; none without it."""
     try:
         return Path(path).read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

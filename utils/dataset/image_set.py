@@ -101,8 +101,8 @@ def take_ragged(values: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tu
 class Packed:
     """Hold n images with L labels in flat arrays.
 
-    `status` (n,) is one of FOUND, MISSING, EMPTY, CORRUPT. `points` (P, 2) and `point_offsets` (L + 1,) hold one polygon per label; without any polygon in the split
-    both are empty.
+    `status` (n,) is one of FOUND, MISSING, EMPTY, CORRUPT. `points` (P, 2) and `point_offsets` (L + 1,) hold
+    one polygon per label; without any polygon in the split both are empty.
     """
 
     paths: np.ndarray

@@ -1,39 +1,46 @@
-"""One image and its label file: where the labels are, reading them, checking both. Nothing is ever rewritten.
+"""Read and check one image and its label file.
 
 What a fault costs:
 
-* a label row with text, the wrong number of columns, a class that is negative or not a whole number, a
-  coordinate that is negative, above 1, NaN or infinite, or a box without area costs that row; the message
+* a label row is ignored when it has text, the wrong number of columns, a class that is negative or not a
+  whole number, a coordinate that is negative, above 1, NaN or infinite, or a box without area; the message
   names file, line and value;
-* a label file in which rows were written but none is valid costs the image, which would otherwise be
-  taught as empty background;
-* an image that cannot be decoded, is cut short or has a side under 10 pixels costs that image;
-* identical rows are counted once.
+* an image is dropped when its label file has rows but no valid one, because it would otherwise be learnt as
+  background;
+* an image is dropped when it cannot be decoded, is cut short or has a side under 10 pixels;
+* identical rows count once.
+
+No file is ever rewritten.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Record
 from utils.images import JPEG_START, NoMemoryLeft, check_jpeg, decode_image, stated_size
 
-MIN_SIDE = 10
+MIN_IMAGE_SIDE = 10
 """Images with a shorter side are dropped, in pixels."""
 
 ROUNDING = 1e-5
-"""How far a coordinate may overstep 0 or 1 as the rounding of a six-digit file; it is then clipped."""
+"""How far a coordinate may lie outside 0..1, from rounding to six digits; it is then clipped."""
 
 _NO_LABELS = np.zeros((0, 5), np.float32)
 
 
 def label_path(image: str) -> str:
-    """Label file of an image: the last `/images/` becomes `/labels/`, the suffix `.txt`.
+    """Return the label file of an image.
 
-    A path without a folder named images has its label file beside the image.
+    The last `/images/` becomes `/labels/`, and the suffix `.txt`. Without a folder named images the label
+    file is beside the image.
+
+    >>> label_path("set/images/train/1.jpg")
+    'set/labels/train/1.txt'
     """
     stem = os.path.splitext(image)[0]
     slash = stem.replace(os.sep, "/")
@@ -89,7 +96,7 @@ def read_labels(path: str) -> tuple[np.ndarray, list[np.ndarray], list[str], int
 
 
 def _parse_row(fields: list[str]) -> tuple[tuple[float, ...], np.ndarray | None, str]:
-    """One row -> (box of 5 numbers, polygon or None, fault or '')."""
+    """Parse one row as box (5 numbers), polygon or None, and fault or ''."""
     values: list[float] = []
     for field in fields:
         try:
@@ -122,7 +129,7 @@ def _parse_row(fields: list[str]) -> tuple[tuple[float, ...], np.ndarray | None,
 
 
 def _fault_in_columns(values: list[float]) -> str:
-    """What is wrong with the number of columns, or ''."""
+    """Say what is wrong with the number of columns; '' for nothing."""
     count = len(values)
     if count == 5 or (count >= 7 and count % 2 == 1):
         return ""
@@ -134,7 +141,7 @@ def _fault_in_columns(values: list[float]) -> str:
 
 
 def _fault_in_class(value: float, field: str) -> str:
-    """What is wrong with the class number, or ''."""
+    """Say what is wrong with the class number; '' for nothing."""
     if not math.isfinite(value) or value != int(value):
         return f"class {_shown(field)} is not a whole number"
     if value < 0:
@@ -145,25 +152,25 @@ def _fault_in_class(value: float, field: str) -> str:
 
 
 def _shown(field: str) -> str:
-    """A value as a message quotes it: short and on one line."""
+    """Return a value as a message shows it: short and on one line."""
     return repr(field if len(field) <= 40 else field[:37] + "...").strip("'")
 
 
 def _corners(box: np.ndarray) -> np.ndarray:
-    """A label (5,) -> its corners (4, 2), clockwise from the top left."""
+    """Return the corners (4, 2) of a label (5,), clockwise from the top left."""
     _, xc, yc, w, h = box.tolist()
     x1, y1, x2, y2 = xc - w / 2, yc - h / 2, xc + w / 2, yc + h / 2
     return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)], np.float32)
 
 
 def image_size(path: str) -> tuple[int, int, str]:
-    """Width and height in pixels after EXIF rotation, and a note on what is odd, or ''.
+    """Return width and height after EXIF rotation, and a note on what is odd, or ''.
 
-    The picture is decoded, so that what is accepted here is what `load_image` reads.
+    The image is decoded, so `load_image` can read every image that is accepted here.
 
     Raises:
         ValueError: the image cannot be used; the text says why.
-        NoMemoryLeft: (a ValueError) there was no memory to look at it.
+        NoMemoryLeft: (a ValueError) there was no memory to decode it.
         OSError: the file cannot be opened or read.
     """
     with open(path, "rb") as file:
@@ -176,15 +183,16 @@ def image_size(path: str) -> tuple[int, int, str]:
         note = check_jpeg(data)
     else:
         height, width = decode_image(data).shape[:2]
-    if min(width, height) < MIN_SIDE:
-        raise ValueError(f"{width} x {height} pixels, under {MIN_SIDE}")
+    if min(width, height) < MIN_IMAGE_SIDE:
+        raise ValueError(f"{width} x {height} pixels, under {MIN_IMAGE_SIDE}")
     return width, height, note
 
 
 def verify(image: str, label: str) -> Record:
-    """Check one image and its label file. Faults become messages and a status, never an exception.
+    """Check one image and its label file.
 
-    A fault of the system and not of the files (rights, a disk, memory) is marked as `passing`.
+    Faults become messages and a status, never an exception. A fault of the system and not of the files
+    (rights, a disk, memory) is marked as `passing`.
     """
     try:
         width, height, note = image_size(image)
@@ -212,14 +220,16 @@ def verify(image: str, label: str) -> Record:
 
 
 def _dropped(image: str, reason: str, *, passing: bool = False) -> Record:
+    """Return the record of an image that cannot be used."""
     message = _one_line(f"{image}: {reason}; image ignored")
     return Record(CORRUPT, 0, 0, _NO_LABELS, [], [message], passing)
 
 
 def _one_line(text: str) -> str:
+    """Return a message on one line."""
     return " ".join(text.splitlines())
 
 
-def verify_many(pairs: list[tuple[str, str]]) -> list[Record]:
-    """`verify` over a chunk of (image, label) pairs; what a worker process runs."""
+def verify_many(pairs: Sequence[tuple[str, str]]) -> list[Record]:
+    """Verify a chunk of (image, label) pairs, in a worker process."""
     return [verify(image, label) for image, label in pairs]

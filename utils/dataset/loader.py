@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils.dataset.batch_sampler import BatchSampler, Key
-from utils.dataset.detection_dataset import Batch, BatchOptions, DetectionDataset, Item, collate
+from utils.dataset.detection_dataset import Batch, BatchOptions, DetectionDataset, collate
 from utils.dataset.image_set import ImageSet
 from utils.device import available_cpus, cores_are_scarce, tune_allocator
 from utils.errors import UserError
@@ -51,7 +51,7 @@ class _Made:
         return self
 
 
-class _Batches(Dataset[Item]):
+class _Batches(Dataset[_Made]):
     """Give torch's DataLoader a whole batch for a list of keys."""
 
     def __init__(self, dataset: DetectionDataset) -> None:

@@ -1,9 +1,8 @@
-"""Verification of a split in parallel, remembered between runs.
+"""Verify the images of a split in parallel, and cache the result.
 
-The cache is an `.npz` of plain arrays. Each image in it stands with the size and the modification time
-(ns) of the image and of its label file: what changed is verified again, the rest is taken over.
-What could not be looked at for a fault of the system is verified again, too, and so is everything when the
-decoders have another version.
+The cache is an `.npz` of plain arrays. For each image it has the size and the modification time (ns) of the
+image and of its label file. What has changed is verified again, and the rest is reused. Faults of the system
+are not cached, and a new version of the decoders makes the whole cache invalid.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from utils.processes import in_processes
 LOGGER = logging.getLogger("yolo.datasets")
 
 CACHE_VERSION = 3
-"""Raised whenever the rules of verification or the arrays change, so that old caches are not believed."""
+"""To be raised when the rules of verification or the arrays change, so that old caches are ignored."""
 
 DECODERS = f"Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
-"""The judges of what is an image; another version may judge otherwise."""
+"""What decides whether a file is an image; other versions may decide differently."""
 
 MAX_WORKERS = 8
 _CHUNK = 32
 _SHOWN = 20
 _KEYS = "stat_keys"
-_NEVER = -2  # a key that no file has
+_NEVER = -2  # a key that matches no file
 _FIELDS = tuple(f.name for f in fields(Packed))
 
 
@@ -51,12 +50,12 @@ def scan(
 
     Args:
         images: paths, without repeats.
-        cache: where to remember the result; None for nowhere.
-        workers: processes, at most MAX_WORKERS and the number of cores; None: as many as those allow.
-        title: what the progress bar says.
+        cache: file that keeps the result; None for none.
+        workers: processes, at most MAX_WORKERS and the number of cores; None: as many as these allow.
+        title: text of the progress bar.
 
     Returns:
-        The packed images, those dropped (CORRUPT) included, and the report.
+        The packed images, including the dropped ones (CORRUPT), and the report.
 
     Raises:
         UserError: the system ended a process.
@@ -80,19 +79,25 @@ def scan(
 
 
 def log_report(report: ScanReport, title: str) -> None:
-    """Say the counts and the first findings; the rest is in `report.messages`."""
+    """Log the counts and the first findings; the rest is in `report.messages`."""
     LOGGER.info("%s: %s", title, report.summary())
-    for message in report.messages[:_SHOWN]:
+    log_findings(report.messages)
+
+
+def log_findings(messages: Sequence[str]) -> None:
+    """Log the first messages, and count the others."""
+    for message in messages[:_SHOWN]:
         LOGGER.warning("%s", message)
-    if len(report.messages) > _SHOWN:
-        LOGGER.warning("... and %d more such findings", len(report.messages) - _SHOWN)
+    if len(messages) > _SHOWN:
+        LOGGER.warning("... and %d more such findings", len(messages) - _SHOWN)
 
 
 def _report(packed: Packed) -> ScanReport:
+    """Count the results of a scan and collect its messages."""
     counts = np.bincount(packed.status, minlength=4)
     messages: list[str] = []
     for index in np.flatnonzero(np.diff(packed.message_offsets)):
-        messages += unpack_string(packed.messages, packed.message_offsets, index).split("\n")
+        messages += unpack_string(packed.messages, packed.message_offsets, int(index)).split("\n")
     return ScanReport(
         found=int(counts[FOUND]),
         missing=int(counts[MISSING]),
@@ -122,7 +127,7 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> li
             chunk=_CHUNK,
             doing="verifying",
             name=lambda pair: pair[0],
-            remedy="run with fewer --workers, and if it happens again take the damaged image away",
+            remedy="run with fewer --workers, and if it happens again remove the damaged image",
         )
         with contextlib.closing(found):
             for part in found:
@@ -132,7 +137,10 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> li
 
 
 def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    """(n, 4) int64: size and mtime in ns of image and label file, -1 where there is none."""
+    """Return size and mtime (ns) of images and label files, as (n, 4) int64.
+
+    They are -1 where there is no file.
+    """
     keys = np.full((len(images), 4), -1, np.int64)
     for row, image, label in zip(keys, images, labels):
         for column, path in ((0, image), (2, label)):
@@ -145,7 +153,7 @@ def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:
 
 
 def _same(known: tuple[Packed, np.ndarray], images: Sequence[str], keys: np.ndarray) -> bool:
-    """Whether the cache holds exactly these files in this order."""
+    """Return whether the cache holds exactly these files in this order."""
     packed, old_keys = known
     if not np.array_equal(old_keys, keys):
         return False
@@ -157,7 +165,7 @@ def _same(known: tuple[Packed, np.ndarray], images: Sequence[str], keys: np.ndar
 def _still_valid(
     known: tuple[Packed, np.ndarray] | None, images: Sequence[str], keys: np.ndarray
 ) -> dict[int, Record]:
-    """Records of the cache whose image and label file are as they were, by new index."""
+    """Return the records of the cache whose files are unchanged, by new index."""
     if known is None:
         return {}
     packed, old_keys = known
@@ -171,14 +179,16 @@ def _still_valid(
 
 
 def cache_path(source: Path, sources: Sequence[Path]) -> Path:
-    """Where the cache of a split lies.
+    """Return the cache file of a split.
 
     Args:
         source: the first folder or list of the split.
-        sources: all of them; more than one get a name of their own.
+        sources: all of them; with more than one the name has a digest of them.
 
-    Returns:
-        `labels/train.cache.npz` for `images/train`, `train.cache.npz` for `train.txt`.
+    >>> cache_path(Path("d/images/train"), [Path("d/images/train")]).as_posix()
+    'd/labels/train.cache.npz'
+    >>> cache_path(Path("d/train.txt"), [Path("d/train.txt")]).as_posix()
+    'd/train.cache.npz'
     """
     beside = source.with_suffix("") if source.suffix == ".txt" else Path(label_path(f"{source}/x")).parent
     tag = ""
@@ -189,14 +199,14 @@ def cache_path(source: Path, sources: Sequence[Path]) -> Path:
 
 
 def user_cache_path(cache: Path) -> Path:
-    """A stand-in under the user's cache folder, for data sets on read-only media."""
+    """Return the cache file in the user's cache folder, for read-only data sets."""
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     digest = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return Path(base) / "yolo-datasets" / f"{digest}.npz"
 
 
 def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:
-    """The newest believable cache of two places, or None."""
+    """Return the first valid cache of the two places, or None."""
     for path in (cache, user_cache_path(cache)):
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -206,16 +216,16 @@ def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            LOGGER.warning("%s: unreadable label cache (%s), made anew", path, error)
+            LOGGER.warning("%s: unreadable label cache (%s), labels are verified again", path, error)
             continue
         if _consistent(packed, keys):
             return packed, keys
-        LOGGER.warning("%s: label cache contradicts itself, made anew", path)
+        LOGGER.warning("%s: damaged label cache, labels are verified again", path)
     return None
 
 
 def _consistent(packed: Packed, keys: np.ndarray) -> bool:
-    """Whether the arrays fit one another, so that no index can leave them."""
+    """Return whether the arrays fit each other, so that no index can leave them."""
     n, rows = len(packed), len(packed.labels)
     ragged = [
         (packed.path_offsets, n, len(packed.paths)),
@@ -237,26 +247,28 @@ def _consistent(packed: Packed, keys: np.ndarray) -> bool:
 
 
 def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
-    """Write the cache beside the labels, else in the user's cache folder, else say that there is none."""
-    arrays = {name: getattr(packed, name) for name in _FIELDS} | {
-        _KEYS: keys,
-        "version": np.int64(CACHE_VERSION),
-        "decoders": np.array(DECODERS),
-    }
+    """Write the cache beside the labels, or else in the user's cache folder.
+
+    Warn when neither is possible.
+    """
+    arrays: dict[str, np.ndarray] = {name: getattr(packed, name) for name in _FIELDS}
+    arrays |= {_KEYS: keys, "version": np.array(CACHE_VERSION), "decoders": np.array(DECODERS)}
     reasons = []
     for path in (cache, user_cache_path(cache)):
         if path is cache and not path.parent.is_dir():
-            continue  # no labels folder at all: do not make one in the user's data
+            continue  # no labels folder: do not make one in the user's data
         if path is cache and _marked_read_only(path.parent):
             reasons.append(f"{path.parent}: read-only folder")
             continue
         try:
-            atomic_write(path, lambda file: np.savez(file, **arrays))
+            atomic_write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         except OSError as error:
             reasons.append(f"{path}: {error.strerror or error}")
             continue
         if reasons:
-            LOGGER.warning("label cache not writable beside the labels (%s), kept in %s", reasons[0], path)
+            LOGGER.warning(
+                "label cache not writable beside the labels (%s), so it is in %s", reasons[0], path
+            )
         return
     LOGGER.warning(
         "label cache could not be written (%s), labels will be verified again next time", "; ".join(reasons)
@@ -264,5 +276,8 @@ def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
 
 
 def _marked_read_only(folder: Path) -> bool:
-    """Whether a folder's mode bits allow nobody to write; root could all the same, and is kept from it."""
+    """Return whether a folder's mode allows nobody to write.
+
+    It holds for root too, who could write all the same.
+    """
     return os.name == "posix" and not folder.stat().st_mode & 0o222
