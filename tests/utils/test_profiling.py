@@ -1,6 +1,9 @@
 """GFLOPs against the published figures and against PyTorch's own counter; nothing stays on the model."""
 
+import copy
+
 import pytest
+import thop
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,8 +52,40 @@ def test_whole_models_against_pytorchs_counter(name):
     assert gflops(model, (64, 96)) == pytest.approx(reference(model, (64, 96)), rel=0.01)
 
 
+def test_a_convolution_net_against_thop():
+    model = DetectionModel("yolov5n.yaml", nc=5)
+    nothing = {kind: lambda *_: None for kind in (nn.BatchNorm2d, nn.Upsample)}
+    macs, _ = thop.profile(copy.deepcopy(model).eval(), (torch.zeros(1, 3, 64, 96),), nothing, verbose=False)
+    assert gflops(model, (64, 96)) == pytest.approx(2 * macs / 1e9, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.LSTM(8, 4, batch_first=True), 15 * (8 + 4) * 16),
+        (nn.MultiheadAttention(8, 2, batch_first=True), 15 * 8 * (4 * 8) + 2 * 15 * 15 * 8),
+    ],
+    ids=["LSTM", "attention"],
+)
+@pytest.mark.parametrize("numbers", [False, True], ids=["shapes", "numbers"])
+def test_layers_with_fused_kernels_are_counted_by_their_products(layer, macs, numbers):
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+            self.layer = layer
+
+        def forward(self, x):
+            x = self.conv(x).flatten(2).mT
+            if numbers:
+                assert x.sum().item() is not None  # needs a real run
+            return self.layer(*[x] * (3 if isinstance(layer, nn.MultiheadAttention) else 1))[0]
+
+    assert gflops(Sequence(), (3, 5)) == pytest.approx(2 * (macs + 15 * 24) / 1e9)
+
+
 class Attention(nn.Module):
-    """Attention written with functions, which thop does not see."""
+    """Attention written with functions."""
 
     def __init__(self, how):
         super().__init__()
