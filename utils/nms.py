@@ -63,6 +63,17 @@ def _suppress(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> 
         size *= 4
 
 
+def _check_thresholds(conf_thres: float, iou_thres: float, max_det: int) -> None:
+    """Refuse thresholds outside 0..1 and a `max_det` below 1."""
+    for name, value in (("confidence", conf_thres), ("IoU", iou_thres)):
+        if not 0 <= value <= 1:
+            raise UserError(
+                f"The {name} threshold of NMS must lie in 0..1, not {value}; give a value such as 0.25."
+            )
+    if max_det < 1:
+        raise UserError(f"max-det must be at least 1, not {max_det}.")
+
+
 @torch.no_grad()
 def non_max_suppression(
     prediction: Tensor,
@@ -98,13 +109,7 @@ def non_max_suppression(
     tensor([[ 40.0000,  40.0000,  60.0000,  60.0000,   0.9000,   0.0000],
             [ 80.0000,  40.0000, 100.0000,  60.0000,   0.5000,   0.0000]])
     """
-    for name, value in (("confidence", conf_thres), ("IoU", iou_thres)):
-        if not 0 <= value <= 1:
-            raise UserError(
-                f"The {name} threshold of NMS must lie in 0..1, not {value}; give a value such as 0.25."
-            )
-    if max_det < 1:
-        raise UserError(f"max-det must be at least 1, not {max_det}.")
+    _check_thresholds(conf_thres, iou_thres, max_det)
     home = prediction.device
     if home.type == "mps":  # torchvision has no NMS there
         prediction = prediction.cpu()
