@@ -9,13 +9,11 @@ Markdown table; the same rows go into formats.csv. A format that cannot be made 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import shutil
 import statistics
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,7 +31,7 @@ from models.formats.base import Backend
 from models.formats.exporter import EXPORTERS
 from models.formats.metadata import PRECISIONS
 from models.registry import load_plugins
-from utils.cli import Parser, guard, overlay
+from utils.cli import Options, from_keywords, given, guard, option
 from utils.dataset.config import load_dataset
 from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
@@ -70,34 +68,40 @@ class Row:
     note: str = ""
 
 
-def build_parser() -> Parser:
-    """The command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--weights", nargs="+", default=["yolov5s.pt"], help="checkpoints (.pt), a table for each")
-    add("--imgsz", "--img", "--img-size", type=int, default=640, help="side of the square images, in pixels")
-    add("--batch-size", type=int, default=1, help="images a batch, in the files and in the timing")
-    add("--data", default="data/coco128.yaml", help="dataset YAML")
-    add("--device", default="cpu", help="cpu, or 0 for the first GPU")
-    add("--include", nargs="+", default=[], help=f"formats; all by default: {', '.join(EXPORTERS)}")
-    add("--half", action="store_true", help="float16 files too")
-    add("--int8", action="store_true", help="int8 files too")
-    add("--test", action="store_true", help="export only: no mAP, no timing")
-    add("--pt-only", action="store_true", help="PyTorch alone")
-    add(
-        "--hard-fail",
+@dataclass(frozen=True)
+class FormatsOptions(Options):
+    """Export a checkpoint to every format, and put accuracy, size and speed of the files side by side."""
+
+    weights: list[str] = option(["yolov5s.pt"], help="checkpoints (.pt), a table for each")
+    imgsz: int = option(640, flags=("--img", "--img-size"), help="side of the square images, in pixels")
+    batch_size: int = option(1, help="images a batch, in the files and in the timing")
+    data: str = option("data/coco128.yaml", help="dataset YAML")
+    device: str = option("cpu", type=str, help="cpu, or 0 for the first GPU")
+    include: list[str] = option([], help=f"formats; all by default: {', '.join(EXPORTERS)}")
+    half: bool = option(False, help="float16 files too")
+    int8: bool = option(False, help="int8 files too")
+    test: bool = option(False, help="export only: no mAP, no timing")
+    pt_only: bool = option(False, help="PyTorch alone")
+    hard_fail: bool | float | str = option(
+        False,
         nargs="?",
         const=True,
-        default=False,
         help="fail when a format of this platform cannot be made; a number: also below this mAP50-95",
     )
-    add("--threads", type=int, default=torch.get_num_threads(), help="threads of every runtime")
-    add("--rounds", type=int, default=5, help="rounds of timing; in each every file has its turn")
-    add("--repeats", type=int, default=20, help="timed calls of a file in a round")
-    add("--plugins", nargs="+", default=[], help="Python files that register your own blocks")
-    add("--project", default=str(ROOT / "runs/formats"), help="folder of the runs")
-    add("--name", default="exp", help="folder of this run")
-    return parser
+    threads: int = option(torch.get_num_threads(), help="threads of every runtime")
+    rounds: int = option(5, help="rounds of timing; in each every file has its turn")
+    repeats: int = option(20, help="timed calls of a file in a round")
+    plugins: list[str] = option([], help="Python files that register your own blocks")
+    project: str = option(str(ROOT / "runs/formats"), help="folder of the runs")
+    name: str = option("exp", type=str, help="folder of this run")
+
+    def check(self) -> None:
+        """Refuse what cannot work."""
+        self.at_least(batch_size=1, imgsz=1, threads=1, rounds=1, repeats=1)
+        absent = [name for name in self.include if name not in EXPORTERS]
+        if absent:
+            raise UserError(f"--include {' '.join(absent)}: not a format; available: {', '.join(EXPORTERS)}")
+        _floor(self.hard_fail)
 
 
 def run(**options: Any) -> dict[str, list[Row]]:
@@ -109,17 +113,10 @@ def run(**options: Any) -> dict[str, list[Row]]:
     Raises:
         UserError: an option that cannot be honoured, or with --hard-fail what went wrong.
     """
-    opt = overlay(build_parser(), options)
+    opt = from_keywords(FormatsOptions, options)
     floor = _floor(opt.hard_fail)
-    for name in ("batch_size", "imgsz", "threads", "rounds", "repeats"):
-        if getattr(opt, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(opt, name)}: must be at least 1")
-    opt.include = [opt.include] if isinstance(opt.include, str) else opt.include
-    absent = [name for name in opt.include if name not in EXPORTERS]
-    if absent:
-        raise UserError(f"--include {' '.join(absent)}: not a format; available: {', '.join(EXPORTERS)}")
     load_plugins(opt.plugins)
-    weights = [find_file(w) for w in ([opt.weights] if isinstance(opt.weights, str | Path) else opt.weights)]
+    weights = [find_file(w) for w in opt.weights]
     before = torch.get_num_threads()
     torch.set_num_threads(opt.threads)
     try:
@@ -140,7 +137,7 @@ def _floor(value: bool | str | float) -> float | None:
         raise UserError(f"--hard-fail {value}: give nothing or a number, the least mAP50-95") from None
 
 
-def _table(opt: Namespace, weights: Path, folder: Path, floor: float | None) -> list[Row]:
+def _table(opt: FormatsOptions, weights: Path, folder: Path, floor: float | None) -> list[Row]:
     """Everything about one checkpoint: made, validated, timed, printed, saved."""
     rows, opened = [Row(PYTORCH, "fp32", size_mb=weights.stat().st_size / 1e6)], []
     device = select_device(opt.device)
@@ -176,7 +173,7 @@ def _table(opt: Namespace, weights: Path, folder: Path, floor: float | None) -> 
     return rows
 
 
-def _make(opt: Namespace, name: str, weights: Path, folder: Path, row: Row) -> Path:
+def _make(opt: FormatsOptions, name: str, weights: Path, folder: Path, row: Row) -> Path:
     """Export beside a copy of the checkpoint, so that nothing beside the checkpoint itself is replaced."""
     folder.mkdir()
     copy = Path(shutil.copy(weights, folder))
@@ -202,7 +199,7 @@ def _make(opt: Namespace, name: str, weights: Path, folder: Path, row: Row) -> P
     return result.path
 
 
-def _validate(opt: Namespace, path: Path, folder: Path) -> float:
+def _validate(opt: FormatsOptions, path: Path, folder: Path) -> float:
     """mAP50-95 by val.py."""
     result = val.run(
         weights=str(path),
@@ -216,7 +213,7 @@ def _validate(opt: Namespace, path: Path, folder: Path) -> float:
     return result.metrics.map
 
 
-def _time(opt: Namespace, opened: Sequence[tuple[Row, Backend]]) -> None:
+def _time(opt: FormatsOptions, opened: Sequence[tuple[Row, Backend]]) -> None:
     """Time every file in every round, so that a machine that slows down slows all of them down."""
     taken: list[list[dict[str, float]]] = [[] for _ in opened]
     for _ in range(opt.rounds):
@@ -257,7 +254,7 @@ def _check_floor(rows: Sequence[Row], floor: float, excused: set[tuple[str, str]
             )
 
 
-def _conditions(opt: Namespace, device: torch.device) -> str:
+def _conditions(opt: FormatsOptions, device: torch.device) -> str:
     """What the figures hold for."""
     return (
         f"{opt.data}, {opt.imgsz} px squares, batch {opt.batch_size}; {describe(device)}; torch "
@@ -300,7 +297,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 def main() -> None:
     """Benchmark as the command line says."""
-    run(**vars(build_parser().parse_args()))
+    run(**given(FormatsOptions))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import copy
 import logging
 import math
 import sys
-from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from models.heads import Detect
 from models.layers.activations import default_activation
 from models.layers.library_nets import named_config
 from models.registry import load_plugins, plugins_of
-from utils.cli import Parser, guard, overlay
+from utils.cli import Options, from_keywords, given, guard, option, parse
 from utils.device import describe, select_device
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
@@ -223,31 +224,27 @@ def _plain(anchors: Any) -> Any:
     return anchors.tolist() if hasattr(anchors, "tolist") else copy.deepcopy(anchors)
 
 
-def build_parser() -> Parser:
-    """Options of the script."""
-    parser = Parser(description="Build a model from its YAML and print its layers and what they cost.")
-    parser.add_argument("--cfg", default="yolov5s.yaml", help="model YAML (searched in models/) or timm:NAME")
-    parser.add_argument("--nc", type=int, default=None, help="classes, instead of the YAML's")
-    parser.add_argument(
-        "--imgsz", "--img", "--img-size", nargs="+", type=int, default=[640], help="pixels (h w)"
-    )
-    parser.add_argument("--device", default="cpu", help="where --profile and --line-profile measure")
-    parser.add_argument("--profile", action="store_true", help="measure a forward pass and a training step")
-    parser.add_argument("--line-profile", action="store_true", help="GFLOPs and milliseconds of every layer")
-    parser.add_argument(
-        "--plugins", nargs="+", default=[], metavar="FILE", help="your own .py files with blocks"
-    )
-    return parser
+@dataclass(frozen=True)
+class ModelOptions(Options):
+    """Build a model from its YAML and print its layers and what they cost."""
+
+    cfg: str = option("yolov5s.yaml", help="model YAML (searched in models/) or timm:NAME")
+    nc: int | None = option(None, help="classes, instead of the YAML's")
+    imgsz: list[int] = option([640], flags=("--img", "--img-size"), help="pixels (h w)")
+    device: str = option("cpu", type=str, help="where --profile and --line-profile measure")
+    profile: bool = option(False, help="measure a forward pass and a training step")
+    line_profile: bool = option(False, help="GFLOPs and milliseconds of every layer")
+    plugins: list[str] = option([], metavar="FILE", help="your own .py files with blocks")
 
 
-def parse_opt(argv: list[str] | None = None) -> Namespace:
-    """Options from the command line."""
-    return build_parser().parse_args(argv)
+def parse_opt(argv: Sequence[str] | None = None) -> ModelOptions:
+    """Return the options that a command line gives, with all defaults."""
+    return parse(ModelOptions, argv)
 
 
 def run(**options: Any) -> DetectionModel:
     """Print a model's layers and cost; returns the model. Options are the script's, with underscores."""
-    opt = overlay(build_parser(), options)
+    opt = from_keywords(ModelOptions, options)
     load_plugins(opt.plugins)
     device = select_device(opt.device)
     model = DetectionModel(opt.cfg, nc=opt.nc).to(device)
@@ -289,7 +286,7 @@ def _log_profile(model: DetectionModel, imgsz: list[int], device: torch.device) 
 
 def main() -> None:
     """The script."""
-    run(**vars(parse_opt()))
+    run(**given(ModelOptions))
 
 
 def parse_model(

@@ -26,7 +26,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NoReturn, TextIO, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError
 from utils.files import ROOT
@@ -189,7 +189,7 @@ class OptionSpec:
         if self.kinds == (bool,):
             parser.add_argument(*names, action="store_true", **keywords)
             return
-        number = next((kind for kind in self.kinds if kind in (int, float)), None)
+        number = next((kind for kind in (int, float) if kind in self.kinds and str not in self.kinds), None)
         keywords |= {
             "type": self.given.type or number,
             "nargs": self.given.nargs or ("+" if self.is_list else None),
@@ -355,36 +355,6 @@ def typed(options_class: type[Options], options: Mapping[str, object], where: st
     return {name: known[name].take(value, where) for name, value in options.items()}
 
 
-def overlay(parser: argparse.ArgumentParser, options: dict[str, Any]) -> argparse.Namespace:
-    """The parser's defaults with keyword options laid over them: how `run(**options)` gets its namespace.
-
-    Values are taken as they are (Python callers pass typed values); `choices` are still held.
-
-    Raises:
-        UserError: an option the script does not have, or a value outside an option's choices.
-    """
-    actions = {a.dest: a for a in parser._actions if a.dest != "help"}
-    for dest in [dest for dest, action in actions.items() if isinstance(action, _Refusal)]:
-        reason = actions.pop(dest).reason
-        if dest in options:
-            raise UserError(f"run() got {dest}: {reason}")
-    unknown = sorted(set(options) - set(actions))
-    if unknown:
-        raise UserError(f"run() got unknown options {unknown}; it takes {sorted(actions)}")
-    missing = sorted(d for d, a in actions.items() if a.required and d not in options)
-    if missing:
-        raise UserError(f"run() needs a value for {missing}")
-    values = {dest: options.get(dest, action.default) for dest, action in actions.items()}
-    for dest, action in actions.items():
-        given = values[dest]
-        if given == action.default:  # a default may be outside the choices: None for "not asked for"
-            continue
-        for value in given if isinstance(given, list | tuple) else [given]:
-            if dest in options and action.choices is not None and value not in action.choices:
-                raise UserError(f"run() got {dest}={value!r}; it takes one of {list(action.choices)}")
-    return argparse.Namespace(**values)
-
-
 def setup_logging(verbose: bool = True) -> None:
     """Send this project's messages, plain, to standard output; quiet processes (other ranks) only errors."""
     if not LOGGER.handlers:
@@ -395,7 +365,7 @@ def setup_logging(verbose: bool = True) -> None:
     LOGGER.setLevel(logging.INFO if verbose else logging.ERROR)
 
 
-class _Output(logging.StreamHandler):
+class _Output(logging.StreamHandler[TextIO]):
     """Standard output; when its reader has gone, as `| head` does, the work goes on without a word."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name

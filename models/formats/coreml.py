@@ -31,7 +31,7 @@ def write_coreml(job: Job, path: Path) -> None:
     tools = require("coremltools", "--include coreml")
     model, example = plain(job)
     half = job.metadata.precision == "fp16"
-    with torch.no_grad(), quiet(job.opt.verbose):
+    with torch.no_grad(), quiet(job.verbose):
         # Not a trace: its sizes are arrays, which coremltools 9 cannot turn into numbers with NumPy 2.4.
         graph = torch.export.export(model, (example,)).run_decompositions({})
         program = tools.convert(

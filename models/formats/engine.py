@@ -41,7 +41,7 @@ def write_engine(job: Job, path: Path) -> None:
     trt = require("tensorrt", "--include engine")
     if job.example.device.type != "cuda":
         raise UserError("TensorRT builds on the GPU it is for; add --device 0")
-    logger = trt.Logger(trt.Logger.VERBOSE if job.opt.verbose else trt.Logger.ERROR)
+    logger = trt.Logger(trt.Logger.VERBOSE if job.verbose else trt.Logger.ERROR)
     builder = trt.Builder(logger)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # TensorRT 11 knows no other
     network = builder.create_network(0 if typed is None else 1 << int(typed))
@@ -51,9 +51,9 @@ def write_engine(job: Job, path: Path) -> None:
         if not parser.parse((Path(folder) / "model.onnx").read_bytes()):
             raise UserError(f"TensorRT cannot read the ONNX graph ({parser.get_error(0).desc()[:200]})")
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(job.opt.workspace * (1 << 30)))
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(job.workspace * (1 << 30)))
     config.clear_flag(trt.BuilderFlag.TF32)  # it keeps 10 bits, too few to equal PyTorch
-    if job.opt.dynamic:
+    if job.metadata.dynamic:
         profile = builder.create_optimization_profile()
         profile.set_shape("images", *profile_shapes(job))
         config.add_optimization_profile(profile)

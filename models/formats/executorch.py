@@ -27,7 +27,7 @@ def write_executorch(job: Job, path: Path) -> None:
 
     model, example = plain(job)
     text = json.dumps(describe(job)).encode("utf-8")
-    with torch.no_grad(), quiet(job.opt.verbose):
+    with torch.no_grad(), quiet(job.verbose):
         if job.metadata.precision == "int8":
             require("torchao.quantization.pt2e", "--int8 --include executorch", "torchao")
             from models.formats.executorch_int8 import quantise

@@ -7,7 +7,6 @@ import copy
 import importlib
 import importlib.util
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,9 @@ from utils.images import load_image
 from utils.letterbox import letterbox_tensor
 
 T = TypeVar("T")
+
+OPSET = 17  # which ONNX Runtime, OpenVINO and TensorRT of the last years read
+WORKSPACE = 4.0  # GB
 
 
 def network_input(path: str | Path, size: tuple[int, int], ch: int) -> Tensor:
@@ -42,16 +44,22 @@ class Job:
         model: fused, in eval mode, float32, its head giving the decoded tensor alone.
         example: (N, ch, H, W) on the model's device, float32.
         metadata: what the file is to say about itself, and with it the precision asked for.
-        opt: the command line's options.
         calibration: for int8 gives the images to calibrate with, again and again the same, as batches of the
             example's size; None otherwise.
+        verbose: whether the packages that write the format may say what they do.
+        opset: ONNX's operator set.
+        simplify: whether the ONNX graph is simplified.
+        workspace: memory that TensorRT may build with, in GB.
     """
 
     model: DetectionModel
     example: Tensor
     metadata: Metadata
-    opt: Namespace
     calibration: Callable[[], Iterator[Tensor]] | None = None
+    verbose: bool = False
+    opset: int = OPSET
+    simplify: bool = False
+    workspace: float = WORKSPACE
 
 
 @dataclass(frozen=True)

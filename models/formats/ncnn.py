@@ -33,7 +33,7 @@ def write_ncnn(job: Job, path: Path) -> None:
     model, example = plain(job)
     with tempfile.TemporaryDirectory(prefix="pnnx.") as name:
         folder = Path(name)
-        with torch.no_grad(), quiet(job.opt.verbose):
+        with torch.no_grad(), quiet(job.verbose):
             script = torch.jit.trace(model, example, check_trace=False, strict=False)
             script.save(str(folder / "model.pt"))
         shape = ",".join(map(str, example.shape))

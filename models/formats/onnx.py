@@ -24,7 +24,7 @@ def write_onnx(job: Job, path: Path) -> None:
     """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
     onnx = require("onnx", "--include onnx")
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
-    with torch.no_grad(), quiet(job.opt.verbose):
+    with torch.no_grad(), quiet(job.verbose):
         # The tracing exporter, not the torch.export one: it names the free axes, keeps the opset asked for
         # and takes a tenth of the time; both give the same figures.
         torch.onnx.export(
@@ -32,14 +32,14 @@ def write_onnx(job: Job, path: Path) -> None:
             (job.example,),
             str(path),
             dynamo=False,
-            verbose=job.opt.verbose,
-            opset_version=job.opt.opset,
+            verbose=job.verbose,
+            opset_version=job.opset,
             input_names=["images"],
             output_names=["output0"],
-            dynamic_axes=axes if job.opt.dynamic else None,
+            dynamic_axes=axes if job.metadata.dynamic else None,
         )
     graph = onnx.load(str(path))
-    if job.opt.simplify:
+    if job.simplify:
         graph = require("onnxslim", "--simplify").slim(graph)
     graph = reduce_precision(graph, job)
     last = graph.graph.output[0].type.tensor_type.shape.dim[2]

@@ -25,13 +25,13 @@ def nms_graph(job: Job, *, openvino: bool = False) -> bytes:
     nms = job.metadata.nms
     figures = {name: figure.to(INPUTS[name]) for name, figure in figure_tensors(nms).items()}
     file = io.BytesIO()
-    with torch.no_grad(), quiet(job.opt.verbose):
+    with torch.no_grad(), quiet(job.verbose):
         torch.onnx.export(
             Suppressed(nn.Identity(), nms, openvino=openvino),
             (torch.rand(2, 8, 5 + job.model.nc), *figures.values()),
             file,
             dynamo=False,
-            opset_version=job.opt.opset,
+            opset_version=job.opset,
             input_names=["decoded", *figures],
             output_names=list(OUTPUTS),
             dynamic_axes={"decoded": {0: "batch", 1: "anchors"}} | {name: {0: "batch"} for name in OUTPUTS},

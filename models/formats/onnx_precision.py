@@ -47,13 +47,13 @@ def to_int8(graph: Any, job: Job) -> Any:
     QuantizeLinear/DequantizeLinear pairs stand around what is to run in int8 (QDQ). Other activations, sums
     and products stay float32: in int8 they cost yolov5n 0.004 of mAP50-95 and slow the file down.
     """
-    if job.opt.opset < PER_CHANNEL:
-        raise UserError(f"--opset {job.opt.opset}: int8 needs {PER_CHANNEL} or more; leave it out for 17")
+    if job.opset < PER_CHANNEL:
+        raise UserError(f"--opset {job.opset}: int8 needs {PER_CHANNEL} or more; leave it out for 17")
     onnx = require("onnx", "--include onnx --int8")
     quantization = require("onnxruntime.quantization", "--include onnx --int8", "onnxruntime")
     shape_inference = require("onnxruntime.quantization.shape_inference", "--int8", "onnxruntime")
     _name_nodes(graph)
-    with tempfile.TemporaryDirectory() as folder, quiet(job.opt.verbose):
+    with tempfile.TemporaryDirectory() as folder, quiet(job.verbose):
         plain, prepared, done = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "done"))
         onnx.save(graph, str(plain))
         # Shapes by symbols stop at free axes, and leave their working files in the user's folder when they

@@ -27,8 +27,8 @@ def write_openvino(job: Job, path: Path) -> None:
     """Convert the traced model: input `images`, output `output0`; int8 by NNCF."""
     openvino = require("openvino", "--include openvino")
     n, ch, height, width = job.example.shape
-    shape = [-1, ch, -1, -1] if job.opt.dynamic else [n, ch, height, width]
-    with torch.no_grad(), quiet(job.opt.verbose):
+    shape = [-1, ch, -1, -1] if job.metadata.dynamic else [n, ch, height, width]
+    with torch.no_grad(), quiet(job.verbose):
         # Straight from PyTorch: as exact as by way of ONNX, and no other package takes part.
         script = torch.jit.trace(Decoded(job.model), job.example, check_trace=False, strict=False)
         network = openvino.convert_model(
@@ -59,7 +59,7 @@ def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
 def quantise(network: Any, job: Job) -> Any:
     """Post-training quantisation by NNCF: weights per channel, the head left alone."""
     nncf = require("nncf", "--include openvino --int8")
-    logging.getLogger("nncf").setLevel(logging.INFO if job.opt.verbose else logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.INFO if job.verbose else logging.ERROR)
     batches = [batch.numpy() for batch in job.calibration()]
     # The ranges that hold every value seen: the default's averaged ones cost yolov5n 0.005 more of mAP50-95.
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX

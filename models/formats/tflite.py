@@ -48,8 +48,8 @@ def write_tflite(job: Job, path: Path) -> None:
     require("ai_edge_litert", "--include tflite", "ai-edge-litert")
     model, example = plain(job)
     wrapped = ChannelsLast(model, (example.shape[2], example.shape[3])).eval()
-    litert_torch.config.show_progress = job.opt.verbose
-    with torch.no_grad(), quiet(job.opt.verbose):
+    litert_torch.config.show_progress = job.verbose
+    with torch.no_grad(), quiet(job.verbose):
         converted = litert_torch.convert(wrapped, (example.permute(0, 2, 3, 1).contiguous(),))
     converted.export(str(path))
     content = reduce_precision(path.read_bytes(), job)

@@ -67,7 +67,7 @@ def to_float16(content: bytes, job: Job) -> bytes:
             granularity=quantiser.qtyping.QuantGranularity.TENSORWISE,
             algorithm_key=AlgorithmName.FLOAT_CASTING,
         )
-    with _silent(job.opt.verbose):
+    with _silent(job.verbose):
         return bytes(worker.quantize().quantized_model)
 
 
@@ -90,7 +90,7 @@ def to_int8(content: bytes, job: Job) -> bytes:
         name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
         for name, (low, high) in calibrate(content, network, job).items()
     }
-    with _silent(job.opt.verbose):
+    with _silent(job.verbose):
         return bytes(worker.quantize(ranges).quantized_model)
 
 
@@ -158,7 +158,7 @@ def stays_float(network: Network) -> list[str]:
 def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[float, float]]:
     """The range of every tensor that is not constant, over the calibration images."""
     runtime = require("ai_edge_litert.interpreter", "--int8 --include tflite", "ai-edge-litert")
-    with _silent(job.opt.verbose):  # it warns of the memory that takes
+    with _silent(job.verbose):  # it warns of the memory that takes
         interpreter = runtime.Interpreter(
             model_content=content,
             num_threads=torch.get_num_threads(),

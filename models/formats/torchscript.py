@@ -31,7 +31,7 @@ def add_nms(job: Job, network: Path, path: Path) -> None:
         job = in_half(job)
     device, nms = job.example.device, job.metadata.nms
     figures = [figure.to(device) for figure in figure_tensors(nms).values()]
-    with quiet(job.opt.verbose):
+    with quiet(job.verbose):
         script = torch.jit.load(str(network), map_location=device)
     _trace(Suppressed(script, nms), [job.example, *figures], job, path)
 
@@ -39,7 +39,7 @@ def add_nms(job: Job, network: Path, path: Path) -> None:
 def _trace(module: nn.Module, inputs: list[Tensor], job: Job, path: Path) -> None:
     """Write a module as it runs on these inputs, with what the job says about it."""
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
-    with torch.no_grad(), quiet(job.opt.verbose):
+    with torch.no_grad(), quiet(job.verbose):
         script = torch.jit.trace(module, tuple(inputs), check_trace=False, strict=False)
     script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
 

@@ -1,7 +1,6 @@
 """CoreML: refused where it cannot run; what coremltools writes says what it is and has PyTorch's shapes."""
 
 import platform
-from argparse import Namespace
 
 import pytest
 import torch
@@ -34,7 +33,7 @@ def test_what_is_written_says_what_it_is(tmp_path, precision):
     model = save_small(tmp_path / "best.pt", PLAIN).fuse()
     model.detect.export = True
     metadata = Metadata(dict(model.names), 8, SIZE, 1, device="cpu", precision=precision)
-    job = Job(model, torch.zeros(1, 3, *SIZE), metadata, Namespace(verbose=False))
+    job = Job(model, torch.zeros(1, 3, *SIZE), metadata)
     write_coreml(job, tmp_path / "best.mlpackage")
     written = tools.models.MLModel(str(tmp_path / "best.mlpackage"), skip_model_load=True)
     assert dict(written.user_defined_metadata).items() >= metadata.entries().items()

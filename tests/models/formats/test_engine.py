@@ -1,7 +1,6 @@
 """TensorRT: refused without a GPU, its header read with care; with a GPU it agrees with PyTorch."""
 
 import json
-from argparse import Namespace
 
 import pytest
 import torch
@@ -66,7 +65,7 @@ def test_later_schemas_and_damaged_plans_are_sentences(tmp_path):
 
 def test_a_dynamic_plan_takes_what_val_and_the_check_feed_it(tmp_path):
     metadata = Metadata({0: "cat"}, 32, (64, 96), 4, dynamic=True)
-    least, usual, most = profile_shapes(Job(None, torch.zeros(4, 3, 64, 96), metadata, Namespace()))
+    least, usual, most = profile_shapes(Job(None, torch.zeros(4, 3, 64, 96), metadata))
     assert least == (1, 3, 32, 32)
     assert usual == (4, 3, 64, 96)
     assert most == (4, 3, 128, 128)

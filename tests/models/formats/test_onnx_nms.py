@@ -22,7 +22,7 @@ CASES = [(0.3, 0.45, 12), (0.0, 0.6, 12), (0.05, 0.45, 5), (0.3, 0.0, 12), (0.3,
 def job(nms, nc=3, opset=17):
     """What the joining functions look at."""
     metadata = Metadata({i: str(i) for i in range(nc)}, 8, nms=nms)
-    return Job(Namespace(nc=nc), None, metadata, Namespace(verbose=False, opset=opset))
+    return Job(Namespace(nc=nc), None, metadata, opset=opset)
 
 
 def network(nc=3, shape=("batch", "anchors")):
