@@ -150,10 +150,6 @@ class DetectOptions(RunOptions):
             if not 0 <= value <= 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
         self.at_least(max_det=1, vid_stride=1, line_thickness=1)
-        if self.view_img and not can_open_windows():
-            raise UserError(
-                "--view-img: there is no display here, or OpenCV was built without windows; leave it out"
-            )
         if self.stream_timeout is not None and self.stream_timeout <= 0:
             raise UserError(f"--stream-timeout {self.stream_timeout}: must be above 0 seconds")
         for name in ("save_conf", "save_format"):
@@ -173,6 +169,10 @@ def run(**options: Any) -> DetectResult:
         UserError: an option that makes no sense or cannot be honoured, or a source that cannot be read.
     """
     opt = from_keywords(DetectOptions, with_newest_run(options, data=False))
+    if opt.view_img and not can_open_windows():
+        raise UserError(
+            "--view-img: there is no display here, or OpenCV was built without windows; leave it out"
+        )
     fetch_missing(*opt.weights)
     load_plugins(opt.plugins)
     device = select_device(opt.device)
