@@ -68,7 +68,7 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def copied(done: compare.CompareResult, tmp_path: Path) -> Path:
-    """The finished run's folder, for a test to go on with."""
+    """The finished run's folder, for a test to continue."""
     return Path(shutil.copytree(done.save_dir, tmp_path / "run"))
 
 

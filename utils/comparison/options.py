@@ -1,4 +1,4 @@
-"""compare.py's command line, the nets it names, and going on with an earlier run's folder."""
+"""Declare compare.py's options, list the nets they name, and continue an earlier run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from utils.training.run_folder import RunFolder
 
 LOGGER = logging.getLogger("yolo.compare")
 
-RUN_FILE = "compare.yaml"  # the options of a run, in its folder: what makes a folder one of ours
-# What may change when a run is gone on with: not what is learnt, only where and what is shown.
-CHANGEABLE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
+RUN_FILE = "compare.yaml"  # the options of a run, in its folder
+# Options of training that may change in a continued run, because the result does not depend on them.
+MAY_CHANGE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
 _CFG = re.compile(r"(?P<cfg>.+?\.ya?ml|(?:timm|torchvision):[^+]+)\+(?P<start>.+)", re.IGNORECASE | re.DOTALL)
 _NAMED = ("timm:", "torchvision:")
 SCRATCH = "scratch"
@@ -32,11 +32,12 @@ SCRATCH = "scratch"
 
 @dataclass(frozen=True)
 class Net:
-    """One net to compare.
+    """Name one net to compare.
 
     Attributes:
-        key: its folder in the run's folder. label: what it is called.
-        cfg: what train.py's --cfg takes; '' for a trained checkpoint.
+        key: name of its folder in the run's folder.
+        label: its name in tables.
+        cfg: value of train.py's --cfg; '' for a trained checkpoint.
         weights: the trained checkpoint; '' for a net to train.
         backbone_weights: train.py's --backbone-weights of a net to train.
     """
@@ -50,26 +51,26 @@ class Net:
 
 @dataclass(frozen=True)
 class CompareOptions(TrainingOptions):
-    """Train several detectors under the same conditions and put them side by side."""
+    """Train several detectors under the same conditions and compare them."""
 
     cfg: list[str] = option(
         [],
         metavar="CFG[+START]",
-        help="model YAMLs or timm:NAME to train; +imagenet, or + and what --backbone-weights takes, starts "
-        "that one from pretrained weights, +scratch from none",
+        help="model YAMLs or timm:NAME to train; +imagenet, or + and a value of --backbone-weights, starts "
+        "that net from pretrained weights, +scratch from none",
     )
-    weights: list[str] = option([], metavar="PT", help="trained checkpoints to put beside them")
+    weights: list[str] = option([], metavar="PT", help="trained checkpoints to compare with them")
     resume: bool | str = option(
-        False, nargs="?", const=True, help="go on with the newest or the given run folder"
+        False, nargs="?", const=True, help="continue the newest or the given run folder"
     )
     project: str = option(str(ROOT / "runs" / "compare"), help="folder of runs")
     name: str = option("exp", type=str, help="folder in it")
-    exist_ok: bool = option(False, help="go on with project/name if it exists")
+    exist_ok: bool = option(False, help="continue project/name if it exists")
     samples: int = option(4, help="val images that the page shows with each net's detections")
     latency_runs: int = option(50, help="timed runs of each net and engine")
 
     def check(self) -> None:
-        """Refuse what cannot work before anything is trained."""
+        """Refuse values that cannot work."""
         super().check()
         self.at_least(samples=0, latency_runs=1)
         if world_size() > 1:
@@ -78,15 +79,15 @@ class CompareOptions(TrainingOptions):
 
 @dataclass(frozen=True)
 class ComparePlan:
-    """One run of compare.py: its options and what it knows besides them.
+    """Hold the options of a run, and what follows from them.
 
     Attributes:
-        opt: the options; `cfg` and `weights` name the nets of all its sessions, `hyp` is read, and files are
-            named by absolute paths.
-        hyp_file: the file that `hyp` was read from; '' for a mapping from Python.
+        opt: the options. `cfg` and `weights` name the nets of all sessions, `hyp` holds the hyperparameters,
+            and paths are absolute.
+        hyp_file: the file of `hyp`; '' for a mapping from Python.
         own_imgsz: whether each checkpoint is measured at the image size of its training.
         keys: the folder of each net by its text in `cfg` or `weights`.
-        folder: the folder of the earlier session that is gone on with; None for a new run.
+        folder: the folder of an earlier session that is continued; None for a new run.
     """
 
     opt: CompareOptions
@@ -100,17 +101,17 @@ class ComparePlan:
         return list_nets(self.opt, self.keys)
 
     def save(self, folder: Path) -> None:
-        """Write the run's options as plain values, the hyperparameters inside."""
+        """Write the run's options and hyperparameters into its folder."""
         state = {"hyp_file": self.hyp_file, "own_imgsz": self.own_imgsz, "keys": dict(self.keys)}
         save_yaml(folder / RUN_FILE, vars(self.opt) | state | {"resume": False})
 
     def command_line(self) -> str:
-        """Return the command line that gives these options, files named from this folder."""
+        """Return the command line of these options, with paths relative to this folder."""
         words = ["python", "compare.py"]
         for name, spec in specs(CompareOptions).items():
             value = getattr(self.opt, name)
             value = (self.hyp_file or "HYP.yaml") if name == "hyp" else value
-            # The recipe's options stand there themselves, whatever becomes of its file.
+            # The recipe's options are listed themselves, because its file may change.
             if value == spec.default or name in ("resume", "exist_ok", "recipe"):
                 continue
             words.append(spec.flag)
@@ -120,13 +121,13 @@ class ComparePlan:
 
 
 def open_run(options: Mapping[str, object]) -> ComparePlan:
-    """Return a run from what the caller gives, with the options and nets of the earlier run in its folder.
+    """Return a new run, or an earlier run with the options that are given now.
 
     Raises:
-        UserError: nothing to compare, an option that cannot be honoured, or one that changes the conditions
-            of a run that is gone on with.
+        UserError: nothing to compare, an option that cannot work, or one that changes the training conditions
+            of the earlier run.
     """
-    # A recipe's network and folder are not taken: the nets are named here.
+    # A recipe's network and folder are left out, because the nets are named here.
     asked = with_recipe(options, TrainingOptions)
     folder, saved = _earlier_run(asked)
     kept: dict[str, object] = {}
@@ -153,7 +154,7 @@ def open_run(options: Mapping[str, object]) -> ComparePlan:
 
 
 def _earlier_run(options: Mapping[str, object]) -> tuple[Path | None, dict[str, Any]]:
-    """The folder of the run that is gone on with, and what it has saved; None and nothing for a new run."""
+    """Return folder and saved options of the run to continue, or None and {}."""
     opt = from_keywords(CompareOptions, options)
     if opt.resume:
         placed = [name for name in ("project", "name", "exist_ok") if options.get(name)]
@@ -168,10 +169,10 @@ def _earlier_run(options: Mapping[str, object]) -> tuple[Path | None, dict[str, 
 
 
 def _name_nets(opt: CompareOptions, saved: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, str]]:
-    """Add the nets of the earlier run, fix each one's folder, then name files by absolute paths.
+    """Add the nets of the earlier run, and name all by absolute paths.
 
-    A run may be gone on with from another folder, where what was typed names nothing or something else. A
-    net's folder is called after what was typed, in earlier versions too, whose runs know no `keys`.
+    A run may be continued from another folder, where relative paths would name other files. The folder of a
+    net is named after the text that was typed; runs of earlier versions have no `keys`.
 
     Returns:
         The options, and the folder of each net by its text in them.
@@ -188,7 +189,7 @@ def _name_nets(opt: CompareOptions, saved: Mapping[str, Any]) -> tuple[CompareOp
 
 
 def _name_files(opt: CompareOptions) -> CompareOptions:
-    """Name the files of the other options by absolute paths."""
+    """Return the options with absolute paths of data, weights and plugins."""
     return replace(
         opt,
         data=_absolute(opt.data),
@@ -198,13 +199,13 @@ def _name_files(opt: CompareOptions) -> CompareOptions:
 
 
 def _absolute(path: str | Path) -> str:
-    """A file by a path that leads to it from everywhere; names of the project's files do that as they are."""
+    """Return an absolute path; names of the project's own files are kept."""
     own = Path(path).is_file() and not ((ROOT / path).is_file() and os.path.samefile(path, ROOT / path))
     return os.path.abspath(path) if own else str(path)
 
 
 def _absolute_start(start: str) -> str:
-    """The same for what --backbone-weights takes: a file, or source/model=FILE."""
+    """Return a value of --backbone-weights, a file or source/model=FILE, with an absolute path."""
     if Path(start).is_file():
         return _absolute(start)
     source, mark, file = start.rpartition("=")
@@ -212,13 +213,15 @@ def _absolute_start(start: str) -> str:
 
 
 def _absolute_cfg(text: str) -> str:
-    """The same for a --cfg value with its start."""
+    """Return a --cfg value and its start with absolute paths."""
     cfg, start = split_cfg(text)
     return _absolute(cfg) + ("" if start is None else f"+{_absolute_start(start) or SCRATCH}")
 
 
 def find_run(resume: bool | str | Path) -> Path:
-    """The folder of the run to go on with: the one given, or the newest below here or runs/.
+    """Find the folder of the run to continue.
+
+    It is the one given, or the newest below the working folder or runs/.
 
     Raises:
         UserError: there is none.
@@ -237,15 +240,15 @@ def find_run(resume: bool | str | Path) -> Path:
 
 
 def train_options(opt: CompareOptions, net: Net) -> dict[str, object]:
-    """The keywords of train.run for one net."""
+    """Return the keywords of train.run for one net."""
     shared = {field.name: getattr(opt, field.name) for field in fields(TrainingOptions)}
-    del shared["recipe"]  # what it holds is among the others
+    del shared["recipe"]  # its options are among the others
     return shared | {"cfg": net.cfg, "weights": "", "backbone_weights": net.backbone_weights}
 
 
 def _check_same(opt: CompareOptions, saved: Mapping[str, Any], folder: Path) -> None:
-    """Hold the conditions now asked for against those that the folder's nets were trained under."""
-    fixed = [name for name in train_options(opt, Net("", "")) if name not in CHANGEABLE | {"cfg", "weights"}]
+    """Refuse training conditions that differ from those of the folder's nets."""
+    fixed = [name for name in train_options(opt, Net("", "")) if name not in MAY_CHANGE | {"cfg", "weights"}]
     changed = [name for name in fixed if name in saved and not _same(name, saved[name], getattr(opt, name))]
     if "data" in saved and data_path(saved["data"]) != data_path(opt.data):
         changed.append("data")
@@ -253,19 +256,22 @@ def _check_same(opt: CompareOptions, saved: Mapping[str, Any], folder: Path) -> 
         told = ", ".join(f"{name} {saved[name]!r}, now {getattr(opt, name)!r}" for name in changed)
         raise UserError(
             f"{folder}: its nets were trained under other conditions ({told}); give another --name, or the "
-            "options it was made with"
+            "run's own options"
         )
 
 
-def _same(name: str, saved: Any, now: Any) -> bool:
-    """Whether an option has its saved value, by whatever path it was named."""
+def _same(name: str, saved: Any, now: Any) -> bool:  # Any: YAML values
+    """Return whether an option has its saved value, whatever path names it."""
     if name == "backbone_weights":
         saved, now = _absolute_start(saved), _absolute_start(now)
     return saved == now
 
 
 def list_nets(opt: CompareOptions, keys: Mapping[str, str]) -> list[Net]:
-    """The nets that the options name, each once; folders are those of `keys`, or new ones that are free."""
+    """Return the nets that the options name, each once.
+
+    Their folders are those of `keys`, or new ones.
+    """
     nets: list[Net] = []
     for text in opt.cfg:
         cfg, start = split_cfg(text)
@@ -284,9 +290,12 @@ def list_nets(opt: CompareOptions, keys: Mapping[str, str]) -> list[Net]:
 
 
 def split_cfg(text: str) -> tuple[str, str | None]:
-    """A --cfg value into train.py's --cfg and --backbone-weights; None when the value does not say.
+    """Split a --cfg value into train.py's --cfg and --backbone-weights.
 
-    `models/x.yaml+imagenet` -> ('models/x.yaml', 'imagenet'); `+scratch` gives ''.
+    The second is None if the value names no start.
+
+    >>> split_cfg("models/x.yaml+imagenet"), split_cfg("x.yaml+scratch"), split_cfg("x.yaml")
+    (('models/x.yaml', 'imagenet'), ('x.yaml', ''), ('x.yaml', None))
     """
     found = None if Path(text).is_file() else _CFG.fullmatch(text)
     if found is None:
@@ -296,7 +305,7 @@ def split_cfg(text: str) -> tuple[str, str | None]:
 
 
 def _start_label(start: str) -> str:
-    """Pretrained weights as a label has room for: their name, or their file's."""
+    """Return a short name of pretrained weights for a label."""
     if start == "imagenet":
         return "ImageNet"
     if Path(start).is_file() or Path(start).is_absolute():
@@ -306,12 +315,12 @@ def _start_label(start: str) -> str:
 
 
 def _free(key: str, nets: list[Net], keys: Mapping[str, str]) -> str:
-    """A folder's name that none of the nets has, and none of `keys`."""
+    """Return a folder's name that is not used by the nets or in `keys`."""
     key = re.sub(r"[^\w.-]+", "-", key).strip(".-")[:80] or "net"
     taken = {net.key for net in nets} | set(keys.values())
     return key if key not in taken else next(k for n in range(2, 10**6) if (k := f"{key}-{n}") not in taken)
 
 
-def _shortened(value: Any) -> str:
-    """A value as it would be typed: paths below this folder are relative to it."""
+def _shortened(value: object) -> str:
+    """Return a value as it is typed, with paths relative to this folder."""
     return re.sub(rf"(^|[+=]){re.escape(f'{Path.cwd()}{os.sep}')}", r"\1", str(value))

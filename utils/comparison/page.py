@@ -1,4 +1,4 @@
-"""The HTML page of a comparison: one file, nothing fetched from anywhere, every text escaped."""
+"""Render a comparison as one HTML file, which loads nothing and escapes every text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from utils.comparison.table import COLUMNS, Column, Group, Row, is_best
+from utils.comparison.table import NET_COLUMNS, Column, Group, NetRow, is_best
 
 TEMPLATE = Path(__file__).with_suffix(".html")
-# Figure, what its leader is called, unit.
+# Figure, heading of its best net, unit.
 _TILES = (
     ("map", "most accurate", "mAP50-95"),
     ("torch_ms", "fastest in PyTorch", "ms"),
@@ -23,10 +22,12 @@ _TILES = (
 
 
 @dataclass
-class Sample:
-    """One val image: its name, and JPEG files of it by what is drawn on them, the ground truth first.
+class SampleImage:
+    """Hold one val image with the boxes of the labels and of each net.
 
-    `pictures` holds (caption, JPEG, how many boxes).
+    Attributes:
+        name: of the file.
+        pictures: (caption, JPEG, number of boxes); the ground truth first.
     """
 
     name: str
@@ -35,26 +36,29 @@ class Sample:
 
 @dataclass
 class Page:
-    """What the page tells.
+    """Hold the content of the page.
 
     Attributes:
-        title: of the run. groups, failed: the rows. chart: pareto.png's bytes.
+        title: of the run.
+        groups: the rows by their conditions.
+        failed: nets without figures.
+        chart: bytes of pareto.png.
         samples: val images with detections.
-        facts: name -> text: how, when and on what it was measured.
-        command: the command line that made it.
+        facts: name -> text: how, when and on what the figures were measured.
+        command: the command line of the comparison.
     """
 
     title: str
     groups: Sequence[Group]
-    failed: Sequence[Row]
+    failed: Sequence[NetRow]
     chart: bytes
-    samples: Sequence[Sample]
+    samples: Sequence[SampleImage]
     facts: Mapping[str, str]
     command: str
 
 
 def render(page: Page) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(page.title),
         lead=_lead(page),
@@ -69,14 +73,14 @@ def render(page: Page) -> str:
 
 
 def _lead(page: Page) -> str:
-    """The leading figures of the first group, in tiles."""
+    """Return the best figures of the first group, in tiles."""
     group = page.groups[0] if page.groups else None
     if group is None or not group.ranked or len(group.rows) < 2:
         return ""
     tiles = []
     for key, what, unit in _TILES:
-        column = next(column for column in COLUMNS if column.keys[0] == key)
-        rows = [row for row in group.rows if row.values.get(key) is not None]
+        column = next(column for column in NET_COLUMNS if column.keys[0] == key)
+        rows = [row for row in group.rows if key in row.values]
         if rows:
             row = max(rows, key=lambda row: column.best * row.values[key])
             figure = f"{column.text({key: row.values[key]})} {unit}"
@@ -88,8 +92,8 @@ def _lead(page: Page) -> str:
 
 
 def _group(group: Group) -> str:
-    """A group's heading and its sortable table; columns that are empty throughout are left out."""
-    columns = [c for c in COLUMNS if any(c.text(row.values) for row in group.rows)]
+    """Return a group's heading and its sortable table, without empty columns."""
+    columns = [c for c in NET_COLUMNS if any(c.text(row.values) for row in group.rows)]
     said = group.title if group.ranked else "These checkpoints do not say how they were trained: not ranked."
     differs = ""
     if group.difference:
@@ -113,7 +117,7 @@ def _head(index: int, title: str, kind: str) -> str:
     return f'<th class="{kind}"><button data-column="{index}">{escape(main)}{small}</button></th>'
 
 
-def _row(row: Row, columns: Sequence[Column], best: Mapping[str, str | None]) -> str:
+def _row(row: NetRow, columns: Sequence[Column], best: Mapping[str, str | None]) -> str:
     cells = [f'<th scope="row">{escape(row.label)}</th><td>{escape(row.start)}</td>']
     for column in columns:
         text, value = column.text(row.values), row.values.get(column.keys[0])
@@ -127,7 +131,7 @@ def _row(row: Row, columns: Sequence[Column], best: Mapping[str, str | None]) ->
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _failed(rows: Sequence[Row]) -> str:
+def _failed(rows: Sequence[NetRow]) -> str:
     if not rows:
         return ""
     body = "".join(
@@ -150,7 +154,7 @@ def _chart(png: bytes) -> str:
     )
 
 
-def _samples(samples: Sequence[Sample]) -> str:
+def _samples(samples: Sequence[SampleImage]) -> str:
     if not samples:
         return ""
     return (
@@ -160,7 +164,7 @@ def _samples(samples: Sequence[Sample]) -> str:
     )
 
 
-def _sample(sample: Sample) -> str:
+def _sample(sample: SampleImage) -> str:
     figures = []
     for number, (caption, jpeg, count) in enumerate(sample.pictures):
         kind = ' class="truth"' if number == 0 else ""
@@ -184,8 +188,8 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _conditions(group: Group) -> str:
-    """Every condition of a group, hyperparameters too, folded away."""
-    known: dict[str, Any] = {k: v for k, v in (group.conditions or {}).items() if k != "hyp"}
+    """Return all conditions of a group, hyperparameters too, folded."""
+    known = {k: v for k, v in (group.conditions or {}).items() if k != "hyp"}
     known["data"] = Path(known["data"]).name
     data, imgsz = group.rows[0].measured
     measured = {"measured on": Path(data).name, "measured at": f"{imgsz} px"}

@@ -21,10 +21,9 @@ _LOG_RANGE = 8  # costs further apart than this factor are shown on a logarithmi
 
 
 def plot_pareto(groups: Sequence[Group], path: str | Path) -> None:
-    """Write mAP50-95 over latency and over GFLOPs: each net named, the front of each group drawn.
+    """Draw mAP50-95 over latency and over GFLOPs, with the Pareto front of each group.
 
-    Groups have a colour and marker of their own; those whose conditions are unknown are hollow and have no
-    front.
+    Each group has its colour and marker. Nets of unknown conditions are hollow and have no front.
     """
     figure = new_figure(14, 6)
     for axis, (cost, title) in zip(figure.subplots(1, 2), _COSTS):
@@ -50,7 +49,7 @@ def plot_pareto(groups: Sequence[Group], path: str | Path) -> None:
         handles, labels = figure.axes[1].get_legend_handles_labels()
         if handles:
             figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.draw_without_rendering()  # decides where everything lies, and the names go where there is room
+    figure.draw_without_rendering()  # places everything, so that the free space is known
     figure.set_layout_engine("none")
     for axis, (cost, _) in zip(figure.axes, _COSTS):
         _name_points(axis, [p for g in groups for p in _points(g, cost)])
@@ -58,13 +57,12 @@ def plot_pareto(groups: Sequence[Group], path: str | Path) -> None:
 
 
 def _points(group: Group, cost: str) -> list[tuple[float, float, str]]:
-    """(cost, mAP50-95, label) of a group's rows that have both."""
-    rows = [row for row in group.rows if row.values.get(cost) is not None]
-    return [(row.values[cost], row.values["map"], row.label) for row in rows]
+    """Return (cost, mAP50-95, label) of a group's rows that have both."""
+    return [(row.values[cost], row.values["map"], row.label) for row in group.rows if cost in row.values]
 
 
 def _draw_group(axis: Axes, group: Group, cost: str, number: int) -> list[tuple[float, float, str]]:
-    """A group's points and front; returns the points."""
+    """Draw a group's points and front, and return the points."""
     points = _points(group, cost)
     if not points:
         return points
@@ -91,7 +89,10 @@ def _draw_group(axis: Axes, group: Group, cost: str, number: int) -> list[tuple[
 
 
 def _name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Write each point's label beside it, where it hides least; a thin line leads to those further away."""
+    """Write each point's label beside it, where it covers least.
+
+    A thin line joins a point and a label that is further away.
+    """
     pixels = [tuple(axis.transData.transform((x, y))) for x, y, _ in points]
     per_point = axis.figure.dpi / 72
     reach = 6 * per_point
@@ -121,7 +122,7 @@ def _name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None
 
 
 def _hidden(box: Bbox, taken: Sequence[Bbox], room: Bbox) -> float:
-    """Square pixels of a label that lie on others or outside the chart."""
+    """Return the area of a label, in square pixels, over others or outside the chart."""
     overlaps = (Bbox.intersection(box, other) for other in taken)
     covered = sum(shared.width * shared.height for shared in overlaps if shared is not None)
     inside = Bbox.intersection(box, room)

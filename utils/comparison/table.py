@@ -1,16 +1,17 @@
-"""Nets side by side: rows of figures, groups of equal conditions, the Pareto front, CSV and Markdown.
+"""Put the figures of several nets into tables, as CSV and as Markdown.
 
-Figures are comparable only where data, image size and recipe are the same. So rows are put into groups by
-the conditions they were trained under and by what they were measured on, and a best figure or a front is
-looked for inside one group only.
+Figures are comparable only if data, image size and recipe are the same. So rows are grouped by the conditions
+of their training and of their measurement, and only nets of one group are ranked.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +20,37 @@ from utils.files import ROOT, find_file
 from utils.training.hyp import load_hyp
 
 UNKNOWN = "conditions unknown"
-# What makes two trainings comparable besides the data and the hyperparameters; train.py's option names.
-RECIPE = ("imgsz", "epochs", "batch_size", "optimizer", "seed", "cos_lr", "label_smoothing", "amp", "rect")
-RECIPE += ("multi_scale", "image_weights", "single_cls", "freeze", "backbone_lr", "noautoanchor", "patience")
-_TITLED = {"epochs": "{} epochs", "batch_size": "batch {}", "optimizer": "{}"}
-_TITLED |= {"seed": "seed {}"}
+_TITLED = {"epochs": "{} epochs", "batch_size": "batch {}", "optimizer": "{}", "seed": "seed {}"}
 _MEASURED = {"on": "{}", "at": "{} px"}
-_USUAL = {"cos_lr": False, "label_smoothing": 0.0, "amp": "auto", "rect": False, "multi_scale": False}
-_USUAL |= {"image_weights": False, "single_cls": False, "freeze": [0], "backbone_lr": None}
-_USUAL |= {"noautoanchor": False, "patience": None}
+# Options that a title names only where they differ from these.
+_USUAL: dict[str, object] = {
+    "cos_lr": False,
+    "label_smoothing": 0.0,
+    "amp": "auto",
+    "rect": False,
+    "multi_scale": False,
+    "image_weights": False,
+    "single_cls": False,
+    "freeze": [0],
+    "backbone_lr": None,
+    "noautoanchor": False,
+    "patience": None,
+}
+# train.py's options that two comparable trainings share, besides the data and the hyperparameters.
+RECIPE = ("imgsz", *_TITLED, *_USUAL)
+
+Conditions = dict[str, Any]  # Any: values of options, as `conditions_of` returns them
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the tables: its title, the figures of a cell, how they are written and which one is best.
+    """Describe a column of the tables.
 
-    The first key is the figure that sorts and is ranked; the others follow it in brackets. `best` is +1 where
-    more is better, -1 where less is, 0 where neither.
+    Attributes:
+        title: its heading.
+        keys: the figures of a cell; the first one is ranked, the others follow in brackets.
+        form: format of a figure.
+        best: +1 if more is better, -1 if less is better, 0 if neither.
     """
 
     title: str
@@ -43,8 +58,8 @@ class Column:
     form: str
     best: int
 
-    def text(self, values: Mapping[str, float | None]) -> str:
-        """The cell for a row's figures; empty where there is none."""
+    def text(self, values: Mapping[str, float]) -> str:
+        """Return the cell for a row's figures; empty without the first figure."""
         figures = [values.get(key) for key in self.keys]
         if figures[0] is None:
             return ""
@@ -52,7 +67,7 @@ class Column:
         return f"{first} ({', '.join(rest)})" if rest else first
 
 
-COLUMNS = (
+NET_COLUMNS = (
     Column("mAP50-95", ("map",), "{:.3f}", 1),
     Column("mAP50", ("map50",), "{:.3f}", 1),
     Column("P", ("precision",), "{:.3f}", 1),
@@ -65,30 +80,32 @@ COLUMNS = (
     Column("training s", ("train_seconds",), "{:.0f}", -1),
     Column("epochs", ("epochs",), "{:d}", 0),
 )
-FIGURES = tuple(key for column in COLUMNS for key in column.keys)
+FIGURES = tuple(key for column in NET_COLUMNS for key in column.keys)
 CSV_COLUMNS = ("net", "start", "conditions", "status", *FIGURES, "weights")
 
 
 @dataclass
-class Row:
-    """One net.
+class NetRow:
+    """Hold the figures of one net.
 
     Attributes:
-        key: its folder in the run's folder; unique. label: what it is called on the page.
-        start: what its training began with: 'scratch', 'imagenet', other weights' name, or 'checkpoint'.
-        conditions: as `conditions_of` gives them; None when they are not known.
-        values: figures by the keys of COLUMNS. weights: the checkpoint's path.
-        failed: why there are no figures, as a sentence; '' when there are.
-        note: what else is to be said about it.
-        data, imgsz: the data set (as `data_path` gives it) and the pixels that the figures were measured
-            with; '' and 0 for those of its training.
+        key: name of its folder in the run's folder; unique.
+        label: its name on the page.
+        start: start of its training: 'scratch', 'imagenet', the name of other weights, or 'checkpoint'.
+        conditions: as `conditions_of` returns them; None if they are unknown.
+        values: figures by the keys of NET_COLUMNS; a figure that was not measured is absent.
+        weights: the checkpoint's path.
+        failed: a sentence why there are no figures; '' if there are.
+        note: a remark for the page.
+        data, imgsz: data set (as `data_path` returns it) and pixels of the measurement; '' and 0 for those
+            of its training.
     """
 
     key: str
     label: str
     start: str = ""
-    conditions: dict[str, Any] | None = None
-    values: dict[str, float | None] = field(default_factory=dict)
+    conditions: Conditions | None = None
+    values: dict[str, float] = field(default_factory=dict)
     weights: str = ""
     failed: str = ""
     note: str = ""
@@ -97,55 +114,58 @@ class Row:
 
     @property
     def measured(self) -> tuple[str, int]:
-        """The data set and the image size that the figures hold for."""
+        """Return data set and image size of the measurement."""
         trained = self.conditions or {"data": "", "imgsz": 0}
         return self.data or trained["data"], self.imgsz or trained["imgsz"]
 
 
 @dataclass
 class Group:
-    """Rows trained under the same conditions and measured on the same, best mAP50-95 first.
+    """Hold rows of the same training and measurement conditions, best mAP50-95 first.
 
-    `title` says what was measured and names the conditions, `difference` says how they differ from the first
-    group's. Rows whose conditions are unknown are not `ranked`: nothing says that they may be held against
-    one another.
+    Attributes:
+        number: of the group, from 1.
+        title: the conditions in words.
+        difference: how they differ from those of group 1.
+        conditions: of the training; None if they are unknown.
     """
 
     number: int
     title: str
     difference: str
-    rows: list[Row]
-    conditions: dict[str, Any] | None
+    rows: list[NetRow]
+    conditions: Conditions | None
 
     @property
     def ranked(self) -> bool:
-        """Whether its rows may be held against one another."""
+        """Return whether its rows are comparable; rows of unknown conditions are not."""
         return self.conditions is not None
 
     @property
     def heading(self) -> str:
-        """What stands above its table: its number, or all that is known where that is no condition."""
+        """Return the heading of its table: its number, or its title without conditions."""
         return f"Conditions {self.number}" if self.ranked else self.title[:1].upper() + self.title[1:]
 
     def best(self, column: Column) -> str | None:
-        """The text of a column's best cell, where there are at least two figures to choose from."""
-        rows = [row for row in self.rows if row.values.get(column.keys[0]) is not None]
+        """Return the text of a column's best cell; None with fewer than two figures."""
+        rows = [row for row in self.rows if column.keys[0] in row.values]
         if not self.ranked or not column.best or len(rows) < 2:
             return None
         return column.text(max(rows, key=lambda row: column.best * row.values[column.keys[0]]).values)
 
-    def front(self, cost: str) -> list[Row]:
-        """Its rows on the Pareto front of mAP50-95 over the figure `cost`, cheapest first."""
-        rows = [row for row in self.rows if row.values.get(cost) is not None] if self.ranked else []
+    def front(self, cost: str) -> list[NetRow]:
+        """Return the rows on the Pareto front of mAP50-95 over `cost`, cheapest first."""
+        rows = [row for row in self.rows if cost in row.values] if self.ranked else []
         points = [(row.values[cost], row.values["map"]) for row in rows]
         return [rows[i] for i in pareto_front(points)]
 
 
-def conditions_of(meta: Mapping[str, Any], nc: int) -> dict[str, Any] | None:
-    """What a checkpoint was trained under, from the meta data that train.py wrote; None when it is not told.
+def conditions_of(meta: Mapping[str, Any], nc: int) -> Conditions | None:
+    """Return the training conditions that train.py wrote into a checkpoint's metadata.
 
     Returns:
-        nc, the data set's path (resolved where it is there still), the hyperparameters, the options RECIPE.
+        The number of classes `nc`, `data` (see `data_path`), `hyp` and the options of RECIPE; None if the
+        metadata lack them.
     """
     opt, hyp = meta.get("opt"), meta.get("hyp")
     if not isinstance(opt, Mapping) or not isinstance(hyp, Mapping):
@@ -160,7 +180,7 @@ def conditions_of(meta: Mapping[str, Any], nc: int) -> dict[str, Any] | None:
 
 
 def data_path(data: str | Path) -> str:
-    """A dataset YAML's absolute path, so that two spellings of it are one; as given when it is gone."""
+    """Return a dataset YAML's absolute path; as given if the file is missing."""
     try:
         return str(find_file(data, "data").resolve())
     except UserError:
@@ -168,7 +188,7 @@ def data_path(data: str | Path) -> str:
 
 
 def start_of(meta: Mapping[str, Any]) -> str:
-    """What a checkpoint's training began with; 'checkpoint' also where nothing is told about it."""
+    """Return the start of a checkpoint's training; 'checkpoint' if it is unknown."""
     opt = meta.get("opt")
     if not isinstance(opt, Mapping) or opt.get("weights"):
         return "checkpoint"
@@ -176,9 +196,12 @@ def start_of(meta: Mapping[str, Any]) -> str:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which of the points (cost, value) no other one beats, in order of cost.
+    """Return the numbers of the points (cost, value) that no other point beats, by cost.
 
-    A point is beaten by one that is no worse in both and better in one; equal points stand together.
+    A point beats another if it is not worse in both and better in one. Equal points do not beat each other.
+
+    >>> pareto_front([(1.0, 0.5), (3.0, 0.6), (2.0, 0.7)])
+    [0, 2]
     """
 
     def beaten(cost: float, value: float) -> bool:
@@ -189,16 +212,16 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def group_rows(
-    rows: Sequence[Row], first: Mapping[str, Any] | None, hyp_names: Sequence[str | Path] = ()
+    rows: Sequence[NetRow], first: Mapping[str, Any] | None, hyp_names: Sequence[str | Path] = ()
 ) -> list[Group]:
-    """Rows that have figures, by their conditions; those of unknown conditions last.
+    """Group the rows that have figures by their conditions; unknown conditions come last.
 
     Args:
         rows: failed ones are left out.
-        first: the conditions to begin with, if any row has them.
-        hyp_names: hyperparameter files to know hyperparameters by, besides those in data/hyps.
+        first: the conditions of group 1, if any row has them.
+        hyp_names: hyperparameter files, besides those in data/hyps, whose names titles may use.
     """
-    found: list[list[Row]] = []
+    found: list[list[NetRow]] = []
     for row in rows:
         if row.failed:
             continue
@@ -211,25 +234,23 @@ def group_rows(
     files = [*hyp_names, *sorted((ROOT / "data" / "hyps").glob("*.yaml"))]
     groups = []
     for number, members in enumerate(found, 1):
-        one, leader = members[0], found[0][0]
-        difference = ""
-        if number > 1 and one.conditions is not None and leader.conditions is not None:
-            difference = describe_difference(one, leader)
+        one = members[0]
+        difference = describe_difference(one, found[0][0]) if number > 1 else ""
         members.sort(key=lambda row: -row.values["map"])
         groups.append(Group(number, describe_row(one, files), difference, members, one.conditions))
     return groups
 
 
-def tell_apart(rows: list[Row]) -> None:
-    """Give rows of one label their folders' names besides."""
+def tell_apart(rows: list[NetRow]) -> None:
+    """Add their folders' names to labels that several rows share."""
     labels = [row.label for row in rows]
     for row in rows:
         if labels.count(row.label) > 1:
             row.label = f"{row.label} [{row.key}]"
 
 
-def describe_row(row: Row, hyp_files: Sequence[str | Path] = ()) -> str:
-    """What a row was measured on and trained under, as one line; options that are as usual are not named."""
+def describe_row(row: NetRow, hyp_files: Sequence[str | Path] = ()) -> str:
+    """Describe a row's measurement and training in one line, without usual options."""
     (data, imgsz), conditions = row.measured, row.conditions
     if conditions is None:
         return f"{UNKNOWN}, measured on {Path(data).name} at {imgsz} px" if data else UNKNOWN
@@ -247,13 +268,13 @@ def describe_row(row: Row, hyp_files: Sequence[str | Path] = ()) -> str:
     return ", ".join(parts)
 
 
-def _as_trained(row: Row) -> bool:
-    """Whether a row's figures hold for the data set and the image size of its training."""
+def _as_trained(row: NetRow) -> bool:
+    """Return whether a row was measured on the data and image size of its training."""
     return row.conditions is not None and row.measured == (row.conditions["data"], row.conditions["imgsz"])
 
 
-def _option(name: str, value: Any) -> str:
-    """An option as it is typed."""
+def _option(name: str, value: object) -> str:
+    """Return an option as it is typed."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return flag if value else f"no {flag}"
@@ -261,9 +282,9 @@ def _option(name: str, value: Any) -> str:
 
 
 def hyp_name(hyp: Mapping[str, float], files: Sequence[str | Path]) -> str:
-    """The name of the file that holds these hyperparameters, or that they are others'.
+    """Return the name of the file that holds these hyperparameters, or that none does.
 
-    `nominal_batch` is none of a file that does not state it: train.py then fits it to the data.
+    A `nominal_batch` that the file does not state is ignored, because train.py fits it to the data.
     """
     for file in files:
         if not Path(file).is_file():
@@ -275,15 +296,21 @@ def hyp_name(hyp: Mapping[str, float], files: Sequence[str | Path]) -> str:
     return "hyperparameters of its own"
 
 
-def describe_difference(row: Row, other: Row) -> str:
-    """How what a row was measured on and trained under differs from another's, with both values."""
+def describe_difference(row: NetRow, other: NetRow) -> str:
+    """Describe how a row's measurement and training differ from another's, with both values.
+
+    Returns:
+        '' if the conditions of one row are unknown.
+    """
+    mine, theirs = row.conditions, other.conditions
+    if mine is None or theirs is None:
+        return ""
     parts = []
     as_trained = _as_trained(row) and _as_trained(other)
     if not as_trained:
-        for (name, form), mine, theirs in zip(_MEASURED.items(), row.measured, other.measured):
-            if mine != theirs:
-                parts.append(f"measured {name} {form.format(mine)} instead of {form.format(theirs)}")
-    mine, theirs = row.conditions, other.conditions
+        for (name, form), here, there in zip(_MEASURED.items(), row.measured, other.measured):
+            if here != there:
+                parts.append(f"measured {name} {form.format(here)} instead of {form.format(there)}")
     for name in [name for name in mine if name != "hyp" and mine[name] != theirs.get(name)]:
         when = "trained with " if name in ("data", "imgsz") and not as_trained else ""
         parts.append(f"{when}{name} {_plain(mine[name])} instead of {_plain(theirs.get(name))}")
@@ -293,8 +320,8 @@ def describe_difference(row: Row, other: Row) -> str:
     return "; ".join(parts)
 
 
-def _plain(value: Any) -> str:
-    """A value in a sentence."""
+def _plain(value: object) -> str:
+    """Return a value as words of a sentence."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     if isinstance(value, bool):
@@ -302,14 +329,14 @@ def _plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def to_csv(groups: Sequence[Group], failed: Sequence[Row]) -> str:
-    """All rows with their unrounded figures; `conditions` is the number of the group."""
+def to_csv(groups: Sequence[Group], failed: Sequence[NetRow]) -> str:
+    """Return all rows with unrounded figures; `conditions` is the number of the group."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for group in groups:
         for row in group.rows:
-            figures = ["" if (v := row.values.get(key)) is None else v for key in FIGURES]
+            figures = [row.values.get(key, "") for key in FIGURES]
             where = str(group.number) if group.ranked else "unknown"
             writer.writerow([row.label, row.start, where, "ok", *figures, row.weights])
     for row in failed:
@@ -318,11 +345,11 @@ def to_csv(groups: Sequence[Group], failed: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def to_markdown(groups: Sequence[Group], failed: Sequence[Row], measured: Sequence[str]) -> str:
-    """Tables ready to paste, one per group, the best figure of each column in bold.
+def to_markdown(groups: Sequence[Group], failed: Sequence[NetRow], measured: Sequence[str]) -> str:
+    """Return one table per group, with the best figure of each column in bold.
 
     Args:
-        measured: sentences about how and on what, put below the tables.
+        measured: sentences about the measurement, below the tables.
     """
     blocks = []
     for group in groups:
@@ -342,8 +369,8 @@ def to_markdown(groups: Sequence[Group], failed: Sequence[Row], measured: Sequen
 
 
 def _md_table(group: Group) -> list[str]:
-    """A group's table; columns that are empty in all of its rows are left out."""
-    columns = [c for c in COLUMNS if any(c.text(row.values) for row in group.rows)]
+    """Return the lines of a group's table, without columns that are empty in all rows."""
+    columns = [c for c in NET_COLUMNS if any(c.text(row.values) for row in group.rows)]
     lines = [f"| net | start | {' | '.join(c.title for c in columns)} |"]
     lines.append(f"|---|---|{'---:|' * len(columns)}")
     best = {column.title: group.best(column) for column in columns}
@@ -355,19 +382,10 @@ def _md_table(group: Group) -> list[str]:
 
 
 def is_best(text: str, top: str | None) -> bool:
-    """Whether a cell shows the same leading figure as the best one: equal as printed is equal."""
+    """Return whether a cell shows the same first figure as the best cell."""
     return top is not None and text.partition(" (")[0] == top.partition(" (")[0]
 
 
 def _md(text: str) -> str:
-    """Text that is no markup: a name comes from the user's files."""
-    for sign, safe in (
-        ("&", "&amp;"),
-        ("<", "&lt;"),
-        (">", "&gt;"),
-        ("|", "\\|"),
-        ("*", "\\*"),
-        ("`", "\\`"),
-    ):
-        text = text.replace(sign, safe)
-    return " ".join(text.split())
+    """Escape markup in a text, because names come from the user's files."""
+    return " ".join(re.sub(r"([|*`])", r"\\\1", escape(text, quote=False)).split())

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 
-from utils.comparison.page import Page, Sample, render
-from utils.comparison.table import Row, group_rows
+from utils.comparison.page import Page, SampleImage, render
+from utils.comparison.table import NetRow, group_rows
 from utils.training.options import parse_opt
 
 JPEG = b"\xff\xd8 a picture"
 
 
-def page(rows: list[Row], failed: list[Row], samples: list[Sample], first: dict | None = None) -> str:
+def page(
+    rows: list[NetRow], failed: list[NetRow], samples: list[SampleImage], first: dict | None = None
+) -> str:
     facts = {"hardware": "a <fast> CPU"}
     return render(
         Page("a & b", group_rows(rows, first), failed, b"chart", samples, facts, "compare.py --cfg 'a<b'")
@@ -25,17 +27,17 @@ def conditions(**changes) -> dict:
     return {name: opt[name] for name in names.split()}
 
 
-def row(label: str, score: float, same: dict | None, **values) -> Row:
+def row(label: str, score: float, same: dict | None, **values) -> NetRow:
     figures = {"map": score, "map50": score, "precision": score, "recall": score, "gflops": 1.0, **values}
-    return Row(label, label, "scratch", same, figures)
+    return NetRow(label, label, "scratch", same, figures)
 
 
 def test_every_text_is_escaped():
     bad = '<script>alert("1")</script>'
     rows = [row(bad, 0.1, conditions(data=f"{bad}.yaml")), row("b", 0.2, conditions(data=f"{bad}.yaml"))]
     rows[0].note = bad
-    samples = [Sample(bad, [(bad, JPEG, 1)])]
-    html = page(rows, [Row(bad, bad, bad, failed=bad)], samples)
+    samples = [SampleImage(bad, [(bad, JPEG, 1)])]
+    html = page(rows, [NetRow(bad, bad, bad, failed=bad)], samples)
     assert html.count("<script>") == 1  # our own
     assert html.count("&lt;script&gt;alert(&quot;1&quot;)") >= 8
     assert "a &amp; b" in html and "a &lt;fast&gt; CPU" in html and "&#x27;a&lt;b&#x27;" in html
@@ -67,13 +69,13 @@ def test_other_conditions_say_how_they_differ():
 
 
 def test_nothing_measured_is_still_a_page():
-    html = page([], [Row("a", "a", "scratch", failed="no such file")], [])
+    html = page([], [NetRow("a", "a", "scratch", failed="no such file")], [])
     assert "failed: no such file" in html and "<img" not in html and "Accuracy over cost" not in html
 
 
 def test_pictures_are_inside():
     same = conditions()
-    sample = Sample("0.jpg", [("ground truth", JPEG, 1), ("a", JPEG, 0)])
+    sample = SampleImage("0.jpg", [("ground truth", JPEG, 1), ("a", JPEG, 0)])
     html = page([row("a", 0.5, same)], [], [sample], same)
     assert html.count('src="data:image/jpeg;base64,') == 2 and html.count('src="data:image/png;base64,') == 1
     assert html.count("src=") == 3 and "1 box<" in html and "0 boxes<" in html

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import torch
 
-from utils.comparison.samples import sample_pictures
+from utils.comparison.samples import find_boxes, sample_pictures
+from utils.nms import NmsOptions
 from utils.results.drawing import colour
 
 
@@ -49,3 +51,26 @@ def test_truth_first_then_each_net_in_the_image_s_own_pixels(tmp_path):
     assert abs(xs.min() - 120) <= 3 and abs(xs.max() - 360) <= 3 and abs(ys.max() - 180) <= 3
     assert np.abs(net[60, 3:8].astype(int) - colour(0)).sum(1).min() < 90  # the left edge of the first box
     assert not (net[100:] > 60).any()
+
+
+class OneBox:
+    """A network that finds the box 16, 16, 48, 32 of class 1 in each letterboxed image."""
+
+    device = torch.device("cpu")
+
+    def prepare(self, images):
+        return images.float() / 255
+
+    def infer(self, images, wanted, *, augment=False):
+        self.shape = tuple(images.shape)
+        return images
+
+    def suppress(self, inferred, wanted, labels=()):
+        return [torch.tensor([[16.0, 16.0, 48.0, 32.0, wanted.conf_thres, 1.0]])] * len(inferred)
+
+
+def test_boxes_are_found_in_the_image_s_own_pixels():
+    network = OneBox()
+    found = find_boxes(network, 64, NmsOptions(0.5))(np.zeros((100, 200, 3), np.uint8))
+    assert network.shape == (1, 3, 64, 64)  # 200 x 100 pixels become 64 x 32, 16 below the upper edge
+    assert found.tolist() == [[50.0, 0.0, 150.0, 50.0, 0.5, 1.0]]

@@ -8,10 +8,10 @@ import io
 import pytest
 
 from utils.comparison.table import (
-    COLUMNS,
     CSV_COLUMNS,
+    NET_COLUMNS,
     RECIPE,
-    Row,
+    NetRow,
     conditions_of,
     group_rows,
     hyp_name,
@@ -35,10 +35,10 @@ def meta(**changes) -> dict:
     return {"opt": opt, "hyp": hyp}
 
 
-def row(key: str, score: float = 0.5, conditions: dict | None = None, **values) -> Row:
+def row(key: str, score: float = 0.5, conditions: dict | None = None, **values) -> NetRow:
     figures = {"map": score, "map50": 0.8, "precision": 0.7, "recall": 0.6, "parameters": 1234567}
     figures |= {"parameters_fused": 1230000, "gflops": 4.47, "size_mb": 3.9, "epochs": 30} | values
-    return Row(key, key, "scratch", conditions, figures, f"{key}/weights/best.pt")
+    return NetRow(key, key, "scratch", conditions, figures, f"{key}/weights/best.pt")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_other_conditions_are_kept_apart_and_said():
         row("worse", 0.3, first),
         row("better", 0.4, first),
     ]
-    rows.append(Row("broken", "broken", failed="no such file"))
+    rows.append(NetRow("broken", "broken", failed="no such file"))
     groups = group_rows(rows, first)
     assert [[r.key for r in group.rows] for group in groups] == [["better", "worse"], ["long"], ["unknown"]]
     recipe = "640 px, 30 epochs, batch 16, SGD, seed 0, hyp.digits.yaml"
@@ -92,7 +92,7 @@ def test_other_conditions_are_kept_apart_and_said():
     assert groups[1].difference.startswith("epochs 60 instead of 30; hyp lr0 0.5 instead of 0.0")
     assert [group.ranked for group in groups] == [True, True, False]
     assert [r.key for r in groups[0].front("gflops")] == ["better"] and groups[2].front("gflops") == []
-    assert groups[0].best(COLUMNS[0]) == "0.400" and groups[1].best(COLUMNS[0]) is None
+    assert groups[0].best(NET_COLUMNS[0]) == "0.400" and groups[1].best(NET_COLUMNS[0]) is None
     for changes, classes in (({"imgsz": 320}, 10), ({"seed": 1}, 10), ({"data": "my.yaml"}, 10), ({}, 3)):
         assert conditions_of(meta(**changes), classes) != first
 
@@ -147,7 +147,7 @@ def test_csv_and_markdown_hold_the_same_figures():
     timed = {"torch_ms": 12.3456, "torch_p90": 13.0, "torch_p95": 14.25}
     rows = [row("a", 0.41234, same, **timed, train_seconds=61.6), row("b", 0.3, same, **timed)]
     rows[1].values["size_mb"] = 2.0
-    failed = [Row("c", "c", "scratch", failed="models/c.yaml: row 3, is wrong")]
+    failed = [NetRow("c", "c", "scratch", failed="models/c.yaml: row 3, is wrong")]
     groups = group_rows(rows, same)
     table = list(csv.DictReader(io.StringIO(to_csv(groups, failed))))
     assert list(table[0]) == list(CSV_COLUMNS)
@@ -161,7 +161,7 @@ def test_csv_and_markdown_hold_the_same_figures():
     shown = table_of(markdown.split("\n\n| net | start | status")[0])
     assert len(shown) == 2 and "ONNX Runtime ms (p90, p95)" not in shown[0]  # empty throughout
     for from_csv, from_md in zip(table, shown):
-        for column in COLUMNS:
+        for column in NET_COLUMNS:
             if column.title not in from_md or not from_md[column.title]:
                 assert from_csv[column.keys[0]] == ""
                 continue
@@ -187,6 +187,6 @@ def test_names_are_no_markup():
 
 
 def test_one_label_twice_gets_the_folder():
-    rows = [Row("best", "n"), Row("best-2", "n"), Row("other", "m")]
+    rows = [NetRow("best", "n"), NetRow("best-2", "n"), NetRow("other", "m")]
     tell_apart(rows)
     assert [r.label for r in rows] == ["n [best]", "n [best-2]", "m"]
