@@ -1,13 +1,11 @@
-"""Pascal VOC XML or COCO JSON -> images, YOLO label files and a dataset YAML.
+"""Convert Pascal VOC XML or COCO JSON to images, YOLO labels and a dataset YAML.
 
     python data/convert.py voc ROOT OUT [--split train=ImageSets/Main/train.txt ...] [--names cat dog ...]
     python data/convert.py coco ANNOTATIONS.json IMAGES_DIR OUT [--split train]
 
 The source is only read: images are hard-linked, or copied where that does not work or `--copy` is given.
-
-VOC's corners are pixels counted from 1, both ends inside the box (the development kit's convention), so
-the box covers xmin - 1 .. xmax and is xmax - xmin + 1 wide. With `--zero-based` they are edges counted
-from 0. Either way a box with xmax <= xmin or ymax <= ymin was drawn without an area and is left out.
+VOC's corners are pixels counted from 1; with `--zero-based` they are edges counted from 0. A box with
+xmax <= xmin or ymax <= ymin has no area and is left out.
 """
 
 from __future__ import annotations
@@ -15,20 +13,26 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the project's folder is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.dataset.convert import voc_xml
-from utils.dataset.convert.convert import ConvertReport, convert_coco, convert_voc, read_yaml, write_yaml
+from utils.cli import Parser
+from utils.dataset.convert.coco_json import convert_coco
+from utils.dataset.convert.voc_xml import convert_voc, find_names
+from utils.dataset.convert.yolo_labels import ConvertReport, read_yaml, write_yaml
 from utils.errors import UserError
 
 LOGGER = logging.getLogger("yolo.convert")
 
 
 def _parse_splits(given: list[str] | None, root: Path) -> dict[str, Path]:
-    """`train=LIST` arguments, LIST below the root or as it is; by default what ImageSets/Main has."""
+    """Return split -> list of images from `train=LIST` arguments.
+
+    LIST is relative to the root or to the working folder; without arguments ImageSets/Main is used.
+    """
     if not given:
         main = root / "ImageSets" / "Main"
         found = {s: main / f"{s}.txt" for s in ("train", "val", "test") if (main / f"{s}.txt").is_file()}
@@ -46,10 +50,8 @@ def _parse_splits(given: list[str] | None, root: Path) -> dict[str, Path]:
     return splits
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of both converters."""
-    from utils.cli import Parser
-
+def parse_opt(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of both converters."""
     parser = Parser(description="Convert a data set to YOLO labels. The source is only read.")
     kinds = parser.add_subparsers(dest="kind", required=True, parser_class=Parser)
     shared = Parser(add_help=False)
@@ -70,15 +72,15 @@ def build_parser() -> argparse.ArgumentParser:
     coco.add_argument("out", type=Path, help="folder to write; a second split may be added to it")
     coco.add_argument("--split", default="train", help="train, val or test")
     coco.add_argument("--segments", action="store_true", help="write polygons instead of boxes")
-    return parser
+    return parser.parse_args(argv)
 
 
 def run(options: argparse.Namespace) -> dict[str, ConvertReport]:
-    """Convert as the parsed command line says; a report for each split."""
+    """Convert as the parsed command line says, and return a report for each split."""
     yaml_path = options.out / f"{options.name or options.out.resolve().name}.yaml"
     if options.kind == "voc":
         splits = _parse_splits(options.split, options.root)
-        names = options.names or voc_xml.find_names(options.root, splits.values())
+        names = options.names or find_names(options.root, splits.values())
         read_yaml(yaml_path, names)  # other classes are refused before images and labels are written
         reports = convert_voc(
             options.root,
@@ -111,8 +113,8 @@ def run(options: argparse.Namespace) -> dict[str, ConvertReport]:
 
 
 def main() -> None:
-    """Command line."""
-    run(build_parser().parse_args())
+    """Run the command line."""
+    run(parse_opt())
 
 
 if __name__ == "__main__":

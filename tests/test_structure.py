@@ -28,7 +28,6 @@ MOST_FILES = 20  # of Python in a folder
 
 # Rooms whose words and names are still being gone through. Empty at the end.
 PENDING: tuple[str, ...] = (
-    "data/",
     "detect.py",
     "export.py",
     "hubconf.py",
@@ -61,7 +60,6 @@ PENDING: tuple[str, ...] = (
     "utils/processes.py",
     "utils/profiling.py",
     "utils/threads.py",
-    "utils/dataset/",
     "utils/evaluation/",
     "utils/results/",
     "utils/sources/",

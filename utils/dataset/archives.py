@@ -68,7 +68,10 @@ def fetch_archives(urls: Iterable[str], home: Path) -> None:
 
 
 def _add(archive: Path, tree: Path, name: str, url: str) -> None:
-    """Unpack one archive and add its data set to the tree, over the files of earlier ones."""
+    """Unpack one archive and add its data set to the tree.
+
+    Its files replace those of earlier archives.
+    """
     unpacked = tree.with_name("unpacked")
     shutil.rmtree(unpacked, ignore_errors=True)
     try:
@@ -157,7 +160,7 @@ def _digest(archive: Path) -> str:
 
 
 def _unpack_whole(archive: Path, folder: Path) -> None:
-    """Unpack an archive into a new folder, whole or not at all, and add its stamp."""
+    """Unpack an archive and add its stamp, whole or not at all."""
     temporary = Path(
         tempfile.mkdtemp(prefix=f".{folder.name[:_LONGEST_NAME]}.", suffix=".part", dir=folder.parent)
     )

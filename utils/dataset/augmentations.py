@@ -222,10 +222,10 @@ def warp_boxes(boxes: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def visible_bounds(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return the bounds (4,) xyxy of the part of a polygon (p, 2) inside the frame.
+    """Return the bounds (4,) xyxy of the visible part of a polygon (p, 2).
 
-    They are zeros if no part is inside. Every edge is clipped to the frame (Liang and Barsky, 1984), and the
-    frame's own corners count where they are inside the polygon, so the bounds are exact.
+    They are zeros if no part is inside the frame. Every edge is clipped to the frame (Liang and Barsky,
+    1984), and the frame's own corners count where they are inside the polygon, so the bounds are exact.
 
     >>> visible_bounds(np.array([[-10.0, 5.0], [10.0, 5.0], [10.0, 25.0]]), 20, 20).tolist()
     [0.0, 5.0, 10.0, 20.0]
@@ -312,7 +312,9 @@ def hsv(image: np.ndarray, gains: Sequence[float], rng: np.random.Generator) -> 
 
 
 def flipud(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flip an image and its labels (k, 5) `class, xc, yc, w, h` (normalised) upside down.
+    """Flip an image and its labels upside down.
+
+    Labels are (k, 5) `class, xc, yc, w, h` normalised.
 
     >>> flipud(np.zeros((4, 4, 3), np.uint8), np.array([[0, 0.5, 0.25, 0.1, 0.1]]))[1].tolist()
     [[0.0, 0.5, 0.75, 0.1, 0.1]]
@@ -323,7 +325,9 @@ def flipud(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def fliplr(image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror an image and its labels (k, 5) `class, xc, yc, w, h` (normalised) left to right.
+    """Mirror an image and its labels left to right.
+
+    Labels are (k, 5) `class, xc, yc, w, h` normalised.
 
     >>> fliplr(np.zeros((4, 4, 3), np.uint8), np.array([[0, 0.25, 0.5, 0.1, 0.1]]))[1].tolist()
     [[0.0, 0.75, 0.5, 0.1, 0.1]]

@@ -173,7 +173,12 @@ class DetectionDataset(Dataset[Item]):
     def _labelled(
         self, index: int, image: np.ndarray, width: float, height: float, pad: tuple[float, float] = (0, 0)
     ) -> LabelledImage:
-        """Return an image with the objects of image `index`, scaled to width and height and moved by pad."""
+        """Return an image with the objects of image `index` in its pixels.
+
+        Args:
+            width: of image `index` within it; height likewise.
+            pad: left and upper padding around that.
+        """
         labels = self.images.labels(index).copy()
         labels[:, 1:] = xywhn2xyxy(labels[:, 1:], width, height, pad[0], pad[1])
         size, offset = np.array((width, height), np.float32), np.array(pad, np.float32)

@@ -131,7 +131,7 @@ class DiskReader(ImageReader):
         self._remove_stale()
 
     def room(self) -> Room:
-        """Return for each disk the bytes that filling adds to it, and those that are free.
+        """Return for each disk the bytes that filling adds, and those free.
 
         Raises:
             UserError: an image is gone.
@@ -162,7 +162,10 @@ class DiskReader(ImageReader):
         return folder / f"{stem}.{key}.npy"
 
     def _name(self, index: int) -> tuple[Path, str, str]:
-        """Return folder, stem and key of a cache file; the key changes with the image file."""
+        """Return folder, stem and key of a cache file.
+
+        The key changes with the image file.
+        """
         path = self.images.path(index)
         try:
             status = os.stat(path)

@@ -32,7 +32,9 @@ class Record(NamedTuple):
 
 @dataclass
 class ScanReport:
-    """Count the results of a scan: `found + missing + empty + corrupt == total` images.
+    """Count the results of a scan.
+
+    `found + missing + empty + corrupt == total` images.
 
     Attributes:
         found: images with at least one valid label row.
@@ -63,7 +65,7 @@ class ScanReport:
 
 
 def pack_offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Return the start of each ragged row and the end of the last, as (n + 1,) int64.
+    """Return where each row of n rows starts and ends, as (n + 1,) int64.
 
     >>> pack_offsets([2, 0, 3]).tolist()
     [0, 2, 2, 5]

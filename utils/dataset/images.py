@@ -67,9 +67,9 @@ def load_images(
 
 
 def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
-    """Return the images of folders and lists, each once, and notes on what was left out.
+    """Return the images of folders and lists, and notes on what was left out.
 
-    Those of a folder are sorted; those of a list keep its order.
+    Each comes once. Those of a folder are sorted; those of a list keep its order.
 
     Raises:
         UserError: a source is missing or holds no image.
@@ -99,7 +99,10 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
 
 
 def _read_list(source: Path, root: Path, notes: list[str]) -> list[str]:
-    """Return the images that a text file names, one a line, and note the lines that are left out."""
+    """Return the images that a text file names, one a line.
+
+    Lines that are left out get a note.
+    """
     found: list[str] = []
     for number, name, file in read_path_list(source, root):
         if file.suffix.lower() in IMAGE_SUFFIXES:

@@ -164,9 +164,10 @@ def _corners(box: np.ndarray) -> np.ndarray:
 
 
 def image_size(path: str) -> tuple[int, int, str]:
-    """Return width and height after EXIF rotation, and a note on what is odd, or ''.
+    """Return width and height of an image file, and a note on its faults.
 
-    The image is decoded, so `load_image` can read every image that is accepted here.
+    Width and height are those after EXIF rotation. The note is '' without faults. The image is decoded, so
+    `load_image` can read every image that is accepted here.
 
     Raises:
         ValueError: the image cannot be used; the text says why.

@@ -1,7 +1,7 @@
-"""The bundled data set: digits in many fonts on photographs and textures, drawn on first use.
+"""Draw the bundled data set: digits in many fonts on photographs and textures.
 
-Each image comes from its own generator, seeded by (seed, split, index), so neither the number of
-processes nor the number of images changes any of them. Boxes are measured on the drawn characters.
+Each image has its own generator, seeded by (seed, split, index), so it depends neither on the number of
+processes nor on the number of images. Boxes are measured on the drawn characters.
 
     python utils/dataset/bundled/digits.py [--out FOLDER] [--seed N] [--train N] [--val N]
 """
@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: the project's folder is not on
 
 from utils.cli import Parser, setup_logging
 from utils.dataset.bundled.glyphs import FONTS, HELD_OUT, draw
-from utils.dataset.bundled.grounds import colour, ground
+from utils.dataset.bundled.grounds import ground, random_colour
 from utils.device import available_cpus
 from utils.errors import UserError
 from utils.files import datasets_dir
@@ -35,29 +35,29 @@ from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.digits")
 
-SPLITS = ("train", "val")
+_SPLITS = ("train", "val")
 SIDES = (256, 384)
 """Range of an image's width and of its height, in pixels."""
 HEIGHTS = (12.0, 120.0)
 """Range of an upright digit's height, in pixels."""
 PER_IMAGE = (6, 11)
 MAX_ANGLE = 25.0
-"""Degrees either way; beyond that a 6 and a 9 begin to look alike."""
+"""Degrees to either side; with more a 6 and a 9 look alike."""
 MAX_COVER = 0.25
 """The part of a digit that later ones may hide."""
 MAX_COMMON = 0.2
-"""The part of the smaller of two digits' boxes that they may have in common."""
+"""The part of the smaller of two boxes that may overlap the other."""
 MIN_CONTRAST = 55.0
-"""Least difference in luminance (0..255) between a digit and a plain ground; a restless one needs more."""
-QUALITY = 90
+"""Least difference in luminance (0..255) between a digit and a plain ground; a textured one needs more."""
+JPEG_QUALITY = 90
 _CHUNK = 8
 LETTERS = "ACEFHKLMNRTUVWXYcefhkmnrtuvwx"
-"""Distractors: letters that are no digit's double."""
+"""Distractors: letters that do not look like a digit."""
 
 
 @dataclass
 class _Placed:
-    """A digit that stands in the image: class, mask, the mask's corner, and what is still visible of it."""
+    """Hold a drawn digit: class, mask, corner of the mask, and its visible pixels."""
 
     number: int
     mask: np.ndarray
@@ -70,14 +70,14 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw one image.
 
     Args:
-        seed: of the whole set.
-        split: 'train' or 'val'; the fonts of `glyphs.HELD_OUT` are in val alone.
-        index: of the image.
+        seed: seed of the whole set.
+        split: 'train' or 'val'; only val has the fonts of `glyphs.HELD_OUT`.
+        index: number of the image.
 
     Returns:
         BGR uint8 (h, w, 3) and labels (k, 5) float32: class, xc, yc, w, h normalised.
     """
-    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    rng = np.random.default_rng((seed, _SPLITS.index(split), index))
     height, width = (int(side) for side in rng.integers(SIDES[0], SIDES[1] + 1, 2))
     image = ground(rng, height, width).astype(np.float32)
     fonts = [f for f in FONTS if split == "val" or f not in HELD_OUT]
@@ -85,7 +85,9 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
         _clutter(rng, image, fonts)
     placed: list[_Placed] = []
     wanted = int(rng.integers(PER_IMAGE[0], PER_IMAGE[1] + 1))
-    sizes = sorted((_digit_height(rng) for _ in range(wanted)), reverse=True)  # large ones find room first
+    sizes = sorted(
+        (_digit_height(rng) for _ in range(wanted)), reverse=True
+    )  # large ones first, because they need most room
     for size in sizes:
         _place_digit(rng, image, placed, fonts, size)
     image = _finish(rng, image)
@@ -94,7 +96,7 @@ def scene(seed: int, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _digit_height(rng: np.random.Generator) -> float:
-    """Log-uniform over HEIGHTS, drawn towards the larger end."""
+    """Return a random height within HEIGHTS; large ones are more frequent than log-uniform."""
     low, high = np.log(HEIGHTS)
     return float(np.exp(low + (high - low) * rng.random() ** 0.55))
 
@@ -102,7 +104,10 @@ def _digit_height(rng: np.random.Generator) -> float:
 def _place_digit(
     rng: np.random.Generator, image: np.ndarray, placed: list[_Placed], fonts: list[str], size: float
 ) -> None:
-    """Draw one digit where it hides little of the others; give up when no such place turns up."""
+    """Draw one digit where it hides little of the others.
+
+    After 30 places without success it draws none.
+    """
     number = int(rng.integers(10))
     font = fonts[rng.integers(len(fonts))]
     angle = rng.uniform(-MAX_ANGLE, MAX_ANGLE) if rng.random() < 0.7 else 0.0
@@ -124,7 +129,7 @@ def _place_digit(
 
 
 def _fits(digit: _Placed, placed: list[_Placed]) -> bool:
-    """Whether every digit below would stay visible enough, and none stands inside another."""
+    """Return whether every earlier digit stays visible, and none is inside another."""
     for other in placed:
         window = _overlap(other, digit)
         if window is None:
@@ -139,6 +144,7 @@ def _fits(digit: _Placed, placed: list[_Placed]) -> bool:
 
 
 def _hide(other: _Placed, digit: _Placed) -> None:
+    """Mark the pixels of a digit that a later one covers as not visible."""
     window = _overlap(other, digit)
     if window is not None:
         mine, theirs = window
@@ -146,7 +152,7 @@ def _hide(other: _Placed, digit: _Placed) -> None:
 
 
 def _overlap(other: _Placed, digit: _Placed) -> tuple[tuple[slice, slice], tuple[slice, slice]] | None:
-    """The common rectangle of two masks, as slices of each, or None."""
+    """Return the common rectangle of two masks, as slices of each, or None."""
     top, left = max(other.top, digit.top), max(other.left, digit.left)
     bottom = min(other.top + other.mask.shape[0], digit.top + digit.mask.shape[0])
     right = min(other.left + other.mask.shape[1], digit.left + digit.mask.shape[1])
@@ -159,7 +165,7 @@ def _overlap(other: _Placed, digit: _Placed) -> tuple[tuple[slice, slice], tuple
 
 
 def _around(digit: _Placed, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """The digit's box and a margin of it, within the image."""
+    """Return the digit's box with a margin, within the image."""
     h, w = digit.mask.shape
     margin = max(h // 6, 2)
     rows = slice(max(digit.top - margin, 0), min(digit.top + h + margin, shape[0]))
@@ -167,12 +173,12 @@ def _around(digit: _Placed, shape: tuple[int, ...]) -> tuple[slice, slice]:
 
 
 def _luminance(bgr: np.ndarray) -> np.ndarray:
-    """Rec. 601 luma of BGR, 0..255."""
+    """Return the Rec. 601 luma of BGR, 0..255."""
     return bgr @ np.array([0.114, 0.587, 0.299], np.float32)
 
 
 def _paint(rng: np.random.Generator, window: np.ndarray, mask: np.ndarray, ground_pixels: np.ndarray) -> None:
-    """Blend a character into a window of the image, in a colour that stands out from the ground there."""
+    """Blend a character into a window of the image, in a contrasting colour."""
     luma = _luminance(ground_pixels)
     level, spread = float(luma.mean()), float(luma.std())
     fill = _contrasting(rng, level, MIN_CONTRAST + 0.7 * spread)
@@ -186,23 +192,25 @@ def _paint(rng: np.random.Generator, window: np.ndarray, mask: np.ndarray, groun
 
 
 def _contrasting(rng: np.random.Generator, level: float, distance: float) -> np.ndarray:
-    """A colour whose luminance is `distance` away from `level`, else the farther of black and white.
+    """Return a colour whose luminance differs from `level` by `distance`.
+
+    After 20 colours without success it is black or white.
 
     Returns:
         BGR float32 (3,).
     """
     for _ in range(20):
-        candidate = colour(rng)
+        candidate = random_colour(rng)
         if abs(float(_luminance(candidate)) - level) >= distance:
             return candidate
     return np.full(3, 0.0 if level > 127 else 255.0, np.float32)
 
 
 def _clutter(rng: np.random.Generator, image: np.ndarray, fonts: list[str]) -> None:
-    """Draw one thing that is no digit: a letter, a line, a polygon, a frame."""
+    """Draw one distractor: a letter, a line, a polygon or a frame."""
     height, width = image.shape[:2]
     kind = rng.integers(4)
-    tone = colour(rng).tolist()
+    tone = random_colour(rng).tolist()
     if kind == 0:
         letters = [f for f in fonts if f != "seven-segment"]
         font = letters[rng.integers(len(letters))]
@@ -224,13 +232,13 @@ def _clutter(rng: np.random.Generator, image: np.ndarray, fonts: list[str]) -> N
         cv2.fillPoly(overlay, [points], tone, cv2.LINE_AA)
     else:
         corner, (long, short) = points[0], np.sort(points[1])[::-1] // (1, 2)
-        frame = (*corner.tolist(), int(long), int(short))  # lying: an upright one is somebody's zero
+        frame = (*corner.tolist(), int(long), int(short))  # wider than high: a high one looks like a zero
         cv2.rectangle(overlay, frame, tone, int(rng.integers(2, 8)))
     cv2.addWeighted(overlay, 0.6, image, 0.4, 0, dst=image)
 
 
 def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """A camera's share: slight blur in some images, slight grain in all."""
+    """Add what a camera adds: slight blur in some images, slight noise in all."""
     if rng.random() < 0.2:
         image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.4, 0.8))
     image = image + rng.normal(0, rng.uniform(0.5, 4), image.shape)
@@ -238,22 +246,22 @@ def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def _label(digit: _Placed, width: int, height: int) -> tuple[float, ...]:
-    """Class and box of the drawn pixels, normalised."""
+    """Return class and box of the drawn pixels, normalised."""
     h, w = digit.mask.shape
     return digit.number, (digit.left + w / 2) / width, (digit.top + h / 2) / height, w / width, h / height
 
 
 def _stem(split: str, index: int) -> str:
-    """Name of an image and of its label file, without their suffixes."""
+    """Return the name of an image and of its label file, without suffix."""
     return f"{split}_{index:05d}"
 
 
 def _write(job: tuple[str, int, str, int]) -> int:
-    """Draw and write one image and its labels. Returns the number of digits."""
+    """Draw and write one image and its labels, and return the number of digits."""
     folder, seed, split, index = job
     image, labels = scene(seed, split, index)
     stem = _stem(split, index)
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     if not done:
         raise RuntimeError(f"OpenCV could not encode {stem}")
     Path(folder, "images", split, f"{stem}.jpg").write_bytes(data.tobytes())
@@ -263,7 +271,7 @@ def _write(job: tuple[str, int, str, int]) -> int:
 
 
 def _write_many(jobs: Sequence[tuple[str, int, str, int]]) -> list[int]:
-    """`_write` over a chunk of jobs; what a worker process runs."""
+    """Draw and write a chunk of images, in a worker process."""
     return [_write(job) for job in jobs]
 
 
@@ -275,7 +283,8 @@ def generate(
     Args:
         folder: to be made: images/{train,val}/*.jpg and labels/{train,val}/*.txt.
         seed: another seed draws another set.
-        train, val: number of images.
+        train: number of training images.
+        val: number of validation images.
         workers: processes, at most the number of cores.
 
     Returns:
@@ -286,7 +295,9 @@ def generate(
     """
     folder = Path(folder).absolute()
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: is there but not the whole digits data set; move it away and start again")
+        raise UserError(
+            f"{folder}: exists, but is not the whole digits data set; move it away and start again"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
@@ -296,10 +307,10 @@ def generate(
         ) from None
     try:
         for kind in ("images", "labels"):
-            for split in SPLITS:
+            for split in _SPLITS:
                 (temporary / kind / split).mkdir(parents=True)
         counts = {"train": train, "val": val}
-        jobs = [(str(temporary), seed, split, i) for split in SPLITS for i in range(counts[split])]
+        jobs = [(str(temporary), seed, split, i) for split in _SPLITS for i in range(counts[split])]
         digits = _run(jobs, min(workers, available_cpus(), len(jobs)))
         temporary.chmod(0o755)
         _rename(temporary, folder)
@@ -310,29 +321,35 @@ def generate(
 
 
 def _run(jobs: list[tuple[str, int, str, int]], workers: int) -> int:
-    """All jobs under a progress bar; the number of digits."""
-    bar = {"total": len(jobs), "desc": "drawing digits", "unit": "image", "dynamic_ncols": True}
-    if workers < 2:
-        return sum(tqdm(map(_write, jobs), **bar))
-    drawn = in_processes(
-        _write_many,
-        jobs,
-        workers,
-        chunk=_CHUNK,
-        doing="drawing",
-        name=lambda job: _stem(job[2], job[3]),
-        remedy="free some memory and run again",
-    )
+    """Do all jobs under a progress bar, and return the number of digits."""
     digits = 0
-    with contextlib.closing(drawn), tqdm(**bar) as shown:
-        for counts in drawn:
-            digits += sum(counts)
-            shown.update(len(counts))
+    with tqdm(total=len(jobs), desc="drawing digits", unit="image", dynamic_ncols=True) as bar:
+        if workers < 2:
+            for job in jobs:
+                digits += _write(job)
+                bar.update()
+            return digits
+        drawn = in_processes(
+            _write_many,
+            jobs,
+            workers,
+            chunk=_CHUNK,
+            doing="drawing",
+            name=lambda job: _stem(job[2], job[3]),
+            remedy="free some memory and run again",
+        )
+        with contextlib.closing(drawn):
+            for counts in drawn:
+                digits += sum(counts)
+                bar.update(len(counts))
     return digits
 
 
 def _rename(temporary: Path, folder: Path) -> None:
-    """Put the finished folder in place; a second process that was faster has made the same."""
+    """Move the finished folder to its place.
+
+    When another process was faster, its folder stays: it is the same.
+    """
     try:
         os.replace(temporary, folder)
     except OSError:
@@ -341,7 +358,7 @@ def _rename(temporary: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = Parser(description="Draw the digits data set.")
     parser.add_argument("--out", type=Path, help="folder to make (default: digits in the datasets folder)")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws another set")

@@ -1,6 +1,6 @@
-"""Digits and letters as masks, in the fonts that the requirements bring along: Matplotlib's, Pillow's,
-OpenCV's.
+"""Draw digits and letters as masks.
 
+The fonts are those of the required packages: Matplotlib's, Pillow's, OpenCV's.
 A mask is float32 (h, w) in 0..1, cropped to what is visible of the character.
 """
 
@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-TRUETYPE = (
+_TRUETYPE = (
     "DejaVuSans.ttf",
     "DejaVuSans-Bold.ttf",
     "DejaVuSans-Oblique.ttf",
@@ -35,14 +35,14 @@ TRUETYPE = (
     "cmti10.ttf",
     "cmtt10.ttf",
 )
-"""Files of Matplotlib that hold ordinary digits; its other fonts map them to symbols or to nothing."""
+"""Files of Matplotlib that have ordinary digits; its other fonts have symbols or nothing in their place."""
 
-OPENCV = ("hershey-simplex", "hershey-duplex", "hershey-triplex", "hershey-script")
+_OPENCV = ("hershey-simplex", "hershey-duplex", "hershey-triplex", "hershey-script")
 """Drawn by `cv2.putText`: stroke fonts in OpenCV 4, its own outlines in OpenCV 5."""
 
-FONTS = (*TRUETYPE, *OPENCV, "pillow-default", "seven-segment")
+FONTS = (*_TRUETYPE, *_OPENCV, "pillow-default", "seven-segment")
 HELD_OUT = ("STIXGeneralBolIta.ttf", "DejaVuSansMono-BoldOblique.ttf", "cmss10.ttf")
-"""Fonts that only validation images have."""
+"""Fonts of the validation images only."""
 
 _MASTER = 160
 """Height in pixels at which a character is drawn once; every other size is scaled from it."""
@@ -72,7 +72,7 @@ _SEGMENT_LINES = {
 
 @lru_cache(maxsize=1024)
 def master(font: str, character: str) -> np.ndarray:
-    """The character as uint8 mask, _MASTER pixels high or wide, whichever is more, cropped tight.
+    """Return the character as a uint8 mask, cropped, its longer side _MASTER pixels.
 
     Args:
         font: one of FONTS; 'seven-segment' has digits only.
@@ -85,13 +85,13 @@ def master(font: str, character: str) -> np.ndarray:
         for segment in _SEGMENTS[character]:
             ends = [(size + x * unit * 4 // 5, size + y * unit) for x, y in _SEGMENT_LINES[segment]]
             cv2.line(canvas, ends[0], ends[1], 255, thick, cv2.LINE_AA)
-    elif font in OPENCV:
+    elif font in _OPENCV:
         face = (
             cv2.FONT_HERSHEY_SIMPLEX,
             cv2.FONT_HERSHEY_DUPLEX,
             cv2.FONT_HERSHEY_TRIPLEX,
             cv2.FONT_HERSHEY_SCRIPT_SIMPLEX,
-        )[OPENCV.index(font)]
+        )[_OPENCV.index(font)]
         cv2.putText(canvas, character, (size, 2 * size), face, size / 22, 255, 12, cv2.LINE_AA)
     else:
         image = Image.new("L", canvas.shape[::-1])
@@ -104,6 +104,7 @@ def master(font: str, character: str) -> np.ndarray:
 
 
 def _typeface(font: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Open a font of Pillow or Matplotlib."""
     if font == "pillow-default":
         return ImageFont.load_default(size)
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / font
@@ -111,13 +112,13 @@ def _typeface(font: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageF
 
 
 def _crop(mask: np.ndarray, threshold: float) -> np.ndarray:
-    """The part of a mask that is above the threshold."""
+    """Return the part of a mask that is above the threshold."""
     rows, columns = np.flatnonzero((mask > threshold).any(1)), np.flatnonzero((mask > threshold).any(0))
     return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def draw(font: str, character: str, height: float, angle: float, shear: float, stretch: float) -> np.ndarray:
-    """A character, scaled and turned.
+    """Return a character, scaled and turned.
 
     Args:
         font: one of FONTS.
@@ -132,7 +133,7 @@ def draw(font: str, character: str, height: float, angle: float, shear: float, s
     """
     glyph = master(font, character)
     scale = height / glyph.shape[0]
-    # Halved step by step first, because the warp below samples four pixels only and would skip the rest.
+    # Halved step by step first, because the warp below reads four pixels only and would skip the others.
     while scale < 0.5:
         glyph = cv2.resize(glyph, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
         scale = height / glyph.shape[0]

@@ -1,4 +1,7 @@
-"""What the digits stand on: crops of a photograph, shaded relief of real terrain, and procedural textures."""
+"""Draw the backgrounds of the digits.
+
+They are crops of a photograph, shaded relief of real terrain, and procedural textures.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,24 @@ import numpy as np
 
 from utils.files import ROOT
 
-PHOTOGRAPH = ROOT / "data" / "images" / "grace_hopper.jpg"
+_PHOTOGRAPH = ROOT / "data" / "images" / "grace_hopper.jpg"
 
 
 @lru_cache(maxsize=1)
 def _photograph() -> np.ndarray:
-    image = cv2.imread(str(PHOTOGRAPH))
+    """Read the photograph, BGR."""
+    image = cv2.imread(str(_PHOTOGRAPH))
     if image is None:
-        raise FileNotFoundError(f"{PHOTOGRAPH} is part of the project and missing")
+        raise FileNotFoundError(f"{_PHOTOGRAPH} is part of the project and missing")
     return image
 
 
 @lru_cache(maxsize=1)
 def _terrain() -> np.ndarray:
-    """Matplotlib's elevation of the Jacksboro fault, (h, w) float32 in 0..1, or noise without it."""
+    """Return Matplotlib's elevation of the Jacksboro fault, (h, w) float32 in 0..1.
+
+    Without that file it is noise.
+    """
     file = Path(matplotlib.get_data_path()) / "sample_data" / "jacksboro_fault_dem.npz"
     if not file.exists():  # some distributions leave the sample data out
         return _noise(np.random.default_rng(0), 344, 403)
@@ -34,7 +41,10 @@ def _terrain() -> np.ndarray:
 
 
 def ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A background, BGR uint8 (height, width, 3); a little over half of them from real pictures."""
+    """Return a background, BGR uint8 (height, width, 3).
+
+    60 % are made from the photograph or the terrain.
+    """
     draw = rng.random()
     if draw < 0.45:
         image = _photo_crop(rng, height, width)
@@ -45,16 +55,16 @@ def ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return _soften(rng, image)
 
 
-def colour(rng: np.random.Generator) -> np.ndarray:
-    """A colour from all over HSV, BGR float32 (3,)."""
+def random_colour(rng: np.random.Generator) -> np.ndarray:
+    """Return a colour from all of HSV, BGR float32 (3,)."""
     hue, saturation, value = rng.integers(180), rng.integers(256), rng.integers(20, 256)
     pixel = np.array([[[hue, saturation, value]]], np.uint8)
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
 def _random_crop(rng: np.random.Generator, source: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A piece of the picture, magnified up to three times, flipped or turned by quarters."""
-    source = np.rot90(source, rng.integers(4))
+    """Return a part of the picture, enlarged, flipped or turned by quarters."""
+    source = np.rot90(source, int(rng.integers(4)))
     zoom = np.exp(rng.uniform(0, np.log(3)))
     h, w = source.shape[:2]
     fit = min(h / height, w / width) / zoom
@@ -67,6 +77,7 @@ def _random_crop(rng: np.random.Generator, source: np.ndarray, height: int, widt
 
 
 def _photo_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return a part of the photograph in random colours."""
     crop = _random_crop(rng, _photograph(), height, width)
     hsv = cv2.cvtColor(crop, cv2.COLOR_BGR2HSV).astype(np.float32)
     hsv[..., 0] = (hsv[..., 0] + rng.uniform(0, 180)) % 180
@@ -76,23 +87,29 @@ def _photo_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _relief(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Hill shading: slope against a light from a random side, coloured by elevation."""
+    """Return terrain with hill shading, coloured by elevation.
+
+    The light comes from a random side.
+    """
     land = _random_crop(rng, _terrain(), height, width)
     light = rng.uniform(0, 2 * np.pi)
     down, across = np.gradient(land)
     shade = np.cos(light) * across + np.sin(light) * down
     shade = np.clip(0.5 + shade * rng.uniform(6, 14), 0, 1)
-    return _blend(0.6 * land + 0.4 * shade, colour(rng), colour(rng))
+    return _blend(0.6 * land + 0.4 * shade, random_colour(rng), random_colour(rng))
 
 
 def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return a linear gradient between two colours."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    return _blend((np.cos(angle) * x + np.sin(angle) * y) / 2.83 + 0.5, colour(rng), colour(rng))
+    return _blend(
+        (np.cos(angle) * x + np.sin(angle) * y) / 2.83 + 0.5, random_colour(rng), random_colour(rng)
+    )
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Value noise in four octaves, (height, width) float32 in 0..1."""
+    """Return value noise in four octaves, (height, width) float32 in 0..1."""
     total = np.zeros((height, width), np.float32)
     for octave in range(4):
         cells = 3 * 2**octave
@@ -102,39 +119,41 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _cloud(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    return _blend(_noise(rng, height, width), colour(rng), colour(rng))
+    """Return noise between two colours."""
+    return _blend(_noise(rng, height, width), random_colour(rng), random_colour(rng))
 
 
 def _stripes(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return soft or sharp stripes of two related colours."""
     angle, period = rng.uniform(0, np.pi), rng.uniform(8, 60)
     y, x = np.mgrid[:height, :width]
     wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * 2 * np.pi / period) * rng.uniform(1, 4)
-    base = colour(rng)
+    base = random_colour(rng)
     return _blend(np.clip(wave / 2 + 0.5, 0, 1), base, _near(rng, base))
 
 
 def _tiles(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Patches of related colours, as walls and floors have them."""
+    """Return rectangles of related colours, as in a tiled wall."""
     rows, columns = rng.integers(3, 12, 2)
-    base = colour(rng)
+    base = random_colour(rng)
     grid = np.stack([_near(rng, base) for _ in range(rows * columns)]).reshape(rows, columns, 3)
     image = cv2.resize(grid, (width, height), interpolation=cv2.INTER_NEAREST)
     return image.astype(np.uint8)
 
 
 def _near(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """A colour not far from another one."""
+    """Return a colour near another one."""
     return np.clip(base + rng.normal(0, 30, 3), 0, 255).astype(np.float32)
 
 
 def _blend(weight: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(h, w) weights in 0..1 between two colours -> BGR uint8."""
+    """Mix two colours by weights (h, w) in 0..1, as BGR uint8."""
     w = np.clip(weight, 0, 1)[..., None]
     return (first * (1 - w) + second * w).astype(np.uint8)
 
 
 def _soften(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Less contrast, more or less grain: a ground that digits can be read on."""
+    """Reduce the contrast and add noise, so that digits can be read on it."""
     image = image.astype(np.float32)
     mean = image.mean((0, 1))
     image = mean + (image - mean) * rng.uniform(0.45, 0.95)

@@ -1,4 +1,4 @@
-"""The published archives that VOC.yaml and coco.yaml name: fetched, unpacked, converted."""
+"""Fetch, unpack and convert the published archives of VOC.yaml and coco.yaml."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.dataset.convert.convert import convert_voc
+from utils.dataset.convert.voc_xml import convert_voc
 from utils.downloads import fetch, file_name, unpack
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
@@ -16,8 +16,8 @@ from utils.files import ROOT, load_yaml
 LOGGER = logging.getLogger("yolo.datasets")
 
 
-class Archive(NamedTuple):
-    """A published file; size in bytes and MD5 where its publisher or torchvision states them."""
+class _Archive(NamedTuple):
+    """Name a published file; size in bytes and MD5 where they are published."""
 
     url: str
     size: int | None = None
@@ -25,30 +25,32 @@ class Archive(NamedTuple):
 
 
 _VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
-VOC_ARCHIVES = (
-    Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", 460032000, "c52e279531787c972589f7e41ab4ae64"),
-    Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", 451020800, "b6e924de25625d8de591ea690078ad9f"),
-    Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", 1999639040, "6cd6e144f989b92b3379bac3b3de84fd"),
+_VOC_ARCHIVES = (
+    _Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", 460032000, "c52e279531787c972589f7e41ab4ae64"),
+    _Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", 451020800, "b6e924de25625d8de591ea690078ad9f"),
+    _Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", 1999639040, "6cd6e144f989b92b3379bac3b3de84fd"),
 )
-VOC_YAML = ROOT / "data" / "VOC.yaml"
+_VOC_YAML = ROOT / "data" / "VOC.yaml"
 
-COCO_LABELS = Archive("https://github.com/ultralytics/yolov5/releases/download/v1.0/coco2017labels.zip")
-COCO_IMAGES = (
-    Archive("http://images.cocodataset.org/zips/val2017.zip", 815585330),
-    Archive("http://images.cocodataset.org/zips/train2017.zip", 19336861798),
+_COCO_LABELS = _Archive("https://github.com/ultralytics/yolov5/releases/download/v1.0/coco2017labels.zip")
+_COCO_IMAGES = (
+    _Archive("http://images.cocodataset.org/zips/val2017.zip", 815585330),
+    _Archive("http://images.cocodataset.org/zips/train2017.zip", 19336861798),
 )
 
 
 def fetch_voc(home: Path) -> None:
-    """VOC 2007 and 2012 -> `home`/images and `home`/labels, difficult objects left out as in YOLOv5's set.
+    """Fetch VOC 2007 and 2012 into `home`/images and `home`/labels.
+
+    Difficult objects are left out, as in YOLOv5's set.
 
     Raises:
-        UserError: the archives cannot be had; what to put where instead.
+        UserError: the archives cannot be fetched; the message says what to put where instead.
     """
-    work = _workplace(home)
+    work = _work_folder(home)
     kit, out = work / "VOCdevkit", work / "converted"
     try:
-        for archive in VOC_ARCHIVES:
+        for archive in _VOC_ARCHIVES:
             _fetch_and_unpack(archive, work, work)
     except UserError as error:
         raise UserError(
@@ -56,7 +58,7 @@ def fetch_voc(home: Path) -> None:
             f"{home}/images/train2007, val2007, train2012, val2012 and test2007 exist"
         ) from None
     shutil.rmtree(out, ignore_errors=True)
-    names = list(load_yaml(VOC_YAML)["names"].values())
+    names = list(load_yaml(_VOC_YAML)["names"].values())
     for year, splits in ((2007, ("train", "val", "test")), (2012, ("train", "val"))):
         root = kit / f"VOC{year}"
         lists = {f"{split}{year}": root / "ImageSets" / "Main" / f"{split}.txt" for split in splits}
@@ -65,16 +67,16 @@ def fetch_voc(home: Path) -> None:
 
 
 def fetch_coco(home: Path) -> None:
-    """COCO 2017 train and val images with the published YOLO labels -> `home`.
+    """Fetch COCO 2017 train and val images, with the published YOLO labels, into `home`.
 
     Raises:
-        UserError: the archives cannot be had; what to put where instead.
+        UserError: the archives cannot be fetched; the message says what to put where instead.
     """
-    work = _workplace(home)
+    work = _work_folder(home)
     out = work / "coco"
     try:
-        _fetch_and_unpack(COCO_LABELS, work, work)
-        for archive in COCO_IMAGES:
+        _fetch_and_unpack(_COCO_LABELS, work, work)
+        for archive in _COCO_IMAGES:
             _fetch_and_unpack(archive, work, out / "images")
     except UserError as error:
         raise UserError(
@@ -84,28 +86,34 @@ def fetch_coco(home: Path) -> None:
     _finish(work, out, home)
 
 
-def _workplace(home: Path) -> Path:
-    """Where archives gather until the data set is whole; kept after a failure for the next run."""
+def _work_folder(home: Path) -> Path:
+    """Make the folder of the archives until the data set is complete.
+
+    After a failure it stays for the next run.
+    """
     if home.is_dir() and any(home.iterdir()):
-        raise UserError(f"{home}: is there but lacks images that the YAML names; complete it or move it away")
+        raise UserError(
+            f"{home}: exists, but images of the YAML are missing in it; complete it or move it away"
+        )
     work = home.with_name(f"{home.name}.part")
     work.mkdir(parents=True, exist_ok=True)
     return work
 
 
-def _fetch_and_unpack(archive: Archive, work: Path, folder: Path) -> None:
-    """Once for each archive, however often a run is interrupted: a finished one leaves a mark."""
+def _fetch_and_unpack(archive: _Archive, work: Path, folder: Path) -> None:
+    """Fetch and unpack an archive, unless an earlier run has finished it."""
     path = work / file_name(archive.url)
     done = path.with_name(f"{path.name}.unpacked")
     if done.exists():
         return
     fetch(archive.url, path, archive.size, md5=archive.md5)
-    unpack(path, folder, replace=True)  # the workplace: all that lies there came from such archives
+    unpack(path, folder, replace=True)  # everything there is from such archives
     done.touch()
     path.unlink()
 
 
 def _finish(work: Path, out: Path, home: Path) -> None:
+    """Move the complete data set to its folder."""
     os.replace(out, home)
     shutil.rmtree(work, ignore_errors=True)
     LOGGER.info("%s: ready", home)

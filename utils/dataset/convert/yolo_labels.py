@@ -1,8 +1,7 @@
-"""Convert Pascal VOC XML or COCO JSON to images, YOLO labels and a YAML."""
+"""Write converted images, YOLO labels and their dataset YAML."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -15,20 +14,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils.dataset.convert import coco_json, voc_xml
 from utils.dataset.labels import image_size
+from utils.dataset.verification import log_findings
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
-
-LOGGER = logging.getLogger("yolo.convert")
-
-
-_SHOWN = 20
 
 
 @dataclass
 class Annotated:
-    """One image of the source and its objects.
+    """Hold one image of the source and its objects.
 
     Attributes:
         image: the file.
@@ -48,7 +42,7 @@ class Annotated:
 
 @dataclass
 class ConvertReport:
-    """What a conversion wrote and left out.
+    """Count what a conversion wrote and left out.
 
     Attributes:
         images: images written.
@@ -61,82 +55,13 @@ class ConvertReport:
     messages: list[str] = field(default_factory=list)
 
 
-def convert_voc(
-    root: Path,
-    out: Path,
-    splits: dict[str, Path],
-    names: list[str],
-    *,
-    drop_difficult: bool = False,
-    zero_based: bool = False,
-    copy: bool = False,
-) -> dict[str, ConvertReport]:
-    """Convert splits of a VOC-like folder (Annotations/, JPEGImages/).
+def read_yaml(path: Path, names: list[str]) -> dict[str, Any]:  # values of a YAML
+    """Read the dataset YAML of an earlier conversion, without its names.
 
-    Args:
-        root: that folder.
-        out: gets images/<split>/ and labels/<split>/.
-        splits: split -> list of image names, one a line.
-        names: classes in order.
-        drop_difficult: leave out objects marked difficult; they are kept otherwise.
-        zero_based: corners are edges counted from 0 instead of pixels counted from 1.
-        copy: copy images even where a hard link would do.
+    Without such a file it returns the first key of a new one.
 
     Raises:
-        UserError: a missing folder or list, a class that `names` lacks, a split that is there already.
-    """
-    reports = {}
-    for split, listed in splits.items():
-        report = ConvertReport()
-        found = voc_xml.read(root, listed, names, report.messages, drop_difficult, zero_based)
-        _write_split(out, split, (Annotated(**entry) for entry in found), report, copy=copy)
-        reports[split] = report
-    return reports
-
-
-def convert_coco(
-    annotations: Path,
-    images: Path,
-    out: Path,
-    split: str,
-    *,
-    segments: bool = False,
-    copy: bool = False,
-    yaml_path: Path | None = None,
-) -> tuple[list[str], ConvertReport]:
-    """Convert a COCO annotation file.
-
-    Category ids become 0, 1, ... in the order of the ids; crowds are left out.
-
-    Args:
-        annotations: the JSON.
-        images: the folder that its file names are below.
-        out: gets images/<split>/ and labels/<split>/.
-        split: name of the split.
-        segments: write polygons instead of boxes.
-        copy: copy images even where a hard link would do.
-        yaml_path: the dataset YAML that the split is for; when it is there, its classes have to be the same.
-
-    Returns:
-        The class names and the report.
-
-    Raises:
-        UserError: not such a JSON, a category it does not define, a split that is there already, other
-            classes than the YAML has. Nothing was written then.
-    """
-    report = ConvertReport()
-    names, found = coco_json.read(annotations, images, report.messages, segments)
-    if yaml_path is not None:
-        read_yaml(yaml_path, names)
-    _write_split(out, split, (Annotated(**entry) for entry in found), report, copy=copy)
-    return names, report
-
-
-def read_yaml(path: Path, names: list[str]) -> dict[str, Any]:
-    """The dataset YAML of an earlier conversion, without its names; the beginning of a new one if none.
-
-    Raises:
-        UserError: it has other classes, or is no YAML.
+        UserError: it has other classes, or is not a YAML.
     """
     if not path.exists():
         return {"path": "."}
@@ -148,18 +73,22 @@ def read_yaml(path: Path, names: list[str]) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, names: list[str], splits: Iterable[str]) -> None:
-    """Write the dataset YAML, or add splits to the one of an earlier conversion with the same classes."""
+    """Write the dataset YAML, or add splits to that of an earlier conversion.
+
+    Raises:
+        UserError: the earlier one has other classes.
+    """
     data = read_yaml(path, names) | {split: f"images/{split}" for split in splits}
     save_yaml(path, data | {"names": dict(enumerate(names))})
 
 
 @contextmanager
 def _unfinished(out: Path, split: str) -> Iterator[Path]:
-    """A temporary folder in `out` that becomes images/<split> and labels/<split> when the block succeeds."""
+    """Make a temporary folder that becomes images/<split> and labels/<split> on success."""
     for kind in ("images", "labels"):
         if (out / kind / split).exists():
             raise UserError(
-                f"{out / kind / split}: is there already; remove it or choose another folder or split"
+                f"{out / kind / split}: exists already; remove it, or choose another folder or split"
             )
     out.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{split}.", suffix=".part", dir=out))
@@ -174,16 +103,27 @@ def _unfinished(out: Path, split: str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_split(
+def write_split(
     out: Path, split: str, found: Iterable[Annotated], report: ConvertReport, *, copy: bool
 ) -> None:
-    """Write the images and labels of one split, whole or not at all."""
+    """Write the images and labels of one split, whole or not at all.
+
+    Args:
+        out: gets images/<split>/ and labels/<split>/.
+        split: name of the split.
+        found: its images; each is read when the one before is written.
+        report: gets the counts, and a message for everything left out or changed.
+        copy: copy images even where a hard link would do.
+
+    Raises:
+        UserError: the split exists already.
+    """
     with _unfinished(out, split) as folder:
         for item in tqdm(found, desc=f"converting {split}", unit="image", dynamic_ncols=True):
             label = folder / "labels" / PurePosixPath(item.name).with_suffix(".txt")
             image = folder / "images" / item.name
             if os.path.lexists(label) or os.path.lexists(image):
-                report.messages.append(f"{item.image}: a second image of that name; image left out")
+                report.messages.append(f"{item.image}: a second image of this name; image left out")
                 continue
             try:
                 width, height, note = image_size(str(item.image))
@@ -199,27 +139,27 @@ def _write_split(
             with label.open("x", encoding="utf-8") as file:
                 file.write("".join(rows))
             report.images += 1
-    for message in report.messages[:_SHOWN]:
-        LOGGER.warning("%s", message)
-    if len(report.messages) > _SHOWN:
-        LOGGER.warning("... and %d more such findings", len(report.messages) - _SHOWN)
+    log_findings(report.messages)
 
 
 def _compare_sizes(item: Annotated, width: int, height: int, report: ConvertReport) -> None:
-    """The image's own size counts; say when the annotation's is another one."""
+    """Note when the annotation states another size than the image has.
+
+    The size of the image is used.
+    """
     stated = item.stated_size
     if stated in ((width, height), (0, 0)):
         return
     hint = ""
     if stated == (height, width):
-        hint = "; it is turned by its EXIF tag, check that the boxes lie right"
+        hint = "; its EXIF tag turns it, so check that the boxes are in the right place"
     report.messages.append(
         f"{item.image}: {width} x {height} pixels where the annotation says {stated[0]} x {stated[1]}{hint}"
     )
 
 
 def _rows(item: Annotated, width: int, height: int, report: ConvertReport) -> list[str]:
-    """Label rows of an image: clipped to it, normalised, those without an area left out."""
+    """Return the label rows of an image: clipped to it, normalised, without empty ones."""
     rows = []
     polygons = item.polygons or [None] * len(item.boxes)
     for (number, *box), polygon in zip(item.boxes, polygons):
@@ -240,7 +180,10 @@ def _rows(item: Annotated, width: int, height: int, report: ConvertReport) -> li
 
 
 def _place_image(source: Path, target: Path, copy: bool) -> None:
-    """Hard-link an image, or copy it where links do not work; never over another file."""
+    """Hard-link an image, or copy it where links do not work.
+
+    Another file is never replaced.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         try:
