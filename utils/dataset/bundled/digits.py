@@ -49,7 +49,7 @@ MAX_COMMON = 0.2
 """The part of the smaller of two boxes that may overlap the other."""
 MIN_CONTRAST = 55.0
 """Least difference in luminance (0..255) between a digit and a plain ground; a textured one needs more."""
-JPEG_QUALITY = 90
+_JPEG_QUALITY = 90
 _CHUNK = 8
 LETTERS = "ACEFHKLMNRTUVWXYcefhkmnrtuvwx"
 """Distractors: letters that do not look like a digit."""
@@ -261,7 +261,7 @@ def _write(job: tuple[str, int, str, int]) -> int:
     folder, seed, split, index = job
     image, labels = scene(seed, split, index)
     stem = _stem(split, index)
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     if not done:
         raise RuntimeError(f"OpenCV could not encode {stem}")
     Path(folder, "images", split, f"{stem}.jpg").write_bytes(data.tobytes())
