@@ -228,6 +228,11 @@ def _plain(anchors: Any) -> Any:
 class ModelOptions(Options):
     """Build a model from its YAML and print its layers and what they cost."""
 
+    REFUSED = {
+        "--batch-size": "layers are counted and timed on one image; leave it out",
+        "--test": "one YAML is built at a time; name it with --cfg",
+    }
+
     cfg: str = option("yolov5s.yaml", help="model YAML (searched in models/) or timm:NAME")
     nc: int | None = option(None, help="classes, instead of the YAML's")
     imgsz: list[int] = option([640], flags=("--img", "--img-size"), help="pixels (h w)")

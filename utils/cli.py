@@ -61,8 +61,8 @@ class _Refusal(argparse.Action):
         parser.error(f"{self.option_strings[0]}: {self.reason}")
 
 
-T = TypeVar("T")
-O = TypeVar("O", bound="Options")  # noqa: E741 of options
+_T = TypeVar("_T")
+_Chosen = TypeVar("_Chosen", bound="Options")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Given:
 
 
 def option(
-    default: T,
+    default: _T,
     *,
     help: str = "",
     flags: Sequence[str] = (),
@@ -88,7 +88,7 @@ def option(
     const: object = None,
     metavar: str | None = None,
     type: Callable[[Any], object] | None = None,
-) -> T:
+) -> _T:
     """Declare one option: a field of a class of `Options`.
 
     The field's annotation says what values it takes. `bool` is a switch, `list[int]` takes one number or
@@ -105,7 +105,7 @@ def option(
     only = None if choices is None else tuple(choices)
     metadata = {"given": _Given(help, tuple(flags), only, nargs, const, metavar, type)}
     if isinstance(default, list):
-        return cast(T, dataclasses.field(default_factory=lambda: list(default), metadata=metadata))
+        return cast(_T, dataclasses.field(default_factory=lambda: list(default), metadata=metadata))
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -313,7 +313,7 @@ def given(options_class: type[Options], argv: Sequence[str] | None = None) -> di
     return vars(build_parser(options_class).parse_args(argv))
 
 
-def parse(options_class: type[O], argv: Sequence[str] | None = None) -> O:
+def parse(options_class: type[_Chosen], argv: Sequence[str] | None = None) -> _Chosen:
     """Return the options that a command line gives, with all defaults.
 
     Raises:
@@ -322,7 +322,9 @@ def parse(options_class: type[O], argv: Sequence[str] | None = None) -> O:
     return options_class(**given(options_class, argv))
 
 
-def from_keywords(options_class: type[O], options: Mapping[str, object], where: str = "run() got ") -> O:
+def from_keywords(
+    options_class: type[_Chosen], options: Mapping[str, object], where: str = "run() got "
+) -> _Chosen:
     """Return the options that a Python caller gives as keywords, with all defaults.
 
     Args:
