@@ -34,8 +34,8 @@ from utils.cli import from_keywords, given, guard
 from utils.comparison.latency import Latencies
 from utils.comparison.net_folder import NetFolder, TrainingRecord
 from utils.comparison.options import CompareOptions, ComparePlan, Net, open_run, train_options
-from utils.comparison.page import SampleImage
-from utils.comparison.report import Report, measurement_facts, package_versions
+from utils.comparison.page import Page, SampleImage
+from utils.comparison.report import measurement_facts, package_versions, write_report
 from utils.comparison.samples import find_boxes, sample_pictures
 from utils.comparison.table import Group, NetRow, conditions_of, data_path, group_rows, start_of, tell_apart
 from utils.dataset.config import DatasetConfig, class_difference, load_dataset
@@ -153,8 +153,9 @@ def compare_nets(setup: Setup) -> CompareResult:
     facts = measurement_facts(setup.opt, setup.data, len(setup.images), setup.device, done)
     if setup.onnx_missing:
         facts["ONNX Runtime"] = f"not measured: {setup.onnx_missing}"
-    report = Report(setup.data.path.name, groups, failed, samples, facts, setup.plan.command_line())
-    report.write(setup.folder)
+    title = f"{len(rows)} detectors on {setup.data.path.name}"
+    page = Page(title, groups, failed, samples, facts, setup.plan.command_line())
+    write_report(page, setup.folder)
     return CompareResult(setup.folder, groups, failed)
 
 

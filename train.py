@@ -13,7 +13,7 @@ import copy
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,7 @@ class Loaders:
             self.val.close()
 
 
-def run(**options: Any) -> TrainResult:
+def run(**options: object) -> TrainResult:
     """Train, with the command line's options as keywords.
 
     Raises:
@@ -170,14 +170,14 @@ def run(**options: Any) -> TrainResult:
             raise _out_of_memory(start.opt, device) from None
 
 
-def new_run(options: dict[str, Any]) -> Start:
+def new_run(options: Mapping[str, object]) -> Start:
     """Check the options of a new run, and that its starting weights exist."""
     opt = from_keywords(TrainOptions, with_recipe(options))
     starting_weights(opt.cfg, opt.weights)
     return Start(opt)
 
 
-def resume_run(options: dict[str, Any]) -> Start:
+def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` checks the values
     """Load the checkpoint that --resume names, with its options and first epoch."""
     path = find_checkpoint(options["resume"])
     saved = RunFolder.of(path).read_options()
@@ -257,7 +257,9 @@ def prepare_data(start: Start) -> TrainingData:
 def place_network(model: DetectionModel, opt: TrainOptions, device: torch.device) -> DetectionModel:
     """Move the network to its device, channels_last, with SyncBatchNorm for --sync-bn."""
     model = model.to(device).to(memory_format=torch.channels_last)
-    return synchronise_norms(model) if opt.sync_bn else model
+    if opt.sync_bn:
+        synchronise_norms(model)
+    return model
 
 
 def settle(
@@ -339,7 +341,7 @@ def build_loaders(
         rect=True,
         stride=settings.stride,
         pad=0.5,
-        cache={"val": "ram"}.get(opt.cache, opt.cache) if not opt.noval else None,
+        cache=None if opt.noval else "ram" if opt.cache == "val" else opt.cache,
         seed=opt.seed,
     )
     return Loaders(train, build_loader(data.val, val_options, workers=workers * 2))

@@ -141,7 +141,7 @@ def test_the_page_needs_nothing_but_itself(done: compare.CompareResult) -> None:
     assert len(page.captions) == 2 * 3 and page.captions.count("ground truth") == 2
     assert all(page.captions.count(label) == 2 for label in order)
     assert page.tags.count("img") == 1 + 6 and page.tags.count("tr") == 1 + 2 + 1 + 1
-    assert "failed: " in html
+    assert "failed: " in html and "3 detectors on shapes.yaml" in html
 
 
 def test_names_of_files_are_no_markup(folder: Path, tmp_path: Path) -> None:

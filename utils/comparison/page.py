@@ -34,7 +34,7 @@ class SampleImage:
     pictures: list[tuple[str, bytes, int]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Page:
     """Hold the content of the page.
 
@@ -42,7 +42,6 @@ class Page:
         title: of the run.
         groups: the rows by their conditions.
         failed: nets without figures.
-        chart: bytes of pareto.png.
         samples: val images with detections.
         facts: name -> text: how, when and on what the figures were measured.
         command: the command line of the comparison.
@@ -51,20 +50,19 @@ class Page:
     title: str
     groups: Sequence[Group]
     failed: Sequence[NetRow]
-    chart: bytes
     samples: Sequence[SampleImage]
     facts: Mapping[str, str]
     command: str
 
 
-def render(page: Page) -> str:
-    """Return the page as HTML."""
+def render(page: Page, chart: bytes) -> str:
+    """Return the page as HTML, with the chart, a PNG file, inside."""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(page.title),
         lead=_lead(page),
         groups="\n".join(_group(group) for group in page.groups),
         failed=_failed(page.failed),
-        chart=_chart(page.chart) if page.groups else "",
+        chart=_chart(chart) if page.groups else "",
         samples=_samples(page.samples),
         facts=_facts(page.facts),
         conditions="\n".join(_conditions(group) for group in page.groups if group.ranked),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import torch
 
 from utils.comparison.options import CompareOptions
-from utils.comparison.page import Page, SampleImage, render
+from utils.comparison.page import Page, render
 from utils.comparison.pareto import plot_pareto
-from utils.comparison.table import Group, NetRow, to_csv, to_markdown
+from utils.comparison.table import NetRow, to_csv, to_markdown
 from utils.dataset.config import DatasetConfig
 from utils.device import describe, versions
 from utils.files import atomic_text
@@ -23,46 +22,16 @@ from utils.files import atomic_text
 LOGGER = logging.getLogger("yolo.compare")
 
 
-@dataclass(frozen=True)
-class Report:
-    """Hold the content of a comparison's files.
-
-    Attributes:
-        data: name of the data set.
-        groups: the rows by their conditions.
-        failed: nets without figures.
-        samples: val images with detections.
-        facts: name -> text: how, when and on what the figures were measured.
-        command: the command line of the comparison.
-    """
-
-    data: str
-    groups: Sequence[Group]
-    failed: Sequence[NetRow]
-    samples: Sequence[SampleImage]
-    facts: Mapping[str, str]
-    command: str
-
-    def write(self, folder: Path) -> None:
-        """Write all files, and log the table."""
-        chart = folder / "pareto.png"
-        sentences = [f"{name.capitalize()}: {text}." for name, text in self.facts.items()]
-        atomic_text(folder / "compare.csv", to_csv(self.groups, self.failed))
-        atomic_text(folder / "compare.md", to_markdown(self.groups, self.failed, sentences))
-        plot_pareto(self.groups, chart)
-        nets = sum(len(group.rows) for group in self.groups) + len(self.failed)
-        page = Page(
-            title=f"{nets} detectors on {self.data}",
-            groups=self.groups,
-            failed=self.failed,
-            chart=chart.read_bytes(),
-            samples=self.samples,
-            facts=self.facts,
-            command=self.command,
-        )
-        atomic_text(folder / "index.html", render(page))
-        LOGGER.info("\n%s", to_markdown(self.groups, self.failed, ()))
-        LOGGER.info("results saved to %s; open %s", folder, folder / "index.html")
+def write_report(page: Page, folder: Path) -> None:
+    """Write the page and its figures as files, and log the tables."""
+    groups, failed, chart = page.groups, page.failed, folder / "pareto.png"
+    sentences = [f"{name.capitalize()}: {text}." for name, text in page.facts.items()]
+    atomic_text(folder / "compare.csv", to_csv(groups, failed))
+    atomic_text(folder / "compare.md", to_markdown(groups, failed, sentences))
+    plot_pareto(groups, chart)
+    atomic_text(folder / "index.html", render(page, chart.read_bytes()))
+    LOGGER.info("\n%s", to_markdown(groups, failed, ()))
+    LOGGER.info("results saved to %s; open %s", folder, folder / "index.html")
 
 
 def measurement_facts(

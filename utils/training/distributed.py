@@ -63,8 +63,10 @@ def from_main(make: Callable[[], _T]) -> _T:
     return cast("_T", box[0])
 
 
-def synchronise_norms(model: nn.Module) -> nn.Module:
-    """Replace each BatchNorm by one over the images of all processes; its state is kept.
+def synchronise_norms(model: nn.Module) -> None:
+    """Replace each BatchNorm inside a model by one over the images of all processes.
+
+    Their state is kept.
 
     Raises:
         UserError: a BatchNorm subclass that computes more, which PyTorch's SyncBatchNorm would leave out.
@@ -72,14 +74,17 @@ def synchronise_norms(model: nn.Module) -> nn.Module:
     kinds = {type(m): name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     own = {kind: name for kind, name in kinds.items() if not kind.__module__.startswith("torch.nn.")}
     if not own:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if all(kind.__module__.startswith("timm.") for kind in own):
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    elif all(kind.__module__.startswith("timm.") for kind in own):
         # It keeps the activation inside timm's norms.
         from timm.layers.norm_act import convert_sync_batchnorm
 
-        return convert_sync_batchnorm(model)
-    kind, name = next(iter(own.items()))
-    raise UserError(f"--sync-bn: {name} is a {kind.__name__}, which has no synchronised form; leave it out")
+        convert_sync_batchnorm(model)
+    else:
+        kind, name = next(iter(own.items()))
+        raise UserError(
+            f"--sync-bn: {name} is a {kind.__name__}, which has no synchronised form; leave it out"
+        )
 
 
 def parallelise(model: nn.Module, device: torch.device) -> nn.Module | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
@@ -63,7 +63,7 @@ HYPERPARAMETERS: dict[str, Bounds] = {
 NOMINAL_BATCH = 64
 
 
-def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
+def load_hyp(source: str | Path | Mapping[str, object]) -> dict[str, float]:
     """Read and check a hyperparameter file, or a mapping from Python.
 
     A missing key takes the value of hyp.scratch-low.yaml, and one warning names all such keys. Two keys are
@@ -76,27 +76,24 @@ def load_hyp(source: str | Path | dict[str, Any]) -> dict[str, float]:
     Raises:
         UserError: an unknown key, or a value that is no number, not finite or out of its range.
     """
-    if isinstance(source, dict):
+    given: Mapping[str, object]
+    if isinstance(source, Mapping):
         where, given = "hyp", source
     else:
         path = find_file(source, "data/hyps", "data")
         where, given = str(path), load_yaml(path)
-    for key, value in given.items():
-        _check(where, key, value)
-    missing = [
-        key for key, bounds in HYPERPARAMETERS.items() if key not in given and bounds.default is not None
-    ]
-    if missing:
+    checked = {key: _check(where, key, value) for key, value in given.items()}
+    hyp = {key: bounds.default for key, bounds in HYPERPARAMETERS.items() if bounds.default is not None}
+    if missing := [key for key in hyp if key not in checked]:
         LOGGER.warning(
             "%s: %s not given; using the values of hyp.scratch-low.yaml", where, ", ".join(missing)
         )
-    hyp = {key: bounds.default for key, bounds in HYPERPARAMETERS.items() if bounds.default is not None}
-    hyp.update(given)
+    hyp |= checked
     return {key: hyp[key] for key in HYPERPARAMETERS if key in hyp}
 
 
-def _check(where: str, key: Any, value: Any) -> None:  # Any: what a YAML file may hold
-    """Check one entry against its bounds."""
+def _check(where: str, key: str, value: object) -> float:
+    """Check one entry against its bounds, and return its value."""
     bounds = HYPERPARAMETERS.get(key)
     if bounds is None:
         close = difflib.get_close_matches(str(key), HYPERPARAMETERS, n=1)
@@ -109,6 +106,7 @@ def _check(where: str, key: Any, value: Any) -> None:  # Any: what a YAML file m
         raise UserError(f"{where}: {key} is {value}; it must lie in {bounds.low:g} to {bounds.high:g}")
     if key == "nominal_batch" and value != int(value):
         raise UserError(f"{where}: {key} is {value}; it must be a whole number of images")
+    return value
 
 
 def scale_gains(hyp: dict[str, float], *, nl: int, nc: int, imgsz: int) -> dict[str, float]:

@@ -112,6 +112,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return list(model.get_submodule("model").children())
 
 
+# Any: torch types a parameter group so.
 def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]]:
     """Return the groups of `param_groups`; with a scale, the backbone has three of its own."""
     groups = param_groups(model)
@@ -125,7 +126,7 @@ def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]
 
 
 def build_optimizer(
-    model: nn.Module, name: str, hyp: dict[str, Any], batch_size: int, backbone_lr: float | None = None
+    model: nn.Module, name: str, hyp: Mapping[str, float], batch_size: int, backbone_lr: float | None = None
 ) -> torch.optim.Optimizer:
     """Build SGD with Nesterov momentum, Adam or AdamW over the groups of `param_groups`.
 
@@ -148,8 +149,8 @@ def build_optimizer(
         group["weight_decay"] = decay if number % 3 == WEIGHTS else 0.0
     device = next(model.parameters()).device.type
     if name == "SGD":
-        own = {"momentum": hyp["momentum"], "nesterov": hyp["momentum"] > 0}
-        return torch.optim.SGD(arguments, lr=hyp["lr0"], **own, **_fused(torch.optim.SGD, device))
+        momentum, fused = hyp["momentum"], _fused(torch.optim.SGD, device)
+        return torch.optim.SGD(arguments, hyp["lr0"], momentum, nesterov=momentum > 0, **fused)
     kinds = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
     if name not in kinds:
         raise UserError(f"--optimizer {name}: not offered; use one of {', '.join(OPTIMIZERS)}")

@@ -122,7 +122,7 @@ class TrainOptions(TrainingOptions):
     )
     cfg: str = option("", help="model YAML, timm:NAME or torchvision:NAME")
     resume: bool | str = option(
-        False, nargs="?", const=True, help="go on with the newest or the given last.pt"
+        False, nargs="?", const=True, help="continue from the newest or the given last.pt"
     )
     project: str = option(str(ROOT / "runs" / "train"), help="folder of runs")
     name: str = option("exp", type=str, help="folder in it; 'cfg' is the stem of --cfg")

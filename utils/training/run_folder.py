@@ -88,7 +88,7 @@ class RunFolder:
         """Return the options as they were run, with the hyperparameters fitted to the data set."""
         return self.path / "opt.yaml"
 
-    def read_options(self) -> dict[str, Any]:
+    def read_options(self) -> dict[str, Any]:  # Any: YAML values
         """Return the options of the run; empty if opt.yaml is missing."""
         return load_yaml(self.options) if self.options.is_file() else {}
 
@@ -121,7 +121,7 @@ class RunState:
         *,
         patience: int,
         first_epoch: int,
-        meta: Mapping[str, Any],
+        meta: Mapping[str, Any],  # Any: values of a checkpoint
         training: Mapping[str, Any] | None,
     ) -> RunState:
         """Continue from a checkpoint's `meta` and `training`, which the trainer has loaded already."""
@@ -134,7 +134,7 @@ class RunState:
         maps = training["maps"]
         return cls(trainer, average, stopper, None if maps is None else maps.numpy())
 
-    def state_dict(self, epochs: int) -> dict[str, Any]:
+    def state_dict(self, epochs: int) -> dict[str, object]:
         """Return what a resumed run needs after `epochs` complete epochs."""
         maps = None if self.maps is None else torch.from_numpy(self.maps)
         return self.trainer.state_dict(epochs) | {"stopper": self.stopper.state_dict(), "maps": maps}
@@ -378,7 +378,11 @@ def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConf
 
 
 def resumed_epoch(
-    path: Path, meta: dict[str, Any], training: dict[str, Any] | None, epochs: int, told: bool
+    path: Path,
+    meta: Mapping[str, Any],  # Any: values of a checkpoint
+    training: Mapping[str, Any] | None,
+    epochs: int,
+    told: bool,
 ) -> int:
     """Return the epoch (from 0) with which a checkpoint's run continues.
 

@@ -183,7 +183,7 @@ class Trainer:
             "lower lr0 or train with --amp off"
         )
 
-    def state_dict(self, epochs: int) -> dict[str, Any]:
+    def state_dict(self, epochs: int) -> dict[str, object]:
         """Return all that a later process needs to continue after `epochs` complete epochs.
 
         That includes the gradients of an incomplete step, unless an epoch was interrupted: that epoch is
@@ -213,6 +213,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.updates = updates
 
+    # Any: values of a checkpoint.
     def load_state_dict(self, state: dict[str, Any], average: dict[str, Tensor] | None = None) -> None:
         """Continue from `state_dict()`; `average` is the EMA model's state.
 

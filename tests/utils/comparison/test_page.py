@@ -16,7 +16,7 @@ def page(
 ) -> str:
     facts = {"hardware": "a <fast> CPU"}
     return render(
-        Page("a & b", group_rows(rows, first), failed, b"chart", samples, facts, "compare.py --cfg 'a<b'")
+        Page("a & b", group_rows(rows, first), failed, samples, facts, "compare.py --cfg 'a<b'"), b"chart"
     )
 
 

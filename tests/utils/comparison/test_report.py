@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from utils.comparison.options import CompareOptions
-from utils.comparison.report import Report, measurement_facts, package_versions
+from utils.comparison.page import Page
+from utils.comparison.report import measurement_facts, package_versions, write_report
 from utils.comparison.table import Group, NetRow
 
 
@@ -23,13 +24,14 @@ def test_all_files_are_written(tmp_path: Path, log: pytest.LogCaptureFixture) ->
     log.set_level("INFO", "yolo.compare")
     group = Group(1, "conditions unknown", "", [row("a", 0.5)], None)
     failed = [NetRow("b", "b", "scratch", failed="no such file")]
-    Report("my.yaml", [group], failed, [], {"hardware": "a CPU"}, "python compare.py").write(tmp_path)
+    page = Page("2 detectors", [group], failed, [], {"hardware": "a CPU"}, "python compare.py")
+    write_report(page, tmp_path)
     with (tmp_path / "compare.csv").open(encoding="utf-8") as file:
         assert [line["net"] for line in csv.DictReader(file)] == ["a", "b"]
     markdown = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert "0.500" in markdown and markdown.endswith("Hardware: a CPU.\n")
-    page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "2 detectors on my.yaml" in page and "no such file" in page and "0.500" in page
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "2 detectors" in html and "no such file" in html and "0.500" in html
     assert cv2.imread(str(tmp_path / "pareto.png")).shape == (900, 2100, 3)
     assert "0.500" in log.text and f"results saved to {tmp_path}" in log.text
 

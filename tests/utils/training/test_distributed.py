@@ -29,9 +29,9 @@ def test_synchronised_norms_compute_what_the_norms_did():
     images = torch.rand(2, 3, 64, 64)
     model = DetectionModel(TINY_MODEL).eval()
     wanted, names = model(images)[0], list(model.state_dict())
-    found = synchronise_norms(model)
-    assert sum(isinstance(m, nn.SyncBatchNorm) for m in found.modules()) == 4
-    assert torch.equal(found(images)[0], wanted) and list(found.state_dict()) == names
+    synchronise_norms(model)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) == 4
+    assert torch.equal(model(images)[0], wanted) and list(model.state_dict()) == names
 
 
 def test_the_activation_inside_timms_norms_is_kept():
@@ -39,9 +39,9 @@ def test_the_activation_inside_timms_norms_is_kept():
     net = timm.create_model("mobilenetv3_small_050", pretrained=False, features_only=True).eval()
     images = torch.rand(1, 3, 64, 64)
     wanted = net(images)
-    found = synchronise_norms(net)
-    assert sum(isinstance(m, nn.SyncBatchNorm) for m in found.modules()) > 30
-    assert all(torch.equal(a, b) for a, b in zip(found(images), wanted))
+    synchronise_norms(net)
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in net.modules()) > 30
+    assert all(torch.equal(a, b) for a, b in zip(net(images), wanted))
 
 
 def test_a_norm_that_does_more_is_not_replaced():
