@@ -401,7 +401,7 @@ def resumed_epoch(
     if training is None and not told and path.name != last.name:
         where = last if last.is_file() else "the run's last.pt"
         raise UserError(
-            f"--resume {path}: holds the weights after epoch {done} but no state to continue from; "
+            f"--resume {path}: keeps the weights after epoch {done} but no state to continue from; "
             f"resume {where}, or train on from these weights with --epochs of more than {done}"
         )
     if done >= epochs or (training is None and not told):
