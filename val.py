@@ -127,7 +127,7 @@ def parse_opt(argv: Sequence[str] | None = None) -> ValOptions:
 
 
 def run(**options: Any) -> ValResult:
-    """Validate; keywords are the command line's options with underscores.
+    """Validate, with the command line's options as keywords.
 
     `speed` and `study` take several weights one after another and return the last result; otherwise several
     `.pt` are an ensemble.
@@ -152,7 +152,7 @@ def run(**options: Any) -> ValResult:
 
 
 class _Validation:
-    """One set of weights on one split: what was opened for it, measured once or at several sizes."""
+    """Hold one set of weights and one split, to measure at one or several sizes."""
 
     def __init__(self, opt: ValOptions, weights: list[str]) -> None:
         self.opt, self.weights = opt, weights
@@ -227,7 +227,7 @@ class _Validation:
             loader.close()
 
     def _report(self, result: ValResult, imgsz: int) -> None:
-        """Say how fast it was and where the files are; write metrics.json."""
+        """Log the speed and where the files are, and write metrics.json."""
         speed = ", ".join(f"{ms:.1f} ms {stage}" for stage, ms in result.speed.items())
         LOGGER.info("speed per image at %d px: %s (%s)", imgsz, speed, describe(self.device))
         facts: dict[str, Any] = {}
@@ -254,7 +254,7 @@ class _Validation:
 
 @dataclass
 class _Saver:
-    """Takes each image's result and keeps what the options ask for."""
+    """Take each image's result and keep what the options ask for."""
 
     opt: ValOptions
     config: DatasetConfig
@@ -297,7 +297,7 @@ class _Saver:
             LOGGER.info("  ".join(f"{name} {value:.3f}" for name, value in result.coco.stats.items()))
 
     def _evaluate_official(self, result: ValResult) -> None:
-        """On COCO itself its own annotations count, crowds included; their figures replace ours."""
+        """Evaluate COCO by its own annotations, with crowds, in place of ours."""
         truth_file = self.config.root / "annotations" / "instances_val2017.json"
         if not truth_file.is_file():
             LOGGER.info("%s is missing, so mAP stays as measured from the labels", truth_file)
@@ -317,7 +317,10 @@ class _Saver:
 
 
 def _study(opt: ValOptions) -> ValResult:
-    """Validate at sizes 256 to 1536: study_<data>_<weights>.txt for each, study.png and study.zip."""
+    """Validate at sizes 256 to 1536.
+
+    Writes study_<data>_<weights>.txt for each, study.png and study.zip.
+    """
     validations = [_Validation(opt, [weights]) for weights in opt.weights]
     for validation in validations:
         if validation.backend.fixed_size is not None:
@@ -354,7 +357,7 @@ def _zip(file: Any, paths: list[Path]) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run(**given(ValOptions))
 
 

@@ -119,7 +119,7 @@ def clip_boxes(boxes: Array, shape: tuple[float, float]) -> Array:
 
 
 def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return the IoU of every pair of xyxy boxes: (n, 4), (m, 4) -> (n, m).
+    """Return the IoU (n, m) of every pair of xyxy boxes (n, 4), (m, 4).
 
     >>> box_iou(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([[5.0, 0, 15, 10], [20, 20, 30, 30]]))
     tensor([[0.3333, 0.0000]])
@@ -133,7 +133,7 @@ def box_iou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def complete_iou(pred_xywh: Tensor, target_xywh: Tensor, eps: float = 1e-7) -> Tensor:
-    """Return the complete IoU of boxes taken in pairs: (n, 4), (n, 4) xywh -> (n,).
+    """Return the complete IoU (n,) of xywh boxes (n, 4), (n, 4) taken in pairs.
 
     CIoU = IoU - rho^2 / c^2 - alpha v (Zheng et al., "Distance-IoU Loss", 2020, section on CIoU): rho is the
     distance of the centres, c the diagonal of the enclosing box, v the difference of the aspects.

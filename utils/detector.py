@@ -1,4 +1,4 @@
-"""The middle of every detection: letterboxed images to boxes in the pixels of the images themselves.
+"""Take letterboxed images to boxes in the pixels of the images themselves.
 
 detect.py, val.py, compare.py, training and the model for Python all go this way, and take its times.
 """
@@ -23,7 +23,7 @@ STAGES = ("preprocess", "inference", "nms")
 
 
 class Detecting(Protocol):
-    """What a `Detector` needs of a network; `models.formats.base.Backend` is one."""
+    """State what a `Detector` needs of a network, such as `models.formats.base.Backend`."""
 
     device: torch.device
 
@@ -41,7 +41,7 @@ class Detecting(Protocol):
 
 @dataclass(frozen=True)
 class Found:
-    """What a `Detector` found in one batch.
+    """Hold what a `Detector` found in one batch.
 
     Attributes:
         boxes: per image (n, 6) float32 on the CPU: xyxy in pixels of the image itself, confidence, class; the
@@ -58,12 +58,12 @@ class Found:
 
     @property
     def speed(self) -> dict[str, float]:
-        """Milliseconds per image of each stage."""
+        """Return milliseconds per image of each stage."""
         return _per_image(self.seconds, len(self.boxes))
 
 
 class Detector:
-    """Finds the objects in batches of letterboxed images, and measures what that takes.
+    """Find the objects in batches of letterboxed images, and time it.
 
     Attributes:
         backend: the network.
@@ -89,7 +89,7 @@ class Detector:
         labels: Sequence[Tensor] = (),
         spent: float = 0.0,
     ) -> Found:
-        """Detect.
+        """Detect the objects of one batch.
 
         Args:
             images: (N, ch, H, W) RGB, uint8 or floating in 0..1; or N arrays (ch, H, W).
@@ -117,12 +117,12 @@ class Detector:
 
     @property
     def speed(self) -> dict[str, float]:
-        """Milliseconds per image of each stage, over all batches."""
+        """Return milliseconds per image of each stage, over all batches."""
         return _per_image(self.seconds, self.images)
 
     @contextlib.contextmanager
     def _timed(self, stage: str, seconds: dict[str, float]) -> Iterator[None]:
-        """Add the seconds of a stage; the device is waited for at both ends."""
+        """Add the seconds of a stage, waiting for the device at both ends."""
         synchronize(self.backend.device)
         start = time.perf_counter()
         yield

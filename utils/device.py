@@ -1,4 +1,4 @@
-"""What the machine has and how to use it: devices, mixed precision, memory allocator, threads, ranks."""
+"""Say what the machine has and use it: devices, precision, memory, threads, ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def select_device(spec: str = "") -> torch.device:
-    """The device for `--device`: '' (CUDA if there is any, else CPU), 'cpu', '0', 'cuda:1', '0,1' or 'mps'.
+    """Return the device that `--device` names.
+
+    '' is CUDA if there is any, else the CPU; others are 'cpu', '0', 'cuda:1', '0,1' and 'mps'.
 
     A list names the GPUs of a multi-process run: each process takes the one of its local rank.
 
@@ -59,7 +61,7 @@ def select_device(spec: str = "") -> torch.device:
 
 
 def _one_each(where: str, gpus: int) -> None:
-    """Refuse more processes on this machine than GPUs: two on one only fight for it."""
+    """Refuse more processes on this machine than it has GPUs."""
     started = max(_environment_int("LOCAL_WORLD_SIZE", 1), local_rank() + 1)
     if started > gpus:
         raise UserError(
@@ -69,7 +71,7 @@ def _one_each(where: str, gpus: int) -> None:
 
 
 def cpu_gains_by_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 faster than float32; elsewhere it only costs time.
+    """Return whether the CPU trains faster in bfloat16 than in float32.
 
     AMX does, and so does AVX512-BF16 on AMD. Intel's processors without AMX (or with it hidden by a virtual
     machine) have that instruction too, but train slower by it: the weight gradient of a dense 3x3 convolution
@@ -81,7 +83,7 @@ def cpu_gains_by_bf16() -> bool:
 
 
 def amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
-    """The reduced precision for `--amp`, or None for full float32.
+    """Return the reduced precision for `--amp`, or None for float32.
 
     'auto' is bfloat16 where CUDA has it natively, float16 on older GPUs, bfloat16 on a CPU that gains by
     it, else off.
@@ -106,7 +108,7 @@ def amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Mixed precision on `device`, or nothing when `dtype` is None."""
+    """Use mixed precision on `device`, or none when `dtype` is None."""
     if dtype is None:
         yield
         return
@@ -115,7 +117,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
 
 
 def tune_allocator() -> bool:
-    """Tell glibc to keep freed memory instead of giving it back and faulting it in again at every step.
+    """Tell glibc to keep freed memory instead of returning it at every step.
 
     A network frees and takes the same large blocks at every step; on 2 cores this alone is worth 1.1x to 2x
     in training and 1.3x in detection.
@@ -132,7 +134,7 @@ def tune_allocator() -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what was asked of it, so that a clock read means something."""
+    """Wait until the device has finished, so that a time can be taken."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -141,7 +143,7 @@ def synchronize(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """On CUDA, PyTorch's deterministic kernels wherever it has them, then its settings as they were before.
+    """Use PyTorch's deterministic kernels on CUDA, then restore its settings.
 
     On a CPU nothing changes: there equal runs give equal bits as it is, with the same number of threads. On
     CUDA an operation without a deterministic kernel is a warning of PyTorch's, and equal bits are not
@@ -166,7 +168,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw torch's random numbers (weight initialisation) from `seed`, then put the global state back."""
+    """Draw torch's random numbers from `seed`, then restore the global state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
@@ -178,37 +180,40 @@ def _environment_int(name: str, default: int) -> int:
 
 
 def rank() -> int:
-    """This process's number in a run started by torchrun; 0 in an ordinary one."""
+    """Return this process's number in a run of torchrun; 0 in others."""
     return max(_environment_int("RANK", 0), 0)
 
 
 def local_rank() -> int:
-    """This process's number on this machine."""
+    """Return this process's number on this machine."""
     return max(_environment_int("LOCAL_RANK", 0), 0)
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """Return how many processes train together."""
     return max(_environment_int("WORLD_SIZE", 1), 1)
 
 
 def is_main() -> bool:
-    """Whether this process is the one that validates, saves and speaks."""
+    """Return whether this process validates, saves and logs."""
     return rank() == 0
 
 
 def available_cpus() -> int:
-    """The processors this process may use, which containers and taskset make fewer than the machine has."""
+    """Return how many processors this process may use.
+
+    Containers and taskset make them fewer than the machine has.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cores_are_scarce(device: torch.device) -> bool:
-    """Whether a network on `device` needs every core itself: a CPU of one or two."""
+    """Return whether a network on `device` needs every core: a CPU of one or two."""
     return device.type == "cpu" and available_cpus() <= 2
 
 
 def cpu_name() -> str:
-    """The processor's model name as the system tells it."""
+    """Return the processor's model name as the system states it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -218,7 +223,7 @@ def cpu_name() -> str:
 
 
 def describe(device: torch.device) -> str:
-    """One line that says what hardware a figure was measured on."""
+    """Return one line on the hardware that a figure was measured on."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -226,7 +231,7 @@ def describe(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions that decide what a figure means."""
+    """Return the versions that decide what a figure means."""
     import cv2
     import numpy
     import torchvision

@@ -1,4 +1,4 @@
-"""Files from the network: resumed where they broke off, checked before use, unpacked with care."""
+"""Fetch files from the network: resumed, checked before use, unpacked with care."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _TIMEOUT = 30.0
 
 
 def is_url(text: str) -> bool:
-    """Whether the text is an http(s) address."""
+    """Return whether the text is an http(s) address."""
     return text.lower().startswith(("http://", "https://"))
 
 
 def split_url(url: str) -> SplitResult:
-    """The parts of an address.
+    """Return the parts of an address.
 
     Raises:
         UserError: it is none, such as one with a single bracket; user and password are not shown.
@@ -58,18 +58,18 @@ def split_url(url: str) -> SplitResult:
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file name ends as an archive that `unpack` knows."""
+    """Return whether a file name ends as an archive that `unpack` knows."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
 def file_name(url: str) -> str:
-    """The file that a URL names, without folders, query or characters that a file system may refuse."""
+    """Return the file name in a URL, without characters that a file system may refuse."""
     name = re.sub(r"[^\w.\-]", "_", PurePosixPath(unquote(split_url(url).path)).name).lstrip(".")
     return name or "download"
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a relative name leads, on any system, out of the folder that it is put below, or is none."""
+    """Return whether a relative name leaves its folder on any system, or is no name."""
     windows = PureWindowsPath(name)
     outside = name.startswith(("/", "\\")) or bool(windows.drive) or ".." in windows.parts
     return outside or "\0" in name or not name
@@ -138,7 +138,7 @@ def _receive_all(
     limit: int | None,
     advice: str,
 ) -> int | None:
-    """Connections until the part is whole. Returns the length that the server told, if it did."""
+    """Connect until the part is whole."""
     failures = 0
     while True:
         before = _length(part)
@@ -165,7 +165,7 @@ def _length(path: Path) -> int:
 
 
 def _raise_if_disk(error: BaseException, dest: Path) -> None:
-    """A full or read-only disk is no reason to ask the server again."""
+    """Raise when the disk is full or read-only; asking the server again cannot help."""
     if not isinstance(error, OSError) or isinstance(error, urllib.error.URLError):
         return
     if error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -174,11 +174,11 @@ def _raise_if_disk(error: BaseException, dest: Path) -> None:
 
 
 class _Broken(OSError):
-    """The connection ended before the file did."""
+    """Say that the connection ended before the file did."""
 
 
 def _receive(url: str, part: Path, size: int | None, limit: int | None = None) -> int | None:
-    """One connection: append to `part` what it lacks. Returns the whole length if the server told it."""
+    """Append to `part` what it lacks, in one connection."""
     have = _length(part)
     if size is not None and have >= size:
         return size  # the check that follows judges it
@@ -211,7 +211,10 @@ def _receive(url: str, part: Path, size: int | None, limit: int | None = None) -
 
 
 def _length_from_416(error: urllib.error.HTTPError, part: Path, have: int) -> int:
-    """'Range not satisfiable': either the part is whole already, or it belongs to another file."""
+    """Return the length after 'Range not satisfiable', if the part is whole.
+
+    Otherwise it belongs to another file and is removed.
+    """
     match = re.search(r"/(\d+)$", error.headers.get("Content-Range", ""))
     if match and int(match[1]) == have:
         return have
@@ -220,7 +223,7 @@ def _length_from_416(error: urllib.error.HTTPError, part: Path, have: int) -> in
 
 
 def _range_of(response: http.client.HTTPResponse, have: int) -> tuple[int, int | None]:
-    """Where the body of an answer begins in the file, and the length of the whole file if told."""
+    """Return where an answer's body begins in the file, and the file's length if told."""
     match = re.match(r"bytes (\d+)-\d*/(\d+|\*)", response.headers.get("Content-Range", ""))
     if response.status == 206 and match and int(match[1]) == have:
         return have, None if match[2] == "*" else int(match[2])
@@ -240,7 +243,9 @@ def _check_limit(url: str, length: int | None, limit: int | None) -> None:
 def _copy(
     source: BinaryIO, target: BinaryIO, offset: int, total: int | None, title: str, limit: int | None
 ) -> int:
-    """Copy a body under a progress bar, up to just above `limit`; the number of bytes copied.
+    """Copy a body under a progress bar and return the number of bytes.
+
+    It stops just above `limit`.
 
     `IncompleteRead` keeps its bytes.
     """
@@ -270,7 +275,7 @@ def _copy(
 
 
 def _check(part: Path, url: str, size: int | None, sha256: str | None, md5: str | None) -> None:
-    """Compare size and digest; a wrong file is removed, since nothing can be added to it."""
+    """Compare size and digest, and remove a wrong file."""
     found = _length(part)
     if size is not None and found != size:
         part.unlink(missing_ok=True)
@@ -305,7 +310,7 @@ _BROKEN = (
 
 
 class _Member(NamedTuple):
-    """A regular file of an archive."""
+    """Hold a regular file of an archive."""
 
     name: str
     size: int
@@ -390,7 +395,7 @@ def _check_name(archive: Path, name: str) -> None:
 
 
 def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Path) -> None:  # noqa: ANN001
-    """Write the members below a folder that is empty and ours, never more bytes than they declare."""
+    """Write the members below an empty folder, never more bytes than they state."""
     listed = list(members)
     needed, free = sum(m.size for m in listed), shutil.disk_usage(folder).free
     if needed > free:
@@ -414,7 +419,7 @@ def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Pat
 
 
 def merge(source: Path, target: Path, origin: str, *, replace: bool = False) -> None:
-    """Move what is in a tree into another one, folder by folder where both sides have them.
+    """Move a tree into another one, folder by folder where both have them.
 
     Args:
         source: the tree; what `target` has already, byte for byte, stays in it.
@@ -440,7 +445,7 @@ def merge(source: Path, target: Path, origin: str, *, replace: bool = False) -> 
 
 
 def _first_taken(source: Path, target: Path) -> Path | None:
-    """The first place in `target` that holds something else than `source` would put there."""
+    """Return the first place in `target` that holds something else than `source`."""
     for entry in sorted(source.iterdir()):
         place = target / entry.name
         if _both_folders(entry, place):

@@ -1,4 +1,4 @@
-"""Files: where the project is, finding what the user named, and writing whole files or none."""
+"""Find the project and the files that a user names; write files whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _TEMPORARY_NAME = 40  # characters of a file's name that the temporary one besid
 
 
 def datasets_dir() -> Path:
-    """Where data sets are fetched to: $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder."""
+    """Return the folder that data sets are fetched to.
+
+    It is $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder.
+    """
     given = os.environ.get("YOLOV5_DATASETS_DIR")
     return Path(given).expanduser() if given else ROOT.parent / "datasets"
 
@@ -56,7 +59,9 @@ def increment_dir(project: str | Path, name: str, exist_ok: bool = False) -> Pat
 
 
 def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file whole or not at all: temporary name beside it, flush to disk, rename.
+    """Write a file whole or not at all.
+
+    The data go to a temporary file beside it, are flushed to the disk, and the file is renamed.
 
     If `write` or the disk fails, the old file is untouched, the temporary one removed and the error raised.
     """
@@ -115,7 +120,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
-    """One sentence for a YAML error: its line and, for the commonest slip, the remedy."""
+    """Return one sentence for a YAML error: line, problem and remedy."""
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines()
     if mark is None:
@@ -134,7 +139,9 @@ def save_yaml(path: str | Path, data: dict[str, Any]) -> None:
 
 
 def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
-    """The file the user means: the path as given, then below the project, then a bare name in `folders`.
+    """Find the file that a user names.
+
+    The path as given comes first, then below the project, then a bare name in `folders`.
 
     Args:
         name: a path, or a bare file name such as `coco128.yaml`.
@@ -162,7 +169,9 @@ def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
 
 
 def read_path_list(listed: Path, root: Path | None = None) -> list[tuple[int, str, Path]]:
-    """Return number, text and file of each line of a list of paths that is not blank.
+    """Return number, text and file of each line of a list of paths.
+
+    Blank lines are left out.
 
     A relative path is looked for beside the list, then below `root` (the data set's folder), then in the
     working folder; a leading `./` means beside the list only. Where nothing is found, the first place is
@@ -192,7 +201,7 @@ def _listed_file(name: str, beside: Path, root: Path | None) -> Path:
 
 
 def path_size(path: Path) -> int:
-    """Bytes of a file, or of every file in a folder."""
+    """Return the bytes of a file, or of every file in a folder."""
     return (
         path.stat().st_size
         if path.is_file()
@@ -201,7 +210,10 @@ def path_size(path: Path) -> int:
 
 
 def replace_path(source: Path, target: Path) -> None:
-    """Put a finished file or folder in the place of another; an old folder is removed only afterwards."""
+    """Put a finished file or folder in the place of another.
+
+    An old folder is removed only afterwards.
+    """
     if not target.is_dir():
         os.replace(source, target)
         return

@@ -56,7 +56,9 @@ def read_size(imgsz: int | Sequence[int], option: str = "--imgsz") -> tuple[int,
 def fit_size(
     imgsz: int | Sequence[int], stride: int, *, only: tuple[int, int] | None = None, least: int = 1
 ) -> tuple[int, int]:
-    """Return the (height, width) of `--imgsz` that the network can take, and warn when it is another.
+    """Return the (height, width) nearest to `--imgsz` that the network can take.
+
+    Warns when it is another.
 
     Args:
         imgsz: one side for a square, or height and width, in pixels.
@@ -82,7 +84,9 @@ def fit_size(
 
 
 def fit_side(imgsz: int, stride: int, *, only: tuple[int, int] | None = None, least: int = 1) -> int:
-    """Return the long side of `--imgsz` that the network can take, and warn when it is another.
+    """Return the long side nearest to `--imgsz` that the network can take.
+
+    Warns when it is another.
 
     The images of training and validation share a long side; their shapes differ.
 

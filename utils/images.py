@@ -27,11 +27,11 @@ _PILLOW_FAULTS = (OSError, SyntaxError, EOFError, ValueError, KeyError, IndexErr
 
 
 class NoMemoryLeft(ValueError):
-    """There was not enough memory to decode an image, which may be a good one."""
+    """Say that memory was too short to decode an image, which may be good."""
 
 
 def load_image(path: str | Path) -> np.ndarray:
-    """Decode an image file to BGR uint8 (h, w, 3), upright as its EXIF orientation says.
+    """Decode an image file to BGR uint8 (h, w, 3), upright by its EXIF orientation.
 
     Grey and palette images get three equal channels or their colours, 16-bit ones keep their upper 8 bits,
     alpha is dropped, CMYK and other colour spaces are converted, and of several frames the first is taken.
@@ -104,7 +104,7 @@ def jpeg_has_end(data: bytes) -> bool:
 
 
 def _jpeg_channels(data: bytes) -> int:
-    """Return how many channels a JPEG says it has: 1 grey, 3 colours, 4 inks, 0 unknown."""
+    """Return how many channels a JPEG states: 1 grey, 3 colours, 4 inks, 0 unknown."""
     for marker, at in _jpeg_segments(data):
         if marker in _JPEG_FRAMES:  # marker, length (2 bytes), precision, height (2), width (2), channels
             return data[at + 9] if at + 9 < len(data) else 0
@@ -197,7 +197,9 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
 
 
 def training_size(width: int, height: int, imgsz: int) -> tuple[int, int]:
-    """Return width and height at a long side of `imgsz`; the short side is rounded up.
+    """Return width and height at a long side of `imgsz`.
+
+    The short side is rounded up.
 
     Example:
         >>> training_size(640, 427, 320)

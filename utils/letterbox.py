@@ -1,4 +1,4 @@
-"""The letterbox: an image into the shape that a network takes, and boxes back to the image's own pixels."""
+"""Fit images into the shape that a network takes, and bring boxes back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Placement: TypeAlias = tuple[tuple[int, int], RatioPad]
 def _letterbox_geometry(
     native: tuple[int, int], canvas: tuple[int, int], scaleup: bool = True
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the size (h, w) that `native` (h, w) takes on a `canvas` (h, w), and the space (h, w) left."""
+    """Return the size (h, w) of `native` on a `canvas`, and the space (h, w) left."""
     gain = min(canvas[0] / native[0], canvas[1] / native[1])
     if not scaleup:
         gain = min(gain, 1.0)
@@ -34,7 +34,10 @@ def _letterbox_geometry(
 
 
 def _first_half(space: int) -> int:
-    """Return the pixels of `space` that go left of (above) the image; an odd pixel goes right (below)."""
+    """Return the share of `space` left of (above) the image.
+
+    An odd pixel goes right (below).
+    """
     return round(space / 2 - 0.1)
 
 
@@ -159,7 +162,7 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def to_luma(images: Tensor) -> Tensor:
-    """Return the luma (N, 1, H, W) of RGB images (N, 3, H, W): what a network of one channel sees.
+    """Return the luma (N, 1, H, W) of RGB images (N, 3, H, W).
 
     >>> to_luma(torch.ones(1, 3, 1, 1)).shape
     torch.Size([1, 1, 1, 1])
@@ -169,7 +172,7 @@ def to_luma(images: Tensor) -> Tensor:
 
 
 def letterbox_tensor(image: np.ndarray, size: int | tuple[int, int], ch: int = 3) -> Tensor:
-    """Return an image as validation shows it to a network: letterboxed to `size`, a float batch of one.
+    """Return an image letterboxed to `size` as a float batch of one.
 
     Args:
         image: (h, w, 3) BGR uint8.

@@ -1,4 +1,4 @@
-"""One process at a time: a lock that the system takes away from a process that dies."""
+"""Let one process at a time do something, by a lock that ends with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str, pause: float = 0.2) -> Iterator[None]:
-    """Hold a lock file for as long as the block runs; whoever else wants it waits.
+    """Hold a lock file while the block runs; others that want it wait.
 
     It holds between processes and between threads. Where the file system knows no locks, nothing is held.
 

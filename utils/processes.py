@@ -1,4 +1,4 @@
-"""Work shared among processes, in order, that ends in a sentence when the system kills one of them."""
+"""Share work among processes, in order, with one sentence when one is killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def in_processes(
     name: Callable[[Job], str],
     remedy: str,
 ) -> Generator[Result, None, None]:
-    """Yield `work` of each `chunk` jobs, in order; two chunks per process are under way at any time.
+    """Yield `work` of each `chunk` jobs, in order.
+
+    Two chunks per process are under way at any time.
 
     Close the generator (`contextlib.closing`) where it may be left early: that ends the processes at once.
 
@@ -77,13 +79,13 @@ def in_processes(
 
 
 def _span(chunk: Sequence[Job], name: Callable[[Job], str]) -> str:
-    """A chunk as a message names it: its first and its last job."""
+    """Return how a message names a chunk: its first and its last job."""
     first, last = name(chunk[0]), name(chunk[-1])
     return first if len(chunk) == 1 else f"{first} to {last}"
 
 
 def start_worker() -> None:
-    """Make a process a quiet worker: Ctrl-C is the parent's to handle, and each core has a process already.
+    """Make a process a worker: the parent handles Ctrl-C, and it uses one thread.
 
     OpenCV gets 0 and not 1: with 1 it waits for the threads of the pool that the fork did not bring along.
     """

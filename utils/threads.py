@@ -1,4 +1,4 @@
-"""Work in a thread beside the caller: jobs in order, and items that are worked out ahead."""
+"""Work in a thread beside the caller: jobs in order, items ahead of their reader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """Runs jobs in order in a thread.
+    """Run jobs in order in a thread.
 
     A job that fails drops those after it, and its error is raised by the next call.
     """

@@ -1,4 +1,4 @@
-"""COCO-exact evaluation of any dataset, and predictions as COCO JSON.
+"""Evaluate any data set exactly as COCO does, and write predictions as COCO JSON.
 
 The ground truth is built from the labels themselves, in native pixels, with image ids counted from 1: file
 names that are no numbers, or the same number twice, cannot mix images up. Annotation ids start at 1 too,
@@ -49,7 +49,7 @@ _STATS = (
 
 @dataclass
 class CocoResult:
-    """COCO's twelve summary figures (0..1; -1 where there is nothing to measure) and what computed them."""
+    """Hold COCO's twelve figures (0..1, -1 for nothing to measure) and their evaluator."""
 
     map: float
     map50: float
@@ -58,7 +58,9 @@ class CocoResult:
 
 
 def is_coco(yaml_path: Path, splits: Mapping[str, Iterable[Path]], nc: int) -> bool:
-    """Whether a dataset is COCO itself, so that its JSON must carry COCO's own category ids.
+    """Return whether a data set is COCO itself.
+
+    Its JSON must then carry COCO's own category ids.
 
     That is 80 classes and either a YAML called coco.yaml or a split that names train2017 or val2017.
     """
@@ -68,7 +70,7 @@ def is_coco(yaml_path: Path, splits: Mapping[str, Iterable[Path]], nc: int) -> b
 
 
 def json_image_id(path: str | Path) -> int | str:
-    """The image id of a predictions JSON: the file's stem, as a number when it is one."""
+    """Return a file's image id for a predictions JSON: its stem, as a number if possible."""
     stem = Path(path).stem
     return int(stem) if stem.isascii() and stem.isdigit() else stem
 
@@ -79,7 +81,7 @@ def prediction_rows(
     categories: tuple[int, ...] | None = None,
     rounded: bool = True,
 ) -> list[dict[str, Any]]:
-    """Detections (n, 6) xyxy native pixels, confidence, class -> COCO result rows.
+    """Return detections (n, 6) in native pixels as COCO result rows.
 
     Boxes become top-left x, y, width, height (3 decimals), scores have 5 decimals; `rounded=False` keeps all
     digits. `categories[class]` gives the category id, the class itself where it is None.
@@ -104,7 +106,7 @@ def save_predictions(path: str | Path, rows: list[dict[str, Any]]) -> None:
 
 
 class CocoEvaluator:
-    """Collects a dataset's images, labels and detections, and evaluates them as COCO does."""
+    """Collect images, labels and detections, and evaluate them as COCO does."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         self._truth: dict[str, list] = {
@@ -115,7 +117,7 @@ class CocoEvaluator:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, shape: tuple[int, int], labels: np.ndarray, detections: np.ndarray, path: str = "") -> None:
-        """Add one image of `shape` (h, w): labels (m, 5) class, xyxy and detections (n, 6), native pixels."""
+        """Add one image (h, w): labels (m, 5) class, xyxy and detections (n, 6)."""
         image_id = len(self._truth["images"]) + 1
         height, width = (int(v) for v in shape)
         self._truth["images"].append(
@@ -135,7 +137,7 @@ class CocoEvaluator:
         self._rows += prediction_rows(image_id, detections, rounded=False)
 
     def evaluate(self) -> CocoResult:
-        """The COCO figures, at most 100 detections per image as COCO has it.
+        """Return COCO's figures, with at most 100 detections per image.
 
         Raises:
             UserError: no evaluator installed.
@@ -144,7 +146,7 @@ class CocoEvaluator:
 
 
 def installed_evaluator() -> tuple[str, ...]:
-    """The evaluator to use: faster-coco-eval, else pycocotools.
+    """Return the evaluator to use: faster-coco-eval, else pycocotools.
 
     Raises:
         UserError: neither is installed.
@@ -161,7 +163,9 @@ def installed_evaluator() -> tuple[str, ...]:
 def coco_evaluate(
     truth: dict[str, Any], rows: list[dict[str, Any]], image_ids: list[int] | None = None
 ) -> CocoResult:
-    """COCO's summary of result rows against a ground truth (COCO JSON as a dict), on `image_ids` if given.
+    """Evaluate result rows against a ground truth in COCO's format.
+
+    `image_ids` limits the images.
 
     Raises:
         UserError: no evaluator installed.

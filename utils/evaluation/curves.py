@@ -1,4 +1,4 @@
-"""Curves and the confusion matrix of one validation, as pictures."""
+"""Draw the curves and the confusion matrix of a validation."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def plot_curves(curves: Curves, names: Mapping[int, str], folder: str | Path) ->
 
 
 def _name(names: Mapping[int, str], cls: int) -> str:
-    """A class's name, fit for a legend: matplotlib hides labels that begin with an underscore."""
+    """Return a class name for a legend: matplotlib hides those that begin with `_`."""
     return plain(str(names.get(int(cls), f"class{cls}"))).lstrip("_") or f"class{cls}"
 
 
 def _chart(x: str, y: str, title: str) -> Figure:
-    """An empty chart of the unit square."""
+    """Return an empty chart of the unit square."""
     figure = new_figure(9, 6)
     figure.subplots().set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1), title=title)
     return figure
@@ -55,7 +55,7 @@ def _draw(
     mean: np.ndarray,
     mean_label: str,
 ) -> None:
-    """One thin line per class (k, 1000), named when they are few, and the mean (1000,)."""
+    """Draw a thin line per class (k, 1000) and the mean (1000,)."""
     axis = figure.axes[0]
     few = len(classes) <= MAX_LEGEND
     for line, cls, label in zip(values, classes, labels):
@@ -67,7 +67,10 @@ def _draw(
 
 
 def plot_confusion(confusion: ConfusionMatrix, names: Mapping[int, str], folder: str | Path) -> None:
-    """Write confusion_matrix.png: each column divided by its sum; cells under 0.005 stay blank."""
+    """Write confusion_matrix.png.
+
+    Each column is divided by its sum; cells under 0.005 stay blank.
+    """
     matrix = confusion.matrix / np.maximum(confusion.matrix.sum(0, keepdims=True), 1e-9)
     shown = np.where(matrix < 0.005, np.nan, matrix)
     size = len(matrix)

@@ -1,4 +1,4 @@
-"""The loop over a labelled set that val.py and training share: predict, suppress, match, count, draw."""
+"""Run a detector over a labelled set and measure it, for val.py and training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ METRIC_NMS = NmsOptions(conf_thres=0.001, iou_thres=0.6, max_det=300)
 
 @dataclass
 class ImageResult:
-    """One image of a validation, everything on the CPU and in pixels of the file."""
+    """Hold one image of a validation, on the CPU and in pixels of the file."""
 
     path: str
     shape: tuple[int, int]  # (h, w)
@@ -42,7 +42,7 @@ class ImageResult:
 
 @dataclass
 class ValResult:
-    """What a validation found.
+    """Hold what a validation found.
 
     `speed` holds the ms per image of `preprocess`, `inference` and `nms`. `maps` (nc,) is the mAP50-95 of the
     classes, the mean for a class without labels. `seen` counts all images.
@@ -81,7 +81,7 @@ def log_table(result: ValResult, config: DatasetConfig, verbose: bool) -> None:
 def _plot_figures(
     metrics: Metrics, confusion: ConfusionMatrix, names: Mapping[int, str], folder: Path | None
 ) -> None:
-    """The confusion matrix and, where there was anything to count, the curves; nothing without a folder."""
+    """Draw the confusion matrix and the curves, if there is a folder for them."""
     if folder is None:
         return
     plot_confusion(confusion, names, folder)
@@ -91,7 +91,7 @@ def _plot_figures(
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How a validation is done.
+    """State how a validation is done.
 
     Attributes:
         nms: what is asked of NMS; `multi_label` and `agnostic` are set by the validation itself.
@@ -111,7 +111,7 @@ class EvalOptions:
 
 
 class Evaluated(Detecting, Protocol):
-    """What `evaluate` needs of a network; `models.formats.base.Backend` is one."""
+    """State what `evaluate` needs of a network, such as `models.formats.base.Backend`."""
 
     def nearest(self, wanted: NmsOptions) -> NmsOptions:
         """Return the NMS nearest to `wanted` that the file can do."""
@@ -177,7 +177,7 @@ def _merge_classes(found: Found) -> None:
 
 
 def _pixel_targets(targets: Tensor, batch: Tensor) -> list[Tensor]:
-    """Targets (M, 6) of a batch (N, 3, H, W) -> per image (m, 5) class, xywh in its pixels."""
+    """Return the targets (M, 6) of a batch per image: (m, 5) class, xywh in pixels."""
     height, width = batch.shape[-2:]
     scale = targets.new_tensor([1, width, height, width, height])
     return [targets[targets[:, 0] == i, 1:] * scale for i in range(len(batch))]

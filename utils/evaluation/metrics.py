@@ -1,4 +1,4 @@
-"""Precision, recall, average precision and the confusion matrix, by YOLOv5's definitions."""
+"""Compute precision, recall, average precision and the confusion matrix, by YOLOv5's definitions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 def smooth(y: np.ndarray, fraction: float = 0.05) -> np.ndarray:
-    """Return the moving average of `y` (n,) over an odd window of about `fraction` of its length.
+    """Return the moving average of `y` (n,) over an odd window.
+
+    The window is about `fraction` of its length.
 
     Beyond the ends the first and the last value are repeated.
 
@@ -250,7 +252,7 @@ class DetectionStats:
 
 
 class ConfusionMatrix:
-    """Count pairs (nc + 1, nc + 1): rows predicted, columns true, the last of each background.
+    """Count pairs (nc + 1, nc + 1): rows predicted, columns true, last background.
 
     Boxes are paired whatever their class: a pair needs an IoU above `iou_thres`, each detection takes its
     best label, then each label its best detection. An unmatched label counts in the background row. An

@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of images with boxes, labels of a set, results.csv, image sizes, several nets.
+"""Draw pictures of a run: batches with boxes, labels, results.csv, image sizes.
 
 Figures are matplotlib `Figure` objects on an Agg canvas of their own: no pyplot, no global state, no display,
 safe in threads. The curves and the confusion matrix of a validation are in `utils.evaluation.curves`.
@@ -36,13 +36,13 @@ MAX_DRAWN_BOXES = 1000
 
 
 class LabelledSizes(Protocol):
-    """The part of an ImageSet that `plot_labels` looks at."""
+    """State what `plot_labels` needs of an ImageSet."""
 
     all_labels: np.ndarray
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of `width` x `height` inches with a canvas of its own."""
+    """Return a figure of `width` x `height` inches with a canvas of its own."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -55,13 +55,13 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
 
 
 def rgb(class_index: int) -> tuple[float, float, float]:
-    """The class's colour for matplotlib: RGB, 0..1."""
+    """Return a class's colour for matplotlib: RGB, 0..1."""
     blue, green, red = colour(class_index)
     return red / 255, green / 255, blue / 255
 
 
 def plain(text: str) -> str:
-    """Text as matplotlib has to be given it: two dollar signs would make a formula of what is between."""
+    """Return text for matplotlib, which would make a formula between two dollar signs."""
     return text.replace("$", r"\$")
 
 
@@ -72,7 +72,7 @@ def write_jpeg(path: str | Path, image: np.ndarray) -> None:
 
 
 def targets_to_detections(targets: Tensor, count: int, width: int, height: int) -> list[np.ndarray]:
-    """Targets (M, 6) image, class, xywh normalised -> per image (k, 6) xyxy pixels, confidence 1, class."""
+    """Return targets (M, 6) as detections (k, 6) per image, in pixels, confidence 1."""
     targets = targets.detach().cpu().float()
     boxes = xywh2xyxy(targets[:, 2:6]) * torch.tensor([width, height, width, height])
     rows = torch.cat((boxes, torch.ones(len(targets), 1), targets[:, 1:2]), 1).numpy()
@@ -135,7 +135,7 @@ def plot_images(
 
 
 def to_bgr(image: Tensor) -> np.ndarray:
-    """(3 or 1, H, W) RGB uint8 or float 0..1 -> (H, W, 3) BGR uint8, contiguous."""
+    """Return an RGB image (3 or 1, H, W) as BGR uint8 (H, W, 3), contiguous."""
     image = image.detach().cpu()
     if image.is_floating_point():
         image = (image.float() * 255).round().clamp(0, 255).to(torch.uint8)
@@ -146,7 +146,7 @@ def to_bgr(image: Tensor) -> np.ndarray:
 
 
 def plot_labels(images: LabelledSizes, names: Mapping[int, str], folder: str | Path) -> None:
-    """Write labels.jpg and labels_correlogram.jpg: how many of each class, where they are and how large."""
+    """Write labels.jpg and labels_correlogram.jpg: number, place and size of the labels."""
     labels = np.asarray(images.all_labels)
     cls, xywh = labels[:, 0].astype(int), labels[:, 1:5]
     figure = new_figure(8, 8)
@@ -181,14 +181,14 @@ def plot_labels(images: LabelledSizes, names: Mapping[int, str], folder: str | P
 
 
 def _density(axis: Axes, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> None:
-    """Two-dimensional histogram of values in 0..1."""
+    """Return the two-dimensional histogram of values in 0..1."""
     axis.hist2d(x, y, bins=50, range=((0, 1), (0, 1)), cmap="Blues")
     axis.set_xlabel(x_name)
     axis.set_ylabel(y_name)
 
 
 def _draw_centred_boxes(axis: Axes, cls: np.ndarray, xywh: np.ndarray) -> None:
-    """Boxes laid over one another by their centres, to show the range of their shapes.
+    """Draw the boxes with one common centre, to show the range of shapes.
 
     Of many, every k-th is drawn.
     """
