@@ -103,22 +103,22 @@ class ModelBackend(Backend):
     ) -> None:
         metadata = Metadata(dict(model.names), int(max(model.stride)), dynamic=True, half=half, ch=model.ch)
         super().__init__(path, device, metadata)
-        self.model = model
+        self.model = self._network = model
         self.amp = amp
         self.keep_maps = keep_maps
         self._maps: list[Tensor] = []
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         images = images.contiguous(memory_format=torch.channels_last)
-        training = self.model.training
+        training = self._network.training
         if training:
-            self.model.eval()
+            self._network.eval()
         try:
             with autocast(self.device, self.amp):
-                decoded, maps = self.model(images, augment=augment)
+                decoded, maps = self._network(images, augment=augment)
         finally:
             if training:
-                self.model.train()
+                self._network.train()
         if self.keep_maps:
             self._maps = maps
         return decoded
@@ -132,7 +132,7 @@ def optimised(model: DetectionModel, device: torch.device, *, fuse: bool = True)
     """Make a network fast for detection, in place: on the device, fused, channels_last, evaluation mode."""
     if fuse:
         model.fuse()
-    return model.to(device=device, memory_format=torch.channels_last).eval()
+    return model.to(device).to(memory_format=torch.channels_last).eval()
 
 
 @register_format(".pt")

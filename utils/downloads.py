@@ -20,9 +20,9 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from tqdm import tqdm
@@ -394,7 +394,9 @@ def _check_name(archive: Path, name: str) -> None:
         raise UserError(f"{archive}: member {name!r} would leave the folder; such archives are refused")
 
 
-def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Path) -> None:  # noqa: ANN001
+def _extract(
+    members: Iterator[_Member], open_member: Callable[[Any], IO[bytes] | None], archive: Path, folder: Path
+) -> None:
     """Write the members below an empty folder, never more bytes than they state."""
     listed = list(members)
     needed, free = sum(m.size for m in listed), shutil.disk_usage(folder).free
@@ -405,7 +407,9 @@ def _extract(members: Iterator[_Member], open_member, archive: Path, folder: Pat
     for member in tqdm(listed, desc=f"unpacking {archive.name}", unit="file", disable=len(listed) < 100):
         target = folder.joinpath(*PurePosixPath(member.name.replace("\\", "/")).parts)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open_member(member.handle) as source, target.open("xb") as file:
+        source = open_member(member.handle)
+        assert source is not None  # only a link has no contents, and links are refused
+        with source, target.open("xb") as file:
             written = 0
             while block := source.read(min(_BLOCK, member.size - written + 1)):
                 written += len(block)

@@ -104,7 +104,7 @@ def scale_boxes(
     if ratio_pad is None:
         resized, space = _letterbox_geometry(to_shape[:2], from_shape[:2])
         ratio_h, ratio_w = resized[0] / to_shape[0], resized[1] / to_shape[1]
-        pad_w, pad_h = _first_half(space[1]), _first_half(space[0])
+        pad_w, pad_h = float(_first_half(space[1])), float(_first_half(space[0]))
     else:
         (ratio_h, ratio_w), (pad_w, pad_h) = ratio_pad
     y = float_copy(boxes)

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def exclusive(path: Path, what: str, pause: float = 0.2) -> Iterator[None]:
     try:
         yield
     finally:
-        if os.name == "nt":
+        if sys.platform == "win32":
             file.close()  # Windows removes no file that is open, not even one that another run waits for
         with contextlib.suppress(OSError):
             path.unlink()
@@ -62,7 +63,7 @@ def exclusive(path: Path, what: str, pause: float = 0.2) -> Iterator[None]:
 def _try(file: BinaryIO) -> bool:
     """Take the lock if nobody has it."""
     try:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)

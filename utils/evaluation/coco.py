@@ -109,7 +109,7 @@ class CocoEvaluator:
     """Collect images, labels and detections, and evaluate them as COCO does."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        self._truth: dict[str, list] = {
+        self._truth: dict[str, list[dict[str, Any]]] = {  # JSON objects
             "images": [],
             "annotations": [],
             "categories": [{"id": c, "name": name} for c, name in names.items()],

@@ -277,9 +277,12 @@ class ConfusionMatrix:
         predicted = detections[:, 5].long().cpu().numpy()
         true = labels[:, 0].long().cpu().numpy()
         hits, matched = self._match(detections, labels)
-        np.add.at(self.matrix, (predicted[hits], true[matched]), 1)
-        np.add.at(self.matrix, (np.delete(predicted, hits), self.nc), 1)
-        np.add.at(self.matrix, (self.nc, np.delete(true, matched)), 1)
+        missed, false = np.delete(true, matched), np.delete(predicted, hits)
+        rows = np.concatenate((predicted[hits], false, np.full(len(missed), self.nc)))
+        columns = np.concatenate((true[matched], np.full(len(false), self.nc), missed))
+        self.matrix += np.bincount(rows * (self.nc + 1) + columns, minlength=self.matrix.size).reshape(
+            self.matrix.shape
+        )
 
     def _match(self, detections: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the detections and of the labels that form pairs."""

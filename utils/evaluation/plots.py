@@ -97,20 +97,20 @@ def plot_images(
             `images`, confidence, class, of which those above 0.25 are drawn with their confidence.
         paths: file names to write on the tiles, or None.
     """
-    is_truth = isinstance(boxes, Tensor)
     count, _, height, width = images.shape
+    is_truth = isinstance(boxes, Tensor)
+    listed = targets_to_detections(boxes, count, width, height) if isinstance(boxes, Tensor) else boxes
     shown = min(count, max_images)
     side = math.ceil(math.sqrt(shown))
     scale = min(1.0, max_size / (side * max(height, width)))
     tile_h, tile_w = max(int(height * scale), 1), max(int(width * scale), 1)
-    if is_truth:
-        boxes = targets_to_detections(boxes, count, width, height)
     grid = np.full((side * tile_h, side * tile_w, 3), 255, np.uint8)
     for i in range(shown):
         tile = to_bgr(images[i])
         if scale < 1:
             tile = cv2.resize(tile, (tile_w, tile_h), interpolation=cv2.INTER_AREA)
-        found = np.array(boxes[i].detach().cpu() if isinstance(boxes[i], Tensor) else boxes[i], np.float32)
+        drawn = listed[i]
+        found = np.array(drawn.detach().cpu() if isinstance(drawn, Tensor) else drawn, np.float32)
         found = found.reshape(-1, 6)
         if not is_truth:
             found = found[found[:, 4] > SHOWN_CONFIDENCE]
