@@ -1,4 +1,4 @@
-"""Models for `torch.hub.load`: a file of yours, or a new network from one of the bundled YAMLs.
+"""Build models for `torch.hub.load`: a file of yours, or a new bundled network.
 
     model = torch.hub.load("path/to/light-yolo", "custom", path="best.pt", source="local")
     results = model(["bus.jpg", "dog.jpg"], size=640)
@@ -17,7 +17,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def _own_packages():
-    """Refuse to go on where a package of the caller's bears the name of one of ours."""
+    """Refuse to continue where a package of the caller has the name of ours."""
     for name in ("models", "utils"):
         module = sys.modules.get(name)
         places = [Path(place).resolve() for place in getattr(module, "__path__", [])]
@@ -29,7 +29,7 @@ def _own_packages():
 
 
 def _say(what, device):
-    """One line on standard output, through this project's own log; the caller's logging stays as it is."""
+    """Log one line on standard output, without touching the caller's logging."""
     from utils.cli import LOGGER, setup_logging
     from utils.device import describe
 
@@ -38,7 +38,7 @@ def _say(what, device):
 
 
 def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, plugins=()):
-    """A detector from a file: `.pt` of this project or an official one, or an exported file.
+    """Return a detector from a file: `.pt` (ours or official) or an exported file.
 
     Args:
         path: the file, or an official name such as yolov5n.pt, which is fetched when it is not here.

@@ -637,7 +637,6 @@ def validate_best(
         imgsz=settings.imgsz,
         nc=data.config.nc,
         seed=opt.seed,
-        versions=versions(),
         images=found.seen,
         instances=found.instances,
         seconds=seconds,

@@ -25,7 +25,7 @@ from utils.dataset.config import DatasetConfig, check_classes, load_dataset
 from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
-from utils.device import describe, select_device, tune_allocator, versions
+from utils.device import describe, select_device, tune_allocator
 from utils.errors import UserError
 from utils.evaluation.coco import (
     COCO_CATEGORY_IDS,
@@ -244,7 +244,6 @@ class _Validation:
             imgsz=imgsz,
             nc=self.config.nc,
             seed=seed,
-            versions=versions(),
             images=result.seen,
             instances=result.instances,
             coco=result.coco.stats if result.coco else None,

@@ -79,9 +79,8 @@ def fetch(
     url: str,
     dest: str | Path,
     size: int | None = None,
-    sha256: str | None = None,
+    digest: str | None = None,
     *,
-    md5: str | None = None,
     limit: int | None = None,
     attempts: int = 4,
     pause: float = 1.0,
@@ -97,7 +96,7 @@ def fetch(
         url: http or https.
         dest: the file to write.
         size: its size in bytes, when known; else the server's word is taken.
-        sha256, md5: its digest in hexadecimal, when known.
+        digest: such as "md5:8d0c...", when known.
         limit: most bytes to accept, for files of unknown origin.
         attempts: connections tried in a row without a byte of progress.
         pause: seconds before the second attempt, doubled each time.
@@ -119,7 +118,7 @@ def fetch(
     with exclusive(dest.with_name(dest.name + ".lock"), str(dest)):
         if not _is_whole(dest, size):  # a run that was waited for has it
             total = _receive_all(url, part, dest, size, attempts, pause, limit, advice)
-            _check(part, url, size if size is not None else total, sha256, md5)
+            _check(part, url, size if size is not None else total, digest)
             os.replace(part, dest)
     return dest
 
@@ -274,7 +273,7 @@ def _copy(
                 return copied
 
 
-def _check(part: Path, url: str, size: int | None, sha256: str | None, md5: str | None) -> None:
+def _check(part: Path, url: str, size: int | None, digest: str | None) -> None:
     """Compare size and digest, and remove a wrong file."""
     found = _length(part)
     if size is not None and found != size:
@@ -282,18 +281,14 @@ def _check(part: Path, url: str, size: int | None, sha256: str | None, md5: str 
         raise UserError(
             f"{url}: {found} bytes came where {size} are expected; try again, or check the address"
         )
-    digests = (("sha256", sha256, hashlib.sha256()), ("md5", md5, hashlib.md5(usedforsecurity=False)))
-    for name, wanted, digest in digests:
-        if not wanted:
-            continue
-        with part.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        if digest.hexdigest() != wanted.lower():
-            part.unlink()
-            raise UserError(
-                f"{url}: its {name} is {digest.hexdigest()} where {wanted} is expected; try again"
-            )
+    if digest is None:
+        return
+    name, _, wanted = digest.partition(":")
+    with part.open("rb") as file:
+        came = hashlib.file_digest(file, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
+    if came != wanted.lower():
+        part.unlink()
+        raise UserError(f"{url}: its {name} is {came} where {wanted} is expected; try again")
 
 
 _BROKEN = (

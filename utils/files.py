@@ -1,4 +1,4 @@
-"""Find the project and the files that a user names; write files whole or not at all."""
+"""Find the files that a user names, and write files whole or not at all."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ Placement: TypeAlias = tuple[tuple[int, int], RatioPad]
 def _letterbox_geometry(
     native: tuple[int, int], canvas: tuple[int, int], scaleup: bool = True
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the size (h, w) of `native` on a `canvas`, and the space (h, w) left."""
+    """Return the size of an image (h, w) on a canvas, and the space left."""
     gain = min(canvas[0] / native[0], canvas[1] / native[1])
     if not scaleup:
         gain = min(gain, 1.0)

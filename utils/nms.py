@@ -16,7 +16,7 @@ MAX_CANDIDATES = 30_000  # best-scored candidates per image that enter NMS, as Y
 
 
 def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, keep_class: Tensor | None) -> Tensor:
-    """Return the candidates (n, 6) of one image's rows (k, 5 + nc): xyxy, confidence, class.
+    """Return the candidates (n, 6) of one image: xyxy, confidence, class.
 
     The best come first, and there are `MAX_CANDIDATES` at most.
     """

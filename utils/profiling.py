@@ -45,7 +45,7 @@ class CannotCountError(UserError):
 
 
 def gflops(model: nn.Module, imgsz: Size = 640) -> float | None:
-    """Count the GFLOPs of one image of (h, w) pixels on a copy of the model.
+    """Count the GFLOPs of one image of (h, w) pixels.
 
     Returns None, with a warning that names the layer, where a layer cannot be counted: a finished training
     must not be lost for a figure of its report.
@@ -179,7 +179,7 @@ def _weightless_copy(model: nn.Module) -> nn.Module:
 
 
 def _on_copy(model: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
-    """Work on a copy without weights, or on a real one where a layer needs numbers to run."""
+    """Work on a copy without weights, or on a real one where numbers are needed."""
     try:
         return work(_weightless_copy(model))
     except (NotImplementedError, RuntimeError, CannotCountError):
@@ -294,7 +294,7 @@ def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list
 
 
 def _shape_of(y: Any) -> Any:
-    """Return a map's (C, H, W), or the raw maps' shapes of the head's (decoded, raw maps)."""
+    """Return the (C, H, W) of a map, or of the head's raw maps."""
     if isinstance(y, Tensor):
         return tuple(y.shape[1:])
     raws = y[1] if isinstance(y, tuple) else y

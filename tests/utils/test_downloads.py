@@ -33,12 +33,14 @@ def no_proxy(monkeypatch):
 
 def test_a_file_arrives_whole_and_is_not_fetched_twice(server, tmp_path):
     dest = tmp_path / "new" / "a.bin"
-    digest = hashlib.sha256(BODY).hexdigest()
-    fetch(f"{server.url}/a.bin", dest, len(BODY), digest, md5=hashlib.md5(BODY).hexdigest())
+    digests = [f"{name}:{hashlib.new(name, BODY).hexdigest()}" for name in ("sha256", "md5")]
+    fetch(f"{server.url}/a.bin", dest, len(BODY), digests[0])
     assert dest.read_bytes() == BODY
     assert [p.name for p in dest.parent.iterdir()] == ["a.bin"]
-    fetch(f"{server.url}/a.bin", dest, len(BODY), digest)
+    fetch(f"{server.url}/a.bin", dest, len(BODY), digests[0])
     assert len(server.asked) == 1
+    fetch(f"{server.url}/a.bin", dest.with_name("b.bin"), len(BODY), digests[1])
+    assert dest.with_name("b.bin").read_bytes() == BODY
 
 
 def test_a_broken_connection_is_taken_up_where_it_broke(server, tmp_path):
@@ -93,7 +95,7 @@ def test_wrong_size_and_wrong_digest_leave_nothing(server, tmp_path):
     with pytest.raises(UserError, match="offers 384000 bytes where 7 are expected"):
         fetch(f"{server.url}/a.bin", tmp_path / "a.bin", 7)
     with pytest.raises(UserError, match="its sha256 is .* where 00 is expected"):
-        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", sha256="00")
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", digest="sha256:00")
     assert not list(tmp_path.iterdir())
 
 

@@ -70,7 +70,7 @@ def is_coco(yaml_path: Path, splits: Mapping[str, Iterable[Path]], nc: int) -> b
 
 
 def json_image_id(path: str | Path) -> int | str:
-    """Return a file's image id for a predictions JSON: its stem, as a number if possible."""
+    """Return a file's image id: its stem, as a number if possible."""
     stem = Path(path).stem
     return int(stem) if stem.isascii() and stem.isdigit() else stem
 

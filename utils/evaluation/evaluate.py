@@ -177,7 +177,7 @@ def _merge_classes(found: Found) -> None:
 
 
 def _pixel_targets(targets: Tensor, batch: Tensor) -> list[Tensor]:
-    """Return the targets (M, 6) of a batch per image: (m, 5) class, xywh in pixels."""
+    """Return a batch's targets (M, 6) per image: (m, 5) class, xywh in pixels."""
     height, width = batch.shape[-2:]
     scale = targets.new_tensor([1, width, height, width, height])
     return [targets[targets[:, 0] == i, 1:] * scale for i in range(len(batch))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import box_iou
+from utils.device import versions
 from utils.files import atomic_text
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the ten of mAP50-95; the first is mAP50's
@@ -305,8 +306,7 @@ def save_metrics(
     imgsz: int,
     nc: int,
     seed: int | None,
-    versions: dict[str, str],
-    **extra: Any,
+    **extra: object,
 ) -> None:
     """Write metrics.json, whole or not at all.
 
@@ -322,7 +322,7 @@ def save_metrics(
         "imgsz": imgsz,
         "nc": nc,
         "seed": seed,
-        "versions": versions,
+        "versions": versions(),
         **extra,
     }
     atomic_text(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")

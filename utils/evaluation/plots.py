@@ -135,7 +135,7 @@ def plot_images(
 
 
 def to_bgr(image: Tensor) -> np.ndarray:
-    """Return an RGB image (3 or 1, H, W) as BGR uint8 (H, W, 3), contiguous."""
+    """Return an RGB image (3 or 1, H, W) as BGR uint8 (H, W, 3)."""
     image = image.detach().cpu()
     if image.is_floating_point():
         image = (image.float() * 255).round().clamp(0, 255).to(torch.uint8)

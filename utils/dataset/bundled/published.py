@@ -106,7 +106,7 @@ def _fetch_and_unpack(archive: _Archive, work: Path, folder: Path) -> None:
     done = path.with_name(f"{path.name}.unpacked")
     if done.exists():
         return
-    fetch(archive.url, path, archive.size, md5=archive.md5)
+    fetch(archive.url, path, archive.size, digest=f"md5:{archive.md5}" if archive.md5 else None)
     unpack(path, folder, replace=True)  # everything there is from such archives
     done.touch()
     path.unlink()
