@@ -37,6 +37,11 @@ def datasets_dir() -> Path:
     return Path(given).expanduser() if given else ROOT.parent / "datasets"
 
 
+def user_cache_dir() -> Path:
+    """Return the user's cache folder: $XDG_CACHE_HOME, %LOCALAPPDATA% or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache")
+
+
 def increment_dir(project: str | Path, name: str, exist_ok: bool = False) -> Path:
     """Create and return `project/name`, or `project/name2`, `name3`, ... when it exists already.
 

@@ -10,6 +10,34 @@ import numpy as np
 
 from utils.dataset.image_set import EMPTY, FOUND, ImageSet, Packed, Record, ScanReport
 
+SIZES = [
+    (120, 80),
+    (80, 120),
+    (100, 100),
+    (64, 48),
+    (150, 60),
+    (60, 150),
+    (96, 96),
+    (90, 80),
+    (70, 110),
+    (50, 50),
+]
+HYP = {
+    "mosaic": 0.7,
+    "mixup": 0.3,
+    "copy_paste": 0.5,
+    "degrees": 5.0,
+    "translate": 0.1,
+    "scale": 0.5,
+    "shear": 2.0,
+    "perspective": 0.0,
+    "hsv_h": 0.015,
+    "hsv_s": 0.7,
+    "hsv_v": 0.4,
+    "flipud": 0.1,
+    "fliplr": 0.5,
+}
+
 
 def write_images(folder: Path, sizes: Sequence[tuple[int, int]], *, polygons: bool = False) -> ImageSet:
     """One JPEG for each (width, height): smooth noise with i % 4 bright boxes in image i."""

@@ -171,3 +171,14 @@ def test_a_list_that_is_no_text_is_refused(tmp_path):
         files.read_path_list(tmp_path / "x.txt")
     with pytest.raises(UserError, match=r"none\.txt: the list cannot be read"):
         files.read_path_list(tmp_path / "none.txt")
+
+
+def test_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    assert files.user_cache_dir() == tmp_path / ".cache"
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert files.user_cache_dir() == tmp_path / "local"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert files.user_cache_dir() == tmp_path / "xdg"

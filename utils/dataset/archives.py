@@ -28,18 +28,18 @@ STAMP = ".archive.json"
 _LONGEST_NAME = 100  # of a file that an address names; with what is added it stays below every system's limit
 
 
-def fetch_archives(urls: Iterable[str], home: Path) -> None:
-    """Fetch archives and put their files into `home`.
+def fetch_archives(urls: Iterable[str], folder: Path) -> None:
+    """Fetch archives and put their files into `folder`.
 
-    When an archive has a folder with the name of `home` (as coco128.zip does), only that folder is used;
+    When an archive has a folder with the name of `folder` (as coco128.zip does), only that folder is used;
     otherwise the whole archive. Several archives are merged. After a failure the fetched files stay in
-    `<home>.part` for the next run.
+    `<folder>.part` for the next run.
 
     Raises:
-        UserError: an archive cannot be fetched or unpacked, or `home` already has a different file of the
-            same name; `home` is unchanged then.
+        UserError: an archive cannot be fetched or unpacked, or `folder` already has a different file of the
+            same name; `folder` is unchanged then.
     """
-    work = home.with_name(f"{home.name}.part")
+    work = folder.with_name(f"{folder.name}.part")
     tree = work / "tree"
     # The digest keeps apart two addresses that end in the same name.
     archives = {
@@ -53,14 +53,14 @@ def fetch_archives(urls: Iterable[str], home: Path) -> None:
             shutil.rmtree(tree, ignore_errors=True)  # of a run that was killed
             tree.mkdir()
             for url, archive in archives.items():
-                _add(archive, tree, home.name, url)
+                _add(archive, tree, folder.name, url)
         except UserError as error:
-            raise UserError(f"{error}; or unpack it by hand, so that {home} exists") from None
-        _settle(tree, home, ", ".join(archives))
+            raise UserError(f"{error}; or unpack it by hand, so that {folder} exists") from None
+        _settle(tree, folder, ", ".join(archives))
         for archive in archives.values():
             archive.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(home, error) from None
+        raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(tree, ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty: archives wait for the next run
@@ -85,14 +85,14 @@ def _add(archive: Path, tree: Path, name: str, url: str) -> None:
         shutil.rmtree(unpacked, ignore_errors=True)
 
 
-def _settle(tree: Path, home: Path, origin: str) -> None:
+def _settle(tree: Path, folder: Path, origin: str) -> None:
     """Move the tree to the data set's folder, or merge it into an existing one."""
-    if home.is_dir():
-        merge(tree, home, origin)
-    elif os.path.lexists(home):
-        raise UserError(f"{home}: exists and is not a folder; move it away and start again")
+    if folder.is_dir():
+        merge(tree, folder, origin)
+    elif os.path.lexists(folder):
+        raise UserError(f"{folder}: exists and is not a folder; move it away and start again")
     else:
-        os.replace(tree, home)
+        os.replace(tree, folder)
 
 
 def open_archive(archive: Path) -> Path:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from utils.dataset.image_set import ImageSet
 from utils.device import available_cpus, is_main
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, user_cache_dir
 from utils.images import load_image, resize_long_side, single_threaded_opencv, training_size
 
 LOGGER = logging.getLogger("yolo.image_cache")
@@ -258,8 +258,7 @@ def _cache_folder(parent: str) -> Path:
     """Return the folder of the cache files for the images in `parent`."""
     if os.access(parent, os.W_OK):
         return Path(parent) / ".decoded"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "yolo-decoded" / sha256(os.fsencode(parent)).hexdigest()[:16]
+    return user_cache_dir() / "yolo-decoded" / sha256(os.fsencode(parent)).hexdigest()[:16]
 
 
 def _existing(folder: Path) -> Path:

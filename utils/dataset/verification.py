@@ -24,7 +24,7 @@ from tqdm import tqdm
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
 from utils.dataset.labels import label_path, verify, verify_many
 from utils.device import available_cpus
-from utils.files import atomic_write
+from utils.files import atomic_write, user_cache_dir
 from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -200,9 +200,8 @@ def cache_path(source: Path, sources: Sequence[Path]) -> Path:
 
 def user_cache_path(cache: Path) -> Path:
     """Return the cache file in the user's cache folder, for read-only data sets."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     digest = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return Path(base) / "yolo-datasets" / f"{digest}.npz"
+    return user_cache_dir() / "yolo-datasets" / f"{digest}.npz"
 
 
 def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:

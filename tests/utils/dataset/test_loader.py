@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.utils.image_sets import write_images
+from tests.utils.image_sets import HYP, SIZES, write_images
 from utils.dataset.batch_sampler import BatchSampler
 from utils.dataset.config import load_dataset
 from utils.dataset.detection_dataset import BatchOptions, DetectionDataset
@@ -18,34 +18,6 @@ from utils.errors import UserError
 
 # Four workers are the point of a test here, however few processors there are.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-SIZES = [
-    (120, 80),
-    (80, 120),
-    (100, 100),
-    (64, 48),
-    (150, 60),
-    (60, 150),
-    (96, 96),
-    (90, 80),
-    (70, 110),
-    (50, 50),
-]
-HYP = {
-    "mosaic": 0.7,
-    "mixup": 0.3,
-    "copy_paste": 0.5,
-    "degrees": 5.0,
-    "translate": 0.1,
-    "scale": 0.5,
-    "shear": 2.0,
-    "perspective": 0.0,
-    "hsv_h": 0.015,
-    "hsv_s": 0.7,
-    "hsv_v": 0.4,
-    "flipud": 0.1,
-    "fliplr": 0.5,
-}
 
 
 @pytest.fixture(scope="module")

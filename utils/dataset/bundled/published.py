@@ -39,15 +39,15 @@ _COCO_IMAGES = (
 )
 
 
-def fetch_voc(home: Path) -> None:
-    """Fetch VOC 2007 and 2012 into `home`/images and `home`/labels.
+def fetch_voc(folder: Path) -> None:
+    """Fetch VOC 2007 and 2012 into `folder`/images and `folder`/labels.
 
     Difficult objects are left out, as in YOLOv5's set.
 
     Raises:
         UserError: the archives cannot be fetched; the message says what to put where instead.
     """
-    work = _work_folder(home)
+    work = _work_folder(folder)
     kit, out = work / "VOCdevkit", work / "converted"
     try:
         for archive in _VOC_ARCHIVES:
@@ -55,7 +55,7 @@ def fetch_voc(home: Path) -> None:
     except UserError as error:
         raise UserError(
             f"{error}; or unpack the three VOC archives by hand and run data/convert.py voc, so that "
-            f"{home}/images/train2007, val2007, train2012, val2012 and test2007 exist"
+            f"{folder}/images/train2007, val2007, train2012, val2012 and test2007 exist"
         ) from None
     shutil.rmtree(out, ignore_errors=True)
     names = list(load_yaml(_VOC_YAML)["names"].values())
@@ -63,16 +63,16 @@ def fetch_voc(home: Path) -> None:
         root = kit / f"VOC{year}"
         lists = {f"{split}{year}": root / "ImageSets" / "Main" / f"{split}.txt" for split in splits}
         convert_voc(root, out, lists, names, drop_difficult=True)
-    _finish(work, out, home)
+    _finish(work, out, folder)
 
 
-def fetch_coco(home: Path) -> None:
-    """Fetch COCO 2017 train and val images, with the published YOLO labels, into `home`.
+def fetch_coco(folder: Path) -> None:
+    """Fetch COCO 2017 train and val images, with the published YOLO labels, into `folder`.
 
     Raises:
         UserError: the archives cannot be fetched; the message says what to put where instead.
     """
-    work = _work_folder(home)
+    work = _work_folder(folder)
     out = work / "coco"
     try:
         _fetch_and_unpack(_COCO_LABELS, work, work)
@@ -80,22 +80,22 @@ def fetch_coco(home: Path) -> None:
             _fetch_and_unpack(archive, work, out / "images")
     except UserError as error:
         raise UserError(
-            f"{error}; or put the images in {home}/images/train2017 and val2017, the labels in {home}/labels "
-            f"likewise and the lists train2017.txt and val2017.txt in {home}"
+            f"{error}; or put the images in {folder}/images/train2017 and val2017, the labels in "
+            f"{folder}/labels likewise and the lists train2017.txt and val2017.txt in {folder}"
         ) from None
-    _finish(work, out, home)
+    _finish(work, out, folder)
 
 
-def _work_folder(home: Path) -> Path:
+def _work_folder(folder: Path) -> Path:
     """Make the folder of the archives until the data set is complete.
 
     After a failure it stays for the next run.
     """
-    if home.is_dir() and any(home.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise UserError(
-            f"{home}: exists, but images of the YAML are missing in it; complete it or move it away"
+            f"{folder}: exists, but images of the YAML are missing in it; complete it or move it away"
         )
-    work = home.with_name(f"{home.name}.part")
+    work = folder.with_name(f"{folder.name}.part")
     work.mkdir(parents=True, exist_ok=True)
     return work
 
@@ -112,8 +112,8 @@ def _fetch_and_unpack(archive: _Archive, work: Path, folder: Path) -> None:
     path.unlink()
 
 
-def _finish(work: Path, out: Path, home: Path) -> None:
+def _finish(work: Path, out: Path, folder: Path) -> None:
     """Move the complete data set to its folder."""
-    os.replace(out, home)
+    os.replace(out, folder)
     shutil.rmtree(work, ignore_errors=True)
-    LOGGER.info("%s: ready", home)
+    LOGGER.info("%s: ready", folder)
