@@ -37,7 +37,7 @@ def in_processes(
     Args:
         work: a function of a module, which processes can be told by its name.
         jobs: what there is to do.
-        workers: processes.
+        workers: processes; below 2 this process does the work.
         chunk: jobs of one call.
         doing: what is being done, for the message: `verifying`.
         name: how a message calls a job.
@@ -47,14 +47,17 @@ def in_processes(
         UserError: the system ended a process; the message names what the processes had in hand.
         Exception: whatever `work` raised.
     """
+    parts = (jobs[start : start + chunk] for start in range(0, len(jobs), chunk))
+    if workers < 2:
+        yield from map(work, parts)
+        return
     others = set(multiprocessing.active_children())
     # Not multiprocessing.Pool: it starts another process in place of one that died and waits for ever for
     # the result that went with it.
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
     waiting: deque[tuple[Sequence[Job], Future[Result]]] = deque()
     try:
-        for start in range(0, len(jobs), chunk):
-            part = jobs[start : start + chunk]
+        for part in parts:
             waiting.append((part, pool.submit(work, part)))
             if len(waiting) >= 2 * workers:
                 yield waiting[0][1].result()

@@ -113,3 +113,8 @@ def test_opencv_works_in_processes_forked_after_it_used_its_threads():
     cv2.resize(np.zeros((2000, 2000, 3), np.uint8), (1500, 1500))
     found = itertools.chain(*in_processes(_resize, range(8), 2, **OPTIONS))
     assert list(found) == list(range(8))
+
+
+def test_one_worker_is_this_process():
+    found = list(in_processes(lambda part: (os.getpid(), list(part)), range(5), 1, **OPTIONS))
+    assert found == [(os.getpid(), [0, 1]), (os.getpid(), [2, 3]), (os.getpid(), [4])]

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -229,8 +228,3 @@ def _dropped(image: str, reason: str, *, passing: bool = False) -> Record:
 def _one_line(text: str) -> str:
     """Return a message on one line."""
     return " ".join(text.splitlines())
-
-
-def verify_many(pairs: Sequence[tuple[str, str]]) -> list[Record]:
-    """Verify a chunk of (image, label) pairs, in a worker process."""
-    return [verify(image, label) for image, label in pairs]

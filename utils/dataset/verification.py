@@ -22,7 +22,7 @@ import PIL
 from tqdm import tqdm
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
-from utils.dataset.labels import label_path, verify, verify_many
+from utils.dataset.labels import label_path, verify
 from utils.device import available_cpus
 from utils.files import atomic_write, user_cache_dir
 from utils.processes import in_processes
@@ -111,29 +111,30 @@ def _report(packed: Packed) -> ScanReport:
 def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> list[Record]:
     """Verify (image, label) pairs in processes, in order, under a progress bar."""
     asked = MAX_WORKERS if workers is None else min(workers, MAX_WORKERS)
-    workers = min(asked, available_cpus(), -(-len(pairs) // _CHUNK))
-    bar = tqdm(total=len(pairs), desc=title, unit="image", disable=len(pairs) < _CHUNK, dynamic_ncols=True)
+    found = in_processes(
+        _verify_chunk,
+        pairs,
+        min(asked, available_cpus(), -(-len(pairs) // _CHUNK)),
+        chunk=_CHUNK,
+        doing="verifying",
+        name=lambda pair: pair[0],
+        remedy="run with fewer --workers, and if it happens again remove the damaged image",
+    )
+    hidden = len(pairs) < _CHUNK
     records: list[Record] = []
-    with bar:
-        if workers < 2:
-            for image, label in pairs:
-                records.append(verify(image, label))
-                bar.update()
-            return records
-        found = in_processes(
-            verify_many,
-            pairs,
-            workers,
-            chunk=_CHUNK,
-            doing="verifying",
-            name=lambda pair: pair[0],
-            remedy="run with fewer --workers, and if it happens again remove the damaged image",
-        )
-        with contextlib.closing(found):
-            for part in found:
-                records += part
-                bar.update(len(part))
+    with (
+        contextlib.closing(found),
+        tqdm(total=len(pairs), desc=title, unit="image", disable=hidden, dynamic_ncols=True) as bar,
+    ):
+        for part in found:
+            records += part
+            bar.update(len(part))
     return records
+
+
+def _verify_chunk(pairs: Sequence[tuple[str, str]]) -> list[Record]:
+    """Verify some (image, label) pairs."""
+    return [verify(image, label) for image, label in pairs]
 
 
 def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:

@@ -271,7 +271,7 @@ def _write(job: tuple[str, int, str, int]) -> int:
 
 
 def _write_many(jobs: Sequence[tuple[str, int, str, int]]) -> list[int]:
-    """Draw and write a chunk of images, in a worker process."""
+    """Draw and write some images, and return the number of digits of each."""
     return [_write(job) for job in jobs]
 
 
@@ -322,26 +322,23 @@ def generate(
 
 def _run(jobs: list[tuple[str, int, str, int]], workers: int) -> int:
     """Do all jobs under a progress bar, and return the number of digits."""
+    drawn = in_processes(
+        _write_many,
+        jobs,
+        workers,
+        chunk=_CHUNK,
+        doing="drawing",
+        name=lambda job: _stem(job[2], job[3]),
+        remedy="free some memory and run again",
+    )
     digits = 0
-    with tqdm(total=len(jobs), desc="drawing digits", unit="image", dynamic_ncols=True) as bar:
-        if workers < 2:
-            for job in jobs:
-                digits += _write(job)
-                bar.update()
-            return digits
-        drawn = in_processes(
-            _write_many,
-            jobs,
-            workers,
-            chunk=_CHUNK,
-            doing="drawing",
-            name=lambda job: _stem(job[2], job[3]),
-            remedy="free some memory and run again",
-        )
-        with contextlib.closing(drawn):
-            for counts in drawn:
-                digits += sum(counts)
-                bar.update(len(counts))
+    with (
+        contextlib.closing(drawn),
+        tqdm(total=len(jobs), desc="drawing digits", unit="image", dynamic_ncols=True) as bar,
+    ):
+        for counts in drawn:
+            digits += sum(counts)
+            bar.update(len(counts))
     return digits
 
 
