@@ -30,9 +30,8 @@ def in_processes(
 ) -> Generator[Result, None, None]:
     """Yield `work` of each `chunk` jobs, in order.
 
-    Two chunks per process are under way at any time.
-
-    Close the generator (`contextlib.closing`) where it may be left early: that ends the processes at once.
+    Two chunks per process are under way at any time. Close the generator (`contextlib.closing`) where it may
+    be left early: that ends the processes at once.
 
     Args:
         work: a function of a module, which processes can be told by its name.
