@@ -1,4 +1,4 @@
-"""Detect objects in images, videos, streams, cameras and on the screen, and save what was found.
+"""Detect objects in images, videos, streams, cameras and on the screen.
 
     python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
 
@@ -67,7 +67,7 @@ class Detection:
 
 @dataclass
 class DetectResult:
-    """What `run` did: where its files lie, all detections in order, and ms per image for each stage.
+    """Hold what `run` found, where its files are, and the time it took.
 
     `images` and `found` count what went through the model and what it found; `drops` the frames that came
     while it was busy, by the stream's number from 1. `stopped` says that Ctrl-C ended a live source, of which
@@ -267,7 +267,7 @@ def _keep(result: DetectResult, frame: Frame, boxes: np.ndarray) -> None:
 
 
 def _detect_batch(detector: Detector, batch: list[Frame]) -> tuple[list[np.ndarray], float]:
-    """Return detections (n, 6) per frame in whole pixels of the file, and ms per image of all stages."""
+    """Return detections (n, 6) per frame in whole pixels, and ms per image."""
     placements = [(frame.image.shape[:2], frame.ratio_pad) for frame in batch]
     letterboxing = sum(frame.seconds for frame in batch)
     found = detector([frame.input for frame in batch], placements, spent=letterboxing)
@@ -326,7 +326,7 @@ def _recorder(
 
 
 def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], ms: float, pace: Pace) -> str:
-    """One line per image: which one, its size at the model, what was found, ms of all three stages, the pace.
+    """Return one line on an image: name, size, what was found, ms, pace.
 
     The time left is that of a video's own frames, or of the images that follow.
     """

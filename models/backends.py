@@ -63,7 +63,7 @@ def load_backend(
 
 
 def _opener(path: Path) -> Opener:
-    """What opens a file or folder, by how its own name ends; the folders above it do not matter."""
+    """Return what opens a file or folder, by the ending of its own name."""
     import models.formats  # noqa: F401 registers the exported formats, which are made of what is defined here
 
     name = path.name.lower()
@@ -124,7 +124,10 @@ class ModelBackend(Backend):
         return decoded
 
     def raw_maps(self) -> list[Tensor]:
-        """Return the raw maps (N, na, ny, nx, 5 + nc) of the latest batch, for the loss."""
+        """Return the raw maps of the latest batch, for the loss.
+
+        Each is (N, na, ny, nx, 5 + nc).
+        """
         return self._maps
 
 

@@ -181,7 +181,7 @@ class HubModel(nn.Module):
 
 
 def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:
-    """Return an image in any form as RGB uint8 (h, w, 3), and a file name.
+    """Return an image in any form as RGB uint8 (h, w, 3), with its name.
 
     Args:
         item: a path, an http(s) address, a PIL image, an array or a tensor.
@@ -219,7 +219,9 @@ def _read_file(source: str) -> tuple[np.ndarray, str]:
 
 
 def _rgb_bytes(array: np.ndarray, number: int) -> np.ndarray:
-    """Return an array (h, w), (h, w, c) or (c, h, w) as RGB uint8 (h, w, 3).
+    """Return an array of any layout as RGB uint8 (h, w, 3).
+
+    It may be (h, w), (h, w, c) or (c, h, w).
 
     Its values are uint8, uint16 or floats.
 

@@ -1,4 +1,4 @@
-"""Declare a script's options once: as a dataclass from which its command line and its `run` are derived.
+"""Declare a script's options once, as a dataclass, and derive its command line.
 
     @dataclass(frozen=True)
     class Example(Options):
@@ -37,14 +37,14 @@ WORKERS_HELP = "processes that load images (without it 8 of them, or none on a C
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence and exit code 1, as every user error here."""
+    """Parse arguments; errors are one sentence and exit code 1."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong with the command line and where its options are listed, then exit with 1."""
+        """Print what is wrong and where the options are listed, then exit with 1."""
         self.exit(1, f"error: {message} (see {self.prog} --help)\n")
 
     def refuse(self, reason: str, *flags: str) -> None:
-        """Know options of YOLOv5 that this script does not have, so that naming one says why."""
+        """Refuse options of YOLOv5 that this script lacks, with the reason."""
         for flag in flags:
             self.add_argument(flag, action=_Refusal, reason=reason)
 
@@ -148,7 +148,9 @@ class OptionSpec:
         return f"--{self.name.replace('_', '-')}"
 
     def take(self, value: object, where: str = "") -> object:
-        """Return a value as this option holds it: a list for a single value of a list option, paths as text.
+        """Return a value as this option holds it.
+
+        A single value of a list option becomes a list; paths become text.
 
         Args:
             where: begins the sentence of an error.
@@ -200,7 +202,7 @@ class OptionSpec:
         parser.add_argument(*names, **keywords)
 
     def _help(self) -> str | None:
-        """The help with the default, where there is one that says something and the help does not say it."""
+        """Return the help, with the default where it says something new."""
         text, default = self.given.help, self.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         if shown and default is not None and default is not False and "default" not in text:
@@ -210,7 +212,7 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class Options:
-    """Base of every script's options: typed fields made by `option`, valid once an object is made.
+    """Hold a script's options: typed fields made by `option`, checked when made.
 
     A subclass is a frozen dataclass too. The first line of its docstring describes the script in `--help`.
     Values are brought to their fields' types first, then `check` refuses what cannot work.
@@ -262,7 +264,7 @@ class RunOptions(Options):
 
 
 def specs(options_class: type[Options]) -> Mapping[str, OptionSpec]:
-    """Return the options of a class by name, its own before those of its base classes."""
+    """Return the options of a class by name, its own first."""
     hints = get_type_hints(options_class)
     fields = {field.name: field for field in dataclasses.fields(options_class)}
     declared = (name for base in options_class.__mro__ for name in inspect.get_annotations(base))
@@ -368,7 +370,7 @@ def setup_logging(verbose: bool = True) -> None:
 
 
 class _Output(logging.StreamHandler[TextIO]):
-    """Standard output; when its reader has gone, as `| head` does, the work goes on without a word."""
+    """Write to standard output, and continue silently when its reader has gone."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
         """Called within the `except` of what went wrong."""
@@ -389,7 +391,7 @@ class _LevelFormatter(logging.Formatter):
 
 
 def guard(main: Callable[[], Any]) -> None:
-    """Run a script's `main` so that whatever a user can cause ends in one sentence and exit code 1.
+    """Run a script's `main`; user errors end in one sentence and exit code 1.
 
     A defect of ours still shows its traceback: hiding it would only hide the report.
     """

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 _LAST_WAIT = 2.0  # seconds for a thread to finish the item that it is at
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 
 
 class Background:
@@ -49,16 +49,18 @@ class Background:
             raise error
 
 
-def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def read_ahead(items: Iterable[_Item], depth: int) -> Iterator[_Item]:
     """Yield `items` in order while a thread works up to `depth` of them ahead.
 
     An exception of the items is raised here, in its place. Closing the generator early stops the thread. A
     thread that waits for a silent pipe or a slow download is not waited for, and ends with the process.
     """
-    done: Queue[tuple[list[T], BaseException | None]] = Queue(depth)  # one item; none: the end or an error
+    done: Queue[tuple[list[_Item], BaseException | None]] = Queue(
+        depth
+    )  # one item; none: the end or an error
     stop = Event()
 
-    def put(item: list[T], error: BaseException | None = None) -> bool:
+    def put(item: list[_Item], error: BaseException | None = None) -> bool:
         while not stop.is_set():
             try:
                 done.put((item, error), timeout=0.05)

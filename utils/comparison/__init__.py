@@ -1,1 +1,1 @@
-"""What compare.py needs: its options, table, Pareto plot and page."""
+"""Hold what compare.py needs: its options, table, Pareto plot and page."""

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 from matplotlib.transforms import Bbox
 
 from utils.comparison.table import Group
-from utils.evaluation.plots import new_figure, plain, rgb, save_figure
+from utils.evaluation.plots import new_figure, plain_text, rgb, save_figure
 
 _COSTS = (("torch_ms", "PyTorch ms per image (median, batch 1)"), ("gflops", "GFLOPs per image"))
 
@@ -82,7 +82,7 @@ def _draw_group(axis: Axes, group: Group, cost: str, number: int) -> list[tuple[
         c=filled,
         edgecolors=[ink],
         linewidths=1.5,
-        label=plain(name),
+        label=plain_text(name),
         zorder=3,
     )
     return points
@@ -99,7 +99,9 @@ def _name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None
     taken = [Bbox.from_extents(x - reach, y - reach, x + reach, y + reach) for x, y in pixels]
     room = axis.get_window_extent()
     for (x, y), (px, py), (_, _, label) in zip([p[:2] for p in points], pixels, points):
-        text = axis.annotate(plain(label), (x, y), (0, 0), textcoords="offset points", fontsize=8.5, zorder=4)
+        text = axis.annotate(
+            plain_text(label), (x, y), (0, 0), textcoords="offset points", fontsize=8.5, zorder=4
+        )
         size = text.get_window_extent()
         tries = []
         for radius in (9, 18, 30, 44, 60):

@@ -1,1 +1,1 @@
-"""Evaluation: the loop over a labelled set, mAP, COCO's own figures, curves and plots."""
+"""Evaluate a detector: the loop over a labelled set, mAP, COCO's figures, plots."""

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import CONFIDENCES, ConfusionMatrix, Curves, smooth
-from utils.evaluation.plots import new_figure, plain, rgb, save_figure
+from utils.evaluation.plots import new_figure, plain_text, rgb, save_figure
 
 MAX_LEGEND = 20  # beyond that many classes only the mean is named
 _MEAN = rgb(4)
@@ -37,7 +37,7 @@ def plot_curves(curves: Curves, names: Mapping[int, str], folder: str | Path) ->
 
 def _name(names: Mapping[int, str], cls: int) -> str:
     """Return a class name for a legend: matplotlib hides those that begin with `_`."""
-    return plain(str(names.get(int(cls), f"class{cls}"))).lstrip("_") or f"class{cls}"
+    return plain_text(str(names.get(int(cls), f"class{cls}"))).lstrip("_") or f"class{cls}"
 
 
 def _chart(x: str, y: str, title: str) -> Figure:

@@ -60,7 +60,7 @@ def rgb(class_index: int) -> tuple[float, float, float]:
     return red / 255, green / 255, blue / 255
 
 
-def plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Return text for matplotlib, which would make a formula between two dollar signs."""
     return text.replace("$", r"\$")
 
@@ -155,7 +155,7 @@ def plot_labels(images: LabelledSizes, names: Mapping[int, str], folder: str | P
     axes[0].bar(np.arange(nc), np.bincount(cls, minlength=nc), color=[rgb(c) for c in range(nc)])
     axes[0].set_ylabel("instances")
     if nc <= 30:
-        ticks = [plain(str(names.get(c, c))) for c in range(nc)]
+        ticks = [plain_text(str(names.get(c, c))) for c in range(nc)]
         axes[0].set_xticks(range(nc), ticks, rotation=90, fontsize=8)
     else:
         axes[0].set_xlabel("classes")
@@ -223,7 +223,7 @@ def plot_results(path: str | Path) -> Path:
         axis.plot(epochs[known], column[known], marker=".", markersize=6, linewidth=1.5, color=rgb(1))
         if known.sum() > 4:
             axis.plot(epochs[known], smooth(column[known], 0.3), ":", linewidth=1.5, color=rgb(0))
-        axis.set_title(plain(name), fontsize=11)
+        axis.set_title(plain_text(name), fontsize=11)
     picture = path.with_suffix(".png")
     save_figure(figure, picture)
     return picture
@@ -242,9 +242,9 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], path: str
     titles = ("P", "R", "mAP50", "mAP50-95", "pre-process (ms)", "inference (ms)", "NMS (ms)")
     for number, (title, table) in enumerate(tables.items()):
         for axis, name, column in zip(axes, titles, (0, 1, 2, 3, 7, 8, 9)):
-            axis.plot(sizes, table[:, column], marker=".", color=rgb(number), label=plain(title))
+            axis.plot(sizes, table[:, column], marker=".", color=rgb(number), label=plain_text(title))
             axis.set(title=name, xlabel="image size (px)")
-        axes[7].plot(table[:, 8], table[:, 3], marker=".", color=rgb(number), label=plain(title))
+        axes[7].plot(table[:, 8], table[:, 3], marker=".", color=rgb(number), label=plain_text(title))
     axes[7].set(title="mAP50-95 over inference (ms)", xlabel="ms per image")
     axes[7].legend(fontsize=7)
     save_figure(figure, path)

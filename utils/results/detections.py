@@ -1,4 +1,4 @@
-"""What a model called from Python returns: the boxes of a batch of images in many forms."""
+"""Hold the boxes of a batch of images, in every form that users ask for."""
 
 from __future__ import annotations
 

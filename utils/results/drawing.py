@@ -1,4 +1,4 @@
-"""Boxes and labels drawn on a BGR image, in colours that colour-blind readers can tell apart."""
+"""Draw boxes and labels on a BGR image, in colours that everybody can tell apart."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PREFERRED_FONTS = (
 
 
 def colour(class_index: int) -> tuple[int, int, int]:
-    """Return the BGR colour of a class, 0..255 each; the same index always has the same colour."""
+    """Return the BGR colour of a class, the same for the same index."""
     code = PALETTE[int(class_index) % len(PALETTE)]
     red, green, blue = (int(code[i : i + 2], 16) for i in (0, 2, 4))
     return blue, green, red
@@ -51,7 +51,7 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def class_name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
-    """Return the name of a class from a dict or a list, `class<index>` when there is none."""
+    """Return the name of a class, or `class<index>` when it has none."""
     if isinstance(names, Mapping):
         return str(names.get(index, f"class{index}"))
     return str(names[index]) if 0 <= index < len(names) else f"class{index}"
@@ -131,7 +131,9 @@ def draw_box(
 
 @lru_cache(maxsize=512)
 def _label_patch(label: str, background: tuple[int, int, int], thickness: int, max_width: int) -> np.ndarray:
-    """Return the label as a small BGR image (h,w,3), at most `max_width` wide if that stays legible.
+    """Return the label as a small BGR image (h, w, 3).
+
+    It is at most `max_width` wide if it stays legible.
 
     Cached because the frames of a video repeat the same few labels; callers only read it.
     """
@@ -176,7 +178,7 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=2048)
 def font_for(text: str) -> str | None:
-    """Return the file of a font that has a glyph for every character, or None where none has."""
+    """Return a font file that has a glyph for every character, or None."""
     needed = {ord(character) for character in text if _is_inked(character)}
     return next((path for path in _font_files() if needed <= _characters(path)), None)
 
@@ -203,7 +205,7 @@ def _font_files() -> list[str]:
 
 @cache
 def _characters(path: str) -> frozenset[int]:
-    """Return the code points that a font file draws at any size; none when it cannot be used."""
+    """Return the code points that a font file draws; none when it is unusable."""
     from matplotlib.ft2font import FT2Font
 
     try:

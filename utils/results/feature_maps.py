@@ -55,7 +55,10 @@ class FeatureRecorder:
         return record
 
     def save(self, folder: Path, index: int) -> list[Path]:
-        """Write the maps of the batch's image `index` as `<layer>.png` and `.npy`; return the PNG paths."""
+        """Write the maps of the batch's image `index`, and return the PNG paths.
+
+        Each layer gives `<layer>.png` and `.npy`.
+        """
         paths = []
         for name, batch in self.maps.items():
             features = batch[index]
@@ -71,7 +74,10 @@ class FeatureRecorder:
 
 
 def feature_grid(features: np.ndarray, limit: int = MAX_CHANNELS) -> np.ndarray:
-    """Return up to `limit` channels of a map (C,H,W) as one BGR image, each scaled to its own range."""
+    """Return up to `limit` channels of a map (C, H, W) as one BGR image.
+
+    Each channel is scaled to its own range.
+    """
     channels = features[:limit]
     count, height, width = channels.shape
     columns = min(count, _COLUMNS)

@@ -33,7 +33,7 @@ class Pace:
         return (after - before) / max(end - start, 1e-9) if after else 0.0
 
     def text(self, left: int | None) -> str:
-        """Return the rate and, when `left` is known, the time that so many frames will take."""
+        """Return the rate and, when `left` is known, the time still needed."""
         rate = f"{self.rate:.1f}/s"
         if left is None or not self.rate:
             return rate

@@ -1,4 +1,4 @@
-"""The files that hold results: names that do not clash, label lines, crops, JSON rows, encoded images."""
+"""Write result files: unique names, label lines, crops, JSON rows, encoded images."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class FreePaths:
 
 
 def crop_box(image: np.ndarray, xyxy: np.ndarray, gain: float = 1.02, pad: float = 10) -> np.ndarray:
-    """Return the part of an image (H,W,3) in a pixel box (4,), a little larger than the box.
+    """Return the part of an image in a pixel box (4,), slightly enlarged.
 
     Its sides are gain * size + pad pixels, cut at the image's edges.
     """
@@ -128,7 +128,7 @@ def label_lines(det: np.ndarray, shape: tuple[int, int], *, corners: bool = Fals
 
 
 class JsonRows:
-    """Writes a JSON array of objects, one a line, under a temporary name until it is whole."""
+    """Write a JSON array of objects, one a line, whole or not at all."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -21,7 +21,7 @@ _BT601 = 5  # the colours that the conversion from BGR makes; unsaid, players gu
 
 
 class VideoFileWriter:
-    """An H.264 mp4 at a constant rate, written under a temporary name and renamed when it is whole.
+    """Write an H.264 mp4 at a constant rate, whole or not at all.
 
     Sides are even: an odd one gets one more column or row, a copy of the last.
 
@@ -83,7 +83,7 @@ class VideoFileWriter:
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24")))
 
     def _missing(self, arrived: float | None) -> int:
-        """Return how many frames the video is short of the time at which a live frame arrived."""
+        """Return how many frames are missing before the time of a live frame."""
         if arrived is None:
             return 0
         if self._last is None:

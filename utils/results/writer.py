@@ -1,4 +1,4 @@
-"""What detect.py writes: images and videos with boxes, labels, crops, CSV and JSON, all in a thread."""
+"""Write what detect.py found: images, videos, labels, crops, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -102,7 +102,10 @@ class ResultWriter:
         )
 
     def save(self, frame: Frame, det: np.ndarray, drawn: np.ndarray | None = None) -> None:
-        """Queue what the options ask for; `drawn` is the image with its boxes, if there is one already."""
+        """Queue what the options ask for.
+
+        `drawn` is the image with its boxes, if there is one already.
+        """
         stem = self.stem(frame)
 
         def job() -> None:
@@ -184,7 +187,7 @@ class ResultWriter:
 
 
 def _frame_stem(frame: Frame, stem: str) -> str:
-    """Return what a single frame is called: an image as its file, a video's frame with its number."""
+    """Return a single frame's name: its file's, with a number in a video."""
     return f"{stem}_{frame.index}" if frame.is_video else stem
 
 

@@ -16,7 +16,10 @@ FALLBACK_FPS = 30.0  # for a video or a stream that states no frame rate, or an 
 
 
 def usable_rate(fps: float) -> float:
-    """Return a stated frame rate, or `FALLBACK_FPS` where it is none: some files state a time base."""
+    """Return a stated frame rate, or `FALLBACK_FPS` where it is none.
+
+    Some files state a time base.
+    """
     return fps if 0 < fps <= 1000 else FALLBACK_FPS
 
 

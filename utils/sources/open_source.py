@@ -42,7 +42,10 @@ class SourceOptions:
 
 
 class ImageFile:
-    """One still image; `shown` is the path in frames and messages, where it is not that of the file."""
+    """Read one still image.
+
+    `shown` is the path in frames and messages, where it is not that of the file.
+    """
 
     def __init__(self, path: Path, shown: str = "") -> None:
         self.path = path
@@ -162,7 +165,10 @@ def open_source(
 
 
 def list_files(folder: Path) -> list[Path | str]:
-    """Return the images, then the videos of a folder itself, each sorted; hidden files are left out."""
+    """Return the images, then the videos of a folder, each sorted.
+
+    Hidden files and sub-folders are left out.
+    """
     return _media(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
 
 
@@ -177,7 +183,7 @@ def is_file_url(text: str) -> bool:
 
 
 def read_media_list(path: Path) -> list[Path | str]:
-    """Return the images and videos that a text list names, one a line, in its order.
+    """Return the images and videos that a text list names, in its order.
 
     `utils.files.read_path_list` says where relative paths are looked for; http(s) addresses of files stay
     text. A line that names nothing usable costs a warning with its number.

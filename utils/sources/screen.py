@@ -37,7 +37,7 @@ def parse_screen(text: str) -> tuple[int, tuple[int, int, int, int] | None]:
 
 
 class Screen:
-    """A monitor or a part of one, captured as often as the model is ready for it.
+    """Capture a monitor, or a part of one, whenever the model is ready.
 
     Monitor 0 is all of them together, 1 the first; left and top count from the monitor's own corner.
     """

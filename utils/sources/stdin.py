@@ -71,7 +71,7 @@ class ImagePipe:
 
 
 class _Window:
-    """The bytes of a stream from the present image on, read as far as they are asked for."""
+    """Hold the bytes of a stream from the present image on."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._read = getattr(stream, "read1", stream.read)  # read1 hands over what is there: no delay
@@ -95,7 +95,7 @@ class _Window:
         return len(self.data) >= size
 
     def number(self, at: int, size: int, order: Literal["big", "little"]) -> int:
-        """Return the unsigned number of `size` bytes at a place, 0 where the stream has ended."""
+        """Return the unsigned number of `size` bytes at a place, 0 at the end."""
         return int.from_bytes(self.data[at : at + size], order) if self.has(at + size) else 0
 
     def cut(self, size: int) -> bytes:
@@ -106,7 +106,7 @@ class _Window:
 
 
 def split_images(stream: BinaryIO) -> Iterator[tuple[str, bytes, bool]]:
-    """Yield suffix and bytes of each image, and whether it is all the rest of the stream.
+    """Yield suffix and bytes of each image, and whether it is the rest.
 
     Raises:
         UserError: an image is damaged so that its end is not known, or is longer than `MAX_BYTES`.
@@ -135,7 +135,10 @@ def split_images(stream: BinaryIO) -> Iterator[tuple[str, bytes, bool]]:
 
 
 def _measure(window: _Window) -> tuple[str, int | None]:
-    """Return suffix and size in bytes of the next image; 0: damaged, None: its format does not say."""
+    """Return suffix and size in bytes of the next image.
+
+    0: damaged, None: its format does not state it.
+    """
     window.has(12)
     head = bytes(window.data[:12])
     if head.startswith(b"\xff\xd8\xff"):

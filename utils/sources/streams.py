@@ -1,4 +1,4 @@
-"""Live streams and webcams: one reader thread each, the newest frame only, connected again after a drop.
+"""Read live streams and webcams: the newest frame only, connected again after a drop.
 
 A reader takes frames as fast as they come and keeps the last. A model that is slower than the camera sees
 fewer frames, never old ones.
@@ -38,7 +38,7 @@ _GATHER = 0.05  # seconds that the first new frame of a batch waits for those of
 
 
 def is_stream(text: str) -> bool:
-    """Return whether the text is the address of a stream or the number of a webcam."""
+    """Return whether the text is a stream's address or a webcam's number."""
     return text.isdecimal() or text.lower().startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
 
 
@@ -61,7 +61,9 @@ def output_name(address: str) -> str:
 
 
 def read_streams(path: Path) -> list[str]:
-    """Return the streams named in a `.streams` file, one a line, without blank lines and `#` comments.
+    """Return the streams named in a `.streams` file, one a line.
+
+    Blank lines and `#` comments are left out.
 
     Raises:
         UserError: a line that is no stream or no valid address, or a file without any.
@@ -91,7 +93,9 @@ def read_streams(path: Path) -> list[str]:
 
 
 class Streams:
-    """Several live streams as one source: a batch holds the newest frame of each that has a new one.
+    """Read several live streams as one source.
+
+    A batch holds the newest frame of each that has a new one.
 
     Args:
         addresses: URLs or webcam numbers.
@@ -135,7 +139,7 @@ class Streams:
                     reader.join()
 
     def _wait_for_one(self) -> None:
-        """Wait until one stream is there, or the first try of all of them has failed."""
+        """Wait until one stream is there, or all have failed once."""
         with self._news:
             while not any(r.connected for r in self._readers):
                 if all(r.tries for r in self._readers):
@@ -146,7 +150,10 @@ class Streams:
                 self._news.wait(0.2)  # in turns, so that Ctrl-C gets through
 
     def _next_batch(self) -> list[Frame]:
-        """Return the newest frames, [] at the end; wait for the first, and a little for the others."""
+        """Return the newest frames, [] at the end.
+
+        It waits for the first, and a little for the others.
+        """
         with self._news:
             while not any(r.latest for r in self._readers):
                 if all(r.ended for r in self._readers):
@@ -173,7 +180,7 @@ def _quiet_opencv() -> Iterator[None]:
 
 
 class _Reader:
-    """Reads one stream in a thread of its own: connects, reads, and connects again after a drop.
+    """Read one stream in a thread of its own, and connect again after a drop.
 
     `latest`, `connected`, `tries` (failed in a row) and `ended` are guarded by the condition `news`, which is
     notified when they change.
@@ -214,7 +221,7 @@ class _Reader:
         self._stop.set()
 
     def join(self) -> None:
-        """Wait for the thread, or, while its camera is silent, for it at the end of the process.
+        """Wait for the thread, unless its camera is silent.
 
         Python before 3.14 aborts the process when such a thread comes back from OpenCV while it ends.
         """

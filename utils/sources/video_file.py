@@ -128,7 +128,7 @@ class _Reading:
         self._damaged = self._damaged or self.decoded + 1
 
     def _note_time(self, packet: Packet[Stream]) -> None:
-        """Note how far a packet of any stream reaches: sound may last longer than the picture."""
+        """Note how far a packet reaches: sound may last longer than the picture."""
         if packet.pts is None:
             return
         end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self._start
@@ -149,7 +149,7 @@ class _Reading:
         )
 
     def _ends_early(self) -> bool:
-        """Return whether the file stops before the time and the number of frames in its header.
+        """Return whether the file stops before its header's time and number of frames.
 
         Both, because a header may state only a duration, which says little of frames whose rate varies.
         """
