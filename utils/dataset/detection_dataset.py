@@ -176,8 +176,8 @@ class DetectionDataset(Dataset[Item]):
         """Return an image with the objects of image `index` in its pixels.
 
         Args:
-            width: of image `index` within it; height likewise.
-            pad: left and upper padding around that.
+            width: of the part of `image` that shows image `index`, in pixels; `height` likewise.
+            pad: left and upper padding of that part.
         """
         labels = self.images.labels(index).copy()
         labels[:, 1:] = xywhn2xyxy(labels[:, 1:], width, height, pad[0], pad[1])
