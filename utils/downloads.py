@@ -7,6 +7,7 @@ import filecmp
 import gzip
 import hashlib
 import http.client
+import io
 import logging
 import lzma
 import os
@@ -20,9 +21,9 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, BinaryIO, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from tqdm import tqdm
@@ -305,11 +306,13 @@ _BROKEN = (
 
 
 class _Member(NamedTuple):
-    """Hold a regular file of an archive."""
+    """Describe one entry of an archive, and how its bytes are read."""
 
     name: str
     size: int
-    handle: zipfile.ZipInfo | tarfile.TarInfo
+    is_folder: bool
+    is_file: bool
+    open: Callable[[], IO[bytes] | None]
 
 
 def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) -> Path:
@@ -336,12 +339,12 @@ def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) ->
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                _extract(_zip_members(archive, opened), opened.open, archive, temporary)
+                _extract([_zip_member(opened, info) for info in opened.infolist()], archive, temporary)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as opened:
-                _extract(_tar_members(archive, opened), opened.extractfile, archive, temporary)
-                while opened.fileobj.read(_BLOCK):
-                    pass  # a compressed stream's checksum stands behind the last member
+                _extract([_tar_member(opened, info) for info in opened], archive, temporary)
+                while opened.fileobj and opened.fileobj.read(_BLOCK):
+                    pass  # the checksum of a compressed stream follows the last member
         else:
             raise UserError(
                 f"{archive}: neither a zip nor a tar (or cut short); delete it and fetch it again"
@@ -358,59 +361,40 @@ def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) ->
     return folder
 
 
-def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
-    for info in opened.infolist():
-        _check_name(archive, info.filename)
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if info.is_dir():
-            continue
-        if kind not in (0, stat.S_IFREG):
+def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
+    return _Member(info.filename, info.file_size, info.is_dir(), is_file, lambda: opened.open(info))
+
+
+def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    return _Member(info.name, info.size, info.isdir(), info.isreg(), lambda: opened.extractfile(info))
+
+
+def _extract(members: list[_Member], archive: Path, folder: Path) -> None:
+    """Check the members, then write their files below an empty folder."""
+    for member in members:
+        if leaves_folder(member.name):
             raise UserError(
-                f"{archive}: member {info.filename!r} is a link or a device; such archives are refused"
+                f"{archive}: member {member.name!r} would leave the folder; such archives are refused"
             )
-        yield _Member(info.filename, info.file_size, info)
-
-
-def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
-    for info in opened:
-        _check_name(archive, info.name)
-        if info.isdir():
-            continue
-        if not info.isreg():
+        if not (member.is_folder or member.is_file):
             raise UserError(
-                f"{archive}: member {info.name!r} is a link or a device; such archives are refused"
+                f"{archive}: member {member.name!r} is a link or a device; such archives are refused"
             )
-        yield _Member(info.name, info.size, info)
-
-
-def _check_name(archive: Path, name: str) -> None:
-    """Refuse names that leave the folder on any system."""
-    if leaves_folder(name):
-        raise UserError(f"{archive}: member {name!r} would leave the folder; such archives are refused")
-
-
-def _extract(
-    members: Iterator[_Member], open_member: Callable[[Any], IO[bytes] | None], archive: Path, folder: Path
-) -> None:
-    """Write the members below an empty folder, never more bytes than they state."""
-    listed = list(members)
-    needed, free = sum(m.size for m in listed), shutil.disk_usage(folder).free
+    files = [member for member in members if not member.is_folder]
+    needed, free = sum(member.size for member in files), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{archive}: needs {needed >> 20} MiB in {folder.parent}, {free >> 20} are free; make room"
         )
-    for member in tqdm(listed, desc=f"unpacking {archive.name}", unit="file", disable=len(listed) < 100):
+    for member in tqdm(files, desc=f"unpacking {archive.name}", unit="file", disable=len(files) < 100):
         target = folder.joinpath(*PurePosixPath(member.name.replace("\\", "/")).parts)
         target.parent.mkdir(parents=True, exist_ok=True)
-        source = open_member(member.handle)
-        assert source is not None  # only a link has no contents, and links are refused
-        with source, target.open("xb") as file:
-            written = 0
-            while block := source.read(min(_BLOCK, member.size - written + 1)):
-                written += len(block)
-                if written > member.size:
-                    break
-                file.write(block)
+        with member.open() or io.BytesIO() as source, target.open("xb") as file:
+            shutil.copyfileobj(
+                source, file, _BLOCK
+            )  # zipfile and tarfile give no more than the declared size
+            written = file.tell()
         if written != member.size:
             raise UserError(
                 f"{archive}: member {member.name!r} is not of its declared size; fetch the archive again"

@@ -1,29 +1,24 @@
-"""Let one process at a time do something, by a lock that ends with it."""
+"""Lock files: one process or thread at a time does a piece of work."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from utils.errors import UserError
 
 LOGGER = logging.getLogger("yolo.locks")
 
-_BUSY = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str, pause: float = 0.2) -> Iterator[None]:
-    """Hold a lock file while the block runs; others that want it wait.
+    """Hold a lock file while the block runs; others wait for it.
 
-    It holds between processes and between threads. Where the file system knows no locks, nothing is held.
+    It excludes processes and threads. The system frees the lock of a process that dies.
 
     Args:
         path: the lock file, made when missing and removed afterwards.
@@ -31,53 +26,23 @@ def exclusive(path: Path, what: str, pause: float = 0.2) -> Iterator[None]:
         pause: seconds between two tries.
 
     Raises:
-        UserError: the file cannot be made.
+        UserError: the file cannot be made or locked.
     """
-    told = False
-    while True:
+    lock = FileLock(path, poll_interval=pause)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("ab")
-        except OSError as error:
-            raise UserError(
-                f"{path.parent}: cannot be written ({error.strerror}); make it writable or choose another"
-            ) from None
-        # Whoever held the lock has removed the file that we opened before: then it locks nobody out.
-        if _try(file) and _is_at(file, path):
-            break
-        file.close()
-        if not told:
-            LOGGER.info("%s: waiting for another run that is at it", what)
-            told = True
-        time.sleep(pause)
+            lock.acquire(blocking=False)
+        except Timeout:
+            LOGGER.info("%s: waiting for another run that works on it", what)
+            lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"{path.parent}: cannot be written ({error.strerror}); make it writable or choose another"
+        ) from None
     try:
         yield
     finally:
-        if sys.platform == "win32":
-            file.close()  # Windows removes no file that is open, not even one that another run waits for
-        with contextlib.suppress(OSError):
-            path.unlink()
-        file.close()
-
-
-def _try(file: BinaryIO) -> bool:
-    """Take the lock if nobody has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in _BUSY
-    return True
-
-
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except OSError:
-        return False
+        with contextlib.suppress(OSError):  # Windows keeps a file that another run has open
+            path.unlink()  # before the release: a process that waits sees this and makes a new file
+        lock.release()
