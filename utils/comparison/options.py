@@ -25,6 +25,7 @@ LOGGER = logging.getLogger("yolo.compare")
 RUN_FILE = "compare.yaml"  # the options of a run, in its folder
 # Options of training that may change in a continued run, because the result does not depend on them.
 MAY_CHANGE = frozenset({"device", "workers", "cache", "noplots", "save_period", "plugins", "data"})
+Saved = Mapping[str, Any]  # Any: YAML values of a saved run
 _CFG = re.compile(r"(?P<cfg>.+?\.ya?ml|(?:timm|torchvision):[^+]+)\+(?P<start>.+)", re.IGNORECASE | re.DOTALL)
 _NAMED = ("timm:", "torchvision:")
 SCRATCH = "scratch"
@@ -153,7 +154,7 @@ def open_run(options: Mapping[str, object]) -> ComparePlan:
     return ComparePlan(_name_files(opt), _absolute(hyp_file), own_imgsz, keys, folder)
 
 
-def _earlier_run(options: Mapping[str, object]) -> tuple[Path | None, dict[str, Any]]:
+def _earlier_run(options: Mapping[str, object]) -> tuple[Path | None, Saved]:
     """Return folder and saved options of the run to continue, or None and {}."""
     opt = from_keywords(CompareOptions, options)
     if opt.resume:
@@ -168,7 +169,7 @@ def _earlier_run(options: Mapping[str, object]) -> tuple[Path | None, dict[str, 
     return folder, load_yaml(folder / RUN_FILE)
 
 
-def _name_nets(opt: CompareOptions, saved: Mapping[str, Any]) -> tuple[CompareOptions, dict[str, str]]:
+def _name_nets(opt: CompareOptions, saved: Saved) -> tuple[CompareOptions, dict[str, str]]:
     """Add the nets of the earlier run, and name all by absolute paths.
 
     A run may be continued from another folder, where relative paths would name other files. The folder of a
@@ -246,7 +247,7 @@ def train_options(opt: CompareOptions, net: Net) -> dict[str, object]:
     return shared | {"cfg": net.cfg, "weights": "", "backbone_weights": net.backbone_weights}
 
 
-def _check_same(opt: CompareOptions, saved: Mapping[str, Any], folder: Path) -> None:
+def _check_same(opt: CompareOptions, saved: Saved, folder: Path) -> None:
     """Refuse training conditions that differ from those of the folder's nets."""
     fixed = [name for name in train_options(opt, Net("", "")) if name not in MAY_CHANGE | {"cfg", "weights"}]
     changed = [name for name in fixed if name in saved and not _same(name, saved[name], getattr(opt, name))]

@@ -160,7 +160,7 @@ class Group:
         return [rows[i] for i in pareto_front(points)]
 
 
-def conditions_of(meta: Mapping[str, Any], nc: int) -> Conditions | None:
+def conditions_of(meta: Mapping[str, object], nc: int) -> Conditions | None:
     """Return the training conditions that train.py wrote into a checkpoint's metadata.
 
     Returns:
@@ -187,7 +187,7 @@ def data_path(data: str | Path) -> str:
         return str(data)
 
 
-def start_of(meta: Mapping[str, Any]) -> str:
+def start_of(meta: Mapping[str, object]) -> str:
     """Return the start of a checkpoint's training; 'checkpoint' if it is unknown."""
     opt = meta.get("opt")
     if not isinstance(opt, Mapping) or opt.get("weights"):
@@ -212,7 +212,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def group_rows(
-    rows: Sequence[NetRow], first: Mapping[str, Any] | None, hyp_names: Sequence[str | Path] = ()
+    rows: Sequence[NetRow], first: Conditions | None, hyp_names: Sequence[str | Path] = ()
 ) -> list[Group]:
     """Group the rows that have figures by their conditions; unknown conditions come last.
 

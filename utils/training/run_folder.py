@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,6 +140,7 @@ class RunState:
         return self.trainer.state_dict(epochs) | {"stopper": self.stopper.state_dict(), "maps": maps}
 
 
+@dataclass
 class CheckpointSaver:
     """Save the checkpoints of one run, and know which of them this run has saved.
 
@@ -153,20 +154,14 @@ class CheckpointSaver:
         best_saved: whether best.pt is this run's. With --exist-ok it may be another run's.
     """
 
-    def __init__(
-        self,
-        folder: RunFolder,
-        write: Callable[..., None],
-        facts: Mapping[str, object],
-        *,
-        save_period: int = -1,
-        only_last: bool = False,
-        saved_epochs: int = -1,
-        best_saved: bool = False,
-    ) -> None:
-        self.folder, self.write, self.facts = folder, write, facts
-        self.save_period, self.only_last = save_period, only_last
-        self.saved_epochs, self.best_saved = saved_epochs, best_saved
+    folder: RunFolder
+    write: Callable[..., None]
+    facts: Mapping[str, object]
+    _: KW_ONLY
+    save_period: int = -1
+    only_last: bool = False
+    saved_epochs: int = -1
+    best_saved: bool = False
 
     def save_epoch(self, state: RunState, epoch: int, score: float | None, *, is_last: bool) -> None:
         """Save last.pt; also best.pt or epochN.pt when `epoch` is the best or has its turn.

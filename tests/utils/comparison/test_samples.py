@@ -57,6 +57,7 @@ class OneBox:
     """A network that finds the box 16, 16, 48, 32 of class 1 in each letterboxed image."""
 
     device = torch.device("cpu")
+    shape = ()
 
     def prepare(self, images):
         return images.float() / 255
