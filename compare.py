@@ -103,7 +103,7 @@ class Setup:
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> CompareOptions:
-    """Return the options that a command line gives, with all defaults."""
+    """Return the options of a command line, with all defaults."""
     return from_keywords(CompareOptions, with_recipe(given(CompareOptions, argv), TrainingOptions))
 
 

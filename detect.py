@@ -2,9 +2,9 @@
 
     python detect.py --weights runs/train/exp/weights/best.pt --source photo.jpg
 
-Decoding runs ahead in one thread, drawing and writing behind in another, so that both overlap with the model.
-A source is what `utils.sources.open_source.open_source` knows. Text lists are lists of image and video files;
-unlike YOLOv5, annotated images are saved for them as well. `-` reads images from standard input.
+One thread decodes, another one draws and writes, so that both overlap with the model. For the sources see
+`utils.sources.open_source.open_source`. A text list names image and video files; unlike in YOLOv5, annotated
+images are saved for these, too. `-` reads images from standard input.
 """
 
 from __future__ import annotations
@@ -54,10 +54,13 @@ _LIVE_MEMORY = 1000  # frames of a live source whose detections `run` returns; a
 
 @dataclass(frozen=True)
 class Detection:
-    """What was found in one image or video frame.
+    """Hold the boxes found in one image or video frame.
 
-    `frame` counts the frames of a video or stream from 1 and is 0 for an image; `boxes` is (n,6) float32: x1,
-    y1, x2, y2 in whole pixels of the file, confidence, class, most confident first.
+    Attributes:
+        path: the file or stream.
+        frame: number of the frame of a video or stream, from 1; 0 for an image.
+        boxes: (n, 6) float32, each x1, y1, x2, y2 in whole pixels of the file, confidence and class. The most
+            confident box is first.
     """
 
     path: str
@@ -67,11 +70,16 @@ class Detection:
 
 @dataclass
 class DetectResult:
-    """Hold what `run` found, where its files are, and the time it took.
+    """Hold what a run found, and where its files are.
 
-    `images` and `found` count what went through the model and what it found; `drops` the frames that came
-    while it was busy, by the stream's number from 1. `stopped` says that Ctrl-C ended a live source, of which
-    the last thousand frames' detections are kept.
+    Attributes:
+        save_dir: folder of the files.
+        detections: of each image or frame in order; of a live source, those of the last thousand frames.
+        speed: milliseconds per image of each stage.
+        images: number of images and frames that went through the model.
+        found: number of boxes.
+        drops: number of frames that came while the model was busy, by the stream's number from 1.
+        stopped: whether Ctrl-C ended a live source.
     """
 
     save_dir: Path
@@ -84,7 +92,7 @@ class DetectResult:
 
     @property
     def dropped(self) -> int:
-        """Frames of all streams together that came while the model was busy."""
+        """Return how many frames of all streams came while the model was busy."""
         return sum(self.drops.values())
 
 
@@ -158,7 +166,7 @@ class DetectOptions(RunOptions):
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> DetectOptions:
-    """Return the options that a command line gives, with all defaults."""
+    """Return the options of a command line, with all defaults."""
     return parse(DetectOptions, argv)
 
 
@@ -166,7 +174,7 @@ def run(**options: Any) -> DetectResult:
     """Detect; keywords are the command line's options with underscores.
 
     Raises:
-        UserError: an option that makes no sense or cannot be honoured, or a source that cannot be read.
+        UserError: an option that cannot work, or a source that cannot be read.
     """
     opt = from_keywords(DetectOptions, with_newest_run(options, data=False))
     if opt.view_img and not can_open_windows():
@@ -211,7 +219,10 @@ def run(**options: Any) -> DetectResult:
 
 
 def _detect_all(opt: DetectOptions, backend: Backend, source: Opened, result: DetectResult) -> None:
-    """The loop over batches; fills in `result`. Ctrl-C is how a live source ends; others pass it on."""
+    """Detect in all batches, and fill in `result`.
+
+    Ctrl-C ends a live source; with another source it is raised.
+    """
     detector = Detector(backend, _nms_options(opt), augment=opt.augment)
     pace = Pace()
     batches: Iterator[list[Frame]]
@@ -267,7 +278,10 @@ def _keep(result: DetectResult, frame: Frame, boxes: np.ndarray) -> None:
 
 
 def _detect_batch(detector: Detector, batch: list[Frame]) -> tuple[list[np.ndarray], float]:
-    """Return detections (n, 6) per frame in whole pixels, and ms per image."""
+    """Return the detections of each frame, and the milliseconds per image of all stages.
+
+    Detections are (n, 6), with boxes in whole pixels of the file.
+    """
     placements = [(frame.image.shape[:2], frame.ratio_pad) for frame in batch]
     letterboxing = sum(frame.seconds for frame in batch)
     found = detector([frame.input for frame in batch], placements, spent=letterboxing)
@@ -286,7 +300,7 @@ def _nms_options(opt: DetectOptions) -> NmsOptions:
 
 
 def _check_backend(opt: DetectOptions, backend: Backend) -> None:
-    """Refuse options that the loaded weights cannot honour, before anything is written."""
+    """Refuse options that the loaded weights do not support, before anything is written."""
     if opt.augment and not backend.pytorch:
         raise UserError(f"{opt.weights[0]}: --augment needs a .pt checkpoint, an exported file cannot do it")
     if opt.visualize and backend.model is None:
@@ -305,7 +319,7 @@ def _check_backend(opt: DetectOptions, backend: Backend) -> None:
 
 
 def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
-    """Class names of a dataset YAML, for exported files without; None when none was given."""
+    """Return the class names of a dataset YAML, for files without names; None without `data`."""
     if not data:
         return None
     path = find_file(data, "data")
@@ -326,9 +340,10 @@ def _recorder(
 
 
 def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], ms: float, pace: Pace) -> str:
-    """Return one line on an image: name, size, what was found, ms, pace.
+    """Return the log line of one image or frame.
 
-    The time left is that of a video's own frames, or of the images that follow.
+    It says which one it is, its size for the model, the objects, the milliseconds of all stages and the pace.
+    The time left is that of the frames of this video, or of the other images.
     """
     place = f"{frame.position}/{frame.count or '?'}"
     left = max(frame.count - frame.position, 0) if frame.count else None

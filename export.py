@@ -50,7 +50,7 @@ _NMS = Suppression()
 
 @dataclass(frozen=True)
 class ExportResult:
-    """One exported file.
+    """Describe one exported file.
 
     Attributes:
         format: its name in --include.
@@ -77,7 +77,7 @@ class ExportResult:
 
 
 class ExportError(UserError):
-    """Some formats failed; `results` holds those that did not."""
+    """Say which formats failed; `results` holds those that did not."""
 
     def __init__(self, message: str, results: list[ExportResult]) -> None:
         super().__init__(message)
@@ -88,7 +88,7 @@ class ExportError(UserError):
 class ExportOptions(Options):
     """Export a checkpoint to other formats, each file checked against PyTorch on a real image.
 
-    None is an option that nobody gave: given, it must concern a format that is exported.
+    None means that an option is not given. A given one must concern a format that is exported.
     """
 
     REFUSED = {
@@ -167,7 +167,7 @@ class ExportOptions(Options):
             raise UserError(f"--weights {self.weights}: only a .pt checkpoint can be exported")
 
     def _check_figures(self) -> None:
-        """Hold numbers against their bounds."""
+        """Refuse numbers that are out of their ranges."""
         self.at_least(batch_size=1)
         if self.calibration_images is not None and self.calibration_images < 1:
             raise UserError(
@@ -191,10 +191,10 @@ class ExportOptions(Options):
         return "int8" if self.int8 else "fp16" if self.half else "fp32"
 
     def suppression(self) -> Suppression | None:
-        """Return the NMS that the options ask for; None without `nms`, which the others need.
+        """Return the requested NMS, or None if `nms` is False.
 
         Raises:
-            UserError: options of NMS without it, or values that it cannot have.
+            UserError: an option of NMS without `nms`, or a value that is out of its range.
         """
         figures = {name: getattr(self, name) for name in ("conf_thres", "iou_thres", "max_det")}
         given_figures = {name: value for name, value in figures.items() if value is not None}
@@ -211,16 +211,16 @@ class ExportOptions(Options):
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> ExportOptions:
-    """Return the options that a command line gives, with all defaults."""
+    """Return the options of a command line, with all defaults."""
     return parse(ExportOptions, argv)
 
 
 def run(**options: Any) -> list[ExportResult]:
-    """Export and check; options as on the command line, with underscores.
+    """Export and check; keywords are the command line's options with underscores.
 
     Raises:
-        ExportError: a format failed; the others were exported all the same and are in `results`.
-        UserError: the options contradict each other or the checkpoint cannot be read.
+        ExportError: a format failed. The others are exported, and are in its `results`.
+        UserError: the options contradict each other, or the checkpoint cannot be read.
     """
     asked = with_newest_run(options, data=bool(options.get("int8")))
     return export(from_keywords(ExportOptions, asked))
@@ -264,12 +264,12 @@ def export(opt: ExportOptions) -> list[ExportResult]:
 
 
 def _second_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Another size, of another aspect, to check a dynamic file with."""
+    """Return a second (height, width), of another aspect, to check a dynamic file with."""
     return size[0] + stride, max(stride, size[1] // 2 // stride * stride)
 
 
 def _job(model: DetectionModel, example: Tensor, opt: ExportOptions) -> Job:
-    """The fused copy that is exported, with what its file will say."""
+    """Return the fused copy of the network to export, with what its file will say."""
     exported = copy.deepcopy(model).fuse()
     exported.detect.export = True
     metadata = Metadata(
@@ -303,10 +303,18 @@ def _export_one(
     weights: Path,
     quantiser: Quantiser | None,
 ) -> ExportResult:
-    """Write one format under a temporary name, check it, and only then put it where it belongs.
+    """Write one format under a temporary name, check it, and move it beside the weights.
 
-    With NMS there are two files: the network, which is compared and measured as any other, and that network
-    with NMS behind it, which is checked against the first and kept.
+    With NMS there are two files. The first is the network alone, which is compared and measured like any
+    other. The second is that network with NMS; it is checked against the first, and kept.
+
+    Args:
+        name: the format's name in --include.
+        job: what is exported.
+        reference: the network in PyTorch to compare with.
+        batches: images (N, ch, H, W) to compare on.
+        weights: the checkpoint, whose name the file gets.
+        quantiser: for int8; None otherwise.
     """
     exporter, precision = EXPORTERS[name], job.metadata.precision
     target = weights.with_name(weights.stem + _check_exporter(exporter, job))
@@ -341,11 +349,15 @@ def _export_one(
 
 
 def _check_exporter(exporter: Exporter, job: Job) -> str:
-    """How the file's name will end; what the platform or the format cannot do stops here."""
+    """Return the end of the file's name.
+
+    Raises:
+        UserError: the platform or the format cannot do what is asked for.
+    """
     wanted = job.metadata
     if reason := exporter.obstacle(wanted.precision, job.example.device):
         raise UserError(reason)
-    # What changes the file itself; what changes how it is made needs one format that honours it.
+    # Options that change the file itself, which each format must honour; of the others, one format must.
     asked = {"batch": wanted.batch > 1, "dynamic": wanted.dynamic, "nms": wanted.nms is not None}
     able = exporter.options if exporter.add_nms is None else exporter.options | {"nms"}
     for name in sorted(name for name, is_asked in asked.items() if is_asked):
@@ -357,9 +369,13 @@ def _check_exporter(exporter: Exporter, job: Job) -> str:
 
 @contextlib.contextmanager
 def _one_sentence(what: str, verbose: bool) -> Iterator[None]:
-    """Around foreign code: whatever the packages behind a format raise becomes one sentence.
+    """Turn any exception of the packages behind a format into one sentence.
 
-    That includes a graph that was traced at one size and stops at the second one it is checked with.
+    One of them is a graph that was traced at one size and fails at the second one of its check.
+
+    Args:
+        what: begins the sentence: what was being done.
+        verbose: also log the traceback.
     """
     try:
         yield
@@ -375,15 +391,19 @@ def _one_sentence(what: str, verbose: bool) -> Iterator[None]:
 
 
 def _check_batch(photograph: Path, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
-    """A photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
-    images mixed up within a batch show.
+    """Return a photograph, letterboxed to `size`, as a batch (batch, ch, H, W) in 0..1.
+
+    Every second one is mirrored, so that the check notices images in the wrong order.
     """
     tensor = network_input(photograph, size, ch)
     return torch.stack([tensor.flip(2) if i % 2 else tensor for i in range(batch)])
 
 
 def _photograph(data: str) -> Path:
-    """An image to check with: the dataset's first, of val if it has that, else ours, else matplotlib's."""
+    """Return an image to check with.
+
+    It is the first image of the data set, of val if it has that, or else a bundled one, or else matplotlib's.
+    """
     if data:
         config = load_dataset(data, fetch=False)
         split = next(name for name in ("val", "train", "test") if name in config.splits)

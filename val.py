@@ -122,7 +122,7 @@ class ValOptions(RunOptions):
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> ValOptions:
-    """Return the options that a command line gives, with all defaults."""
+    """Return the options of a command line, with all defaults."""
     return parse(ValOptions, argv)
 
 

@@ -243,7 +243,7 @@ class ModelOptions(Options):
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> ModelOptions:
-    """Return the options that a command line gives, with all defaults."""
+    """Return the options of a command line, with all defaults."""
     return parse(ModelOptions, argv)
 
 

@@ -1,14 +1,15 @@
-"""Declare a script's options once, as a dataclass, and derive its command line.
+"""Declare a script's options as a dataclass, and derive its command line from it.
 
-    @dataclass(frozen=True)
-    class Example(Options):
-        source: str = option("data/images", help="folder of images")
-        batch_size: int = option(16, help="images at a time")
+>>> @dataclass(frozen=True)
+... class CountOptions(Options):
+...     source: str = option("data/images", help="folder of images")
+...     batch_size: int = option(16, help="images at a time")
+>>> parse(CountOptions, ["--batch-size", "4"]).batch_size
+4
+>>> from_keywords(CountOptions, {"batch_size": 4}).source
+'data/images'
 
-    parse(Example, ["--batch-size", "4"]).batch_size    # 4
-    from_keywords(Example, {"batch_size": 4}).source    # 'data/images'
-
-Logging and the way in which a script ends are here too, because every script shares them.
+Logging and the exit of a script are here too, because all scripts share them.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ WORKERS_HELP = "processes that load images (without it 8 of them, or none on a C
 
 
 class Parser(argparse.ArgumentParser):
-    """Parse arguments; errors are one sentence and exit code 1."""
+    """Parse arguments; an error is one sentence and exit code 1, as every user error."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and where the options are listed, then exit with 1."""
+        """Print what is wrong with the command line, and exit with 1."""
         self.exit(1, f"error: {message} (see {self.prog} --help)\n")
 
     def refuse(self, reason: str, *flags: str) -> None:
-        """Refuse options of YOLOv5 that this script lacks, with the reason."""
+        """Add options of YOLOv5 that are not offered; naming one prints the reason."""
         for flag in flags:
             self.add_argument(flag, action=_Refusal, reason=reason)
 
 
 class _Refusal(argparse.Action):
-    """An option that is known and not had; `--help` and namespaces are without it."""
+    """Refuse an option with its reason; `--help` and the parsed options do not contain it."""
 
     def __init__(self, option_strings: list[str], dest: str, reason: str) -> None:
         hidden = argparse.SUPPRESS
@@ -67,7 +68,7 @@ _Chosen = TypeVar("_Chosen", bound="Options")
 
 @dataclass(frozen=True)
 class _Given:
-    """Say how an option is given where its type does not say it; see `option`."""
+    """Hold what the type of an option does not say; see `option`."""
 
     help: str
     flags: tuple[str, ...]
@@ -89,18 +90,19 @@ def option(
     metavar: str | None = None,
     type: Callable[[Any], object] | None = None,
 ) -> _T:
-    """Declare one option: a field of a class of `Options`.
+    """Declare one option, as a field of a subclass of `Options`.
 
-    The field's annotation says what values it takes. `bool` is a switch, `list[int]` takes one number or
-    more, `str | None` may be left open.
+    The annotation of the field is the type of its values. `bool` makes a switch, `list[int]` takes one or
+    more numbers, and `str | None` has no value unless one is given.
 
     Args:
-        default: its value where nobody gives one; a list is copied.
-        help: one line for `--help`.
-        flags: further spellings beside `--name-of-the-field`.
-        choices: the only values it takes.
-        nargs, const, metavar: as argparse has them.
-        type: makes the value of a text, and of what Python callers give; it raises ValueError or TypeError.
+        default: the value if none is given. A list is copied.
+        help: one line for `--help`, which adds the default.
+        flags: other spellings beside `--name-of-the-field`.
+        choices: the only values that are allowed.
+        nargs, const, metavar: as in argparse.
+        type: makes the value from a text or from what a Python caller gives. It raises ValueError, TypeError
+            or ArgumentTypeError.
     """
     only = None if choices is None else tuple(choices)
     metadata = {"given": _Given(help, tuple(flags), only, nargs, const, metavar, type)}
@@ -125,14 +127,15 @@ _KINDS: dict[type, tuple[Any, Callable[[Any], object], str]] = {
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """One option of a class: what its field and the field's annotation say.
+    """Hold one option as its field and its annotation declare it.
 
     Attributes:
-        name: the field's name.
+        name: name of the field.
         default: its default.
-        kinds: the types that a value, or each value of a list, may have.
-        is_list: whether it takes several values.
-        optional: whether None is a value.
+        kinds: allowed types of the value, or of each value of a list.
+        is_list: whether several values are allowed.
+        optional: whether None is allowed.
+        given: what `option` was called with.
     """
 
     name: str
@@ -148,15 +151,16 @@ class OptionSpec:
         return f"--{self.name.replace('_', '-')}"
 
     def take(self, value: object, where: str = "") -> object:
-        """Return a value as this option holds it.
+        """Check a value and convert it to this option's type.
 
-        A single value of a list option becomes a list; paths become text.
+        A path becomes a text, and a single value of a list option becomes a list.
 
         Args:
-            where: begins the sentence of an error.
+            value: what the user gives.
+            where: first words of an error message.
 
         Raises:
-            UserError: a value of another type, or none of the choices.
+            UserError: the value has another type, or is none of the choices.
         """
         if value is None and self.optional:
             return None
@@ -167,6 +171,7 @@ class OptionSpec:
         return [self._take_one(item, where) for item in value]
 
     def _take_one(self, value: object, where: str) -> object:
+        """Check and convert a value that is no list, or one of a list."""
         if self.given.type is not None and value is not None:
             try:
                 value = self.given.type(value)
@@ -185,7 +190,7 @@ class OptionSpec:
         return value
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Add this option to a command line, which keeps only what is typed."""
+        """Add this option to a parser, without a default: only typed options are returned."""
         names = (self.flag, *self.given.flags)
         keywords: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": self._help()}
         if self.kinds == (bool,):
@@ -202,7 +207,7 @@ class OptionSpec:
         parser.add_argument(*names, **keywords)
 
     def _help(self) -> str | None:
-        """Return the help, with the default where it says something new."""
+        """Return the help with the default, unless that is None, False or in it already."""
         text, default = self.given.help, self.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
         if shown and default is not None and default is not False and "default" not in text:
@@ -212,18 +217,20 @@ class OptionSpec:
 
 @dataclass(frozen=True)
 class Options:
-    """Hold a script's options: typed fields made by `option`, checked when made.
+    """Hold the options of a script, checked when an object is made.
 
-    A subclass is a frozen dataclass too. The first line of its docstring describes the script in `--help`.
-    Values are brought to their fields' types first, then `check` refuses what cannot work.
+    A subclass is a frozen dataclass whose fields are made by `option`. The first line of its docstring
+    describes the script in `--help`. Values are converted to the types of their fields; then `check` refuses
+    what cannot work.
 
     Attributes:
-        REFUSED: options of YOLOv5 that the script does not have, as typed, and for each the reason.
+        REFUSED: options of YOLOv5 that the script does not offer, as typed, each with the reason.
     """
 
     REFUSED: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
+        """Convert and check all values."""
         self._follow(**{name: spec.take(getattr(self, name)) for name, spec in specs(type(self)).items()})
         self.check()
 
@@ -231,16 +238,16 @@ class Options:
         """Refuse values and combinations that cannot work.
 
         Raises:
-            UserError: which option, its value, and what it may be.
+            UserError: which option, its value, and what is allowed.
         """
 
     def _follow(self, **values: object) -> None:
-        """Set options that follow from others. Only for `__post_init__`: an object made does not change."""
+        """Set options that follow from others. Call it in `__post_init__` only."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def at_least(self, **least: float) -> None:
-        """Refuse an option that is below its least value.
+        """Check that options are not below their least values; None is allowed.
 
         Raises:
             UserError: which option, its value, and the least one.
@@ -253,7 +260,7 @@ class Options:
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """The options of every script that runs a model and writes a folder."""
+    """Hold the options of each script that runs a model and writes a folder."""
 
     project: str = option(str(ROOT / "runs"), help="folder of the runs")
     name: str = option("exp", type=str, help="folder of this run")
@@ -264,7 +271,10 @@ class RunOptions(Options):
 
 
 def specs(options_class: type[Options]) -> Mapping[str, OptionSpec]:
-    """Return the options of a class by name, its own first."""
+    """Return the options of a class by name.
+
+    Its own options come before those of its base classes.
+    """
     hints = get_type_hints(options_class)
     fields = {field.name: field for field in dataclasses.fields(options_class)}
     declared = (name for base in options_class.__mro__ for name in inspect.get_annotations(base))
@@ -273,7 +283,7 @@ def specs(options_class: type[Options]) -> Mapping[str, OptionSpec]:
 
 
 def _spec(field: dataclasses.Field[object], hint: object) -> OptionSpec:
-    """What a field and its annotation say."""
+    """Read one field and its annotation."""
     made = field.default_factory
     default = field.default if made is dataclasses.MISSING else made()
     members = _members(hint)
@@ -292,12 +302,12 @@ def _spec(field: dataclasses.Field[object], hint: object) -> OptionSpec:
 
 
 def _members(hint: Any) -> list[Any]:  # Any: an annotation has no type of its own
-    """The types of a union, or the one type."""
+    """Return the types of a union, or the single type."""
     return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
 
 
 def build_parser(options_class: type[Options]) -> Parser:
-    """Derive the command line of a class of options. It returns what is typed and no defaults."""
+    """Derive the parser of a class of options. It returns what is typed, without defaults."""
     parser = Parser(description=(options_class.__doc__ or "").partition("\n")[0])
     for spec in specs(options_class).values():
         spec.add_to(parser)
@@ -307,16 +317,16 @@ def build_parser(options_class: type[Options]) -> Parser:
 
 
 def given(options_class: type[Options], argv: Sequence[str] | None = None) -> dict[str, object]:
-    """Return only what a command line says, by the options' names.
+    """Return only the options on a command line, by name.
 
     Args:
-        argv: the arguments; None for the process's own.
+        argv: the arguments; None for those of the process.
     """
     return vars(build_parser(options_class).parse_args(argv))
 
 
 def parse(options_class: type[_Chosen], argv: Sequence[str] | None = None) -> _Chosen:
-    """Return the options that a command line gives, with all defaults.
+    """Return the options of a command line, with all defaults.
 
     Raises:
         UserError: a value or a combination that cannot work.
@@ -327,25 +337,27 @@ def parse(options_class: type[_Chosen], argv: Sequence[str] | None = None) -> _C
 def from_keywords(
     options_class: type[_Chosen], options: Mapping[str, object], where: str = "run() got "
 ) -> _Chosen:
-    """Return the options that a Python caller gives as keywords, with all defaults.
+    """Return the options that are given by name, with all defaults.
 
     Args:
-        where: begins the sentence of an error: who gives these options.
+        options: values by name.
+        where: first words of an error message: who or what gives these options.
 
     Raises:
-        UserError: an option the script does not have, a value of another type, or one that cannot work.
+        UserError: an unknown option, a value of another type, or one that cannot work.
     """
     return options_class(**typed(options_class, options, where))
 
 
 def typed(options_class: type[Options], options: Mapping[str, object], where: str) -> dict[str, object]:
-    """Return options by name with values of their types.
+    """Check names and values of given options, and convert the values to their types.
 
     Args:
-        where: begins the sentence of an error: who gives these options.
+        options: values by name.
+        where: first words of an error message: who or what gives these options.
 
     Raises:
-        UserError: an option that the class does not have, a value of another type, or none of the choices.
+        UserError: an unknown option, a value of another type, or one that is none of the choices.
     """
     known = specs(options_class)
     refused = {flag.lstrip("-").replace("-", "_"): reason for flag, reason in options_class.REFUSED.items()}
@@ -360,7 +372,7 @@ def typed(options_class: type[Options], options: Mapping[str, object], where: st
 
 
 def setup_logging(verbose: bool = True) -> None:
-    """Send this project's messages, plain, to standard output; quiet processes (other ranks) only errors."""
+    """Send this project's messages to standard output; without `verbose`, errors only."""
     if not LOGGER.handlers:
         handler = _Output(sys.stdout)
         handler.setFormatter(_LevelFormatter())
@@ -370,10 +382,10 @@ def setup_logging(verbose: bool = True) -> None:
 
 
 class _Output(logging.StreamHandler[TextIO]):
-    """Write to standard output, and continue silently when its reader has gone."""
+    """Write to standard output; drop messages when its reader has ended, as `| head` does."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 logging's name
-        """Called within the `except` of what went wrong."""
+        """Drop messages that nobody reads any more; logging calls this inside an `except`."""
         if not isinstance(sys.exc_info()[1], BrokenPipeError):
             super().handleError(record)
             return
@@ -383,17 +395,18 @@ class _Output(logging.StreamHandler[TextIO]):
 
 
 class _LevelFormatter(logging.Formatter):
-    """Information as it is; anything graver with its level in front."""
+    """Print information as it is, and warnings and errors with their level before them."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a message."""
         text = record.getMessage()
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
-def guard(main: Callable[[], Any]) -> None:
-    """Run a script's `main`; user errors end in one sentence and exit code 1.
+def guard(main: Callable[[], object]) -> None:
+    """Run a script's `main`; a user's mistake ends in one sentence and exit code 1.
 
-    A defect of ours still shows its traceback: hiding it would only hide the report.
+    A defect of this project keeps its traceback, which a report needs.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
@@ -428,5 +441,6 @@ _USERS_OS_ERRORS = {
 
 
 def _stop(sentence: str, code: int = 1) -> NoReturn:
+    """Print an error and exit."""
     print(f"error: {sentence}", file=sys.stderr)  # noqa: T201 the last word belongs on stderr, logging or not
     sys.exit(code)
