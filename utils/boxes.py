@@ -62,7 +62,7 @@ def xywhn2xyxy(x: Array, w: float, h: float, padw: float = 0, padh: float = 0) -
     Args:
         x: (..., 4) xywh in 0..1.
         w, h: the image's width and height in pixels.
-        padw, padh: where its left upper corner lies on a larger image.
+        padw, padh: pixels left of it and above it, on a larger image.
 
     >>> xywhn2xyxy(np.array([[0.5, 0.5, 0.5, 0.5]]), 100, 200, padw=10).tolist()
     [[35.0, 50.0, 85.0, 150.0]]

@@ -1,6 +1,6 @@
-"""Take letterboxed images to boxes in the pixels of the images themselves.
+"""Turn letterboxed images into boxes in the pixels of the original images.
 
-detect.py, val.py, compare.py, training and the model for Python all go this way, and take its times.
+detect.py, val.py, compare.py, training and the model for Python all use this, and report its times.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Detector:
 
     Attributes:
         backend: the network.
-        nms: what is asked of NMS.
+        nms: the options of NMS.
         augment: test-time augmentation; checkpoints only.
         images: how many images went through.
         seconds: of all batches together, by stage: `preprocess` (letterbox, copy to the device, scale to
-            0..1), `inference`, `nms` (NMS and the way back to the image's own pixels).
+            0..1), `inference`, `nms` (NMS, and the boxes scaled to the original image).
     """
 
     def __init__(self, backend: Detecting, nms: NmsOptions, *, augment: bool = False) -> None:
@@ -98,7 +98,7 @@ class Detector:
             spent: seconds that the letterbox took before; they count as preprocessing.
 
         Raises:
-            UserError: what the file cannot do.
+            UserError: the file cannot do what the options ask for.
         """
         seconds = dict.fromkeys(STAGES, 0.0)
         with self._timed("preprocess", seconds):

@@ -1,4 +1,4 @@
-"""Fetch files from the network: resumed, checked before use, unpacked with care."""
+"""Download files and unpack archives, whole or not at all."""
 
 from __future__ import annotations
 
@@ -64,13 +64,24 @@ def is_archive(name: str) -> bool:
 
 
 def file_name(url: str) -> str:
-    """Return the file name in a URL, without characters that a file system may refuse."""
+    """Return the file name in a URL, without characters that a file system may refuse.
+
+    >>> file_name("https://example.com/sets/my%20set.zip?token=1")
+    'my_set.zip'
+    """
     name = re.sub(r"[^\w.\-]", "_", PurePosixPath(unquote(split_url(url).path)).name).lstrip(".")
     return name or "download"
 
 
 def leaves_folder(name: str) -> bool:
-    """Return whether a relative name leaves its folder on any system, or is no name."""
+    """Return whether a name in an archive would be written outside the folder.
+
+    The rules of Windows and of other systems both count, so the answer is the same everywhere. An empty name
+    counts as outside.
+
+    >>> leaves_folder("images/1.jpg"), leaves_folder("../1.jpg"), leaves_folder("C:1.jpg")
+    (False, True, True)
+    """
     windows = PureWindowsPath(name)
     outside = name.startswith(("/", "\\")) or bool(windows.drive) or ".." in windows.parts
     return outside or "\0" in name or not name
@@ -89,25 +100,25 @@ def fetch(
 ) -> Path:
     """Download a file, whole or not at all.
 
-    Bytes arrive in `<dest>.part`; after a broken connection, or in a later run, the rest is asked for with an
-    HTTP range. A file that is already there with the right size is kept. Of several runs that want the same
-    file one fetches it and the others wait.
+    The bytes are written to `<dest>.part`. After a broken connection, or in a later run, an HTTP range asks
+    for the rest. An existing file of the right size is kept. When several runs need the same file, one
+    downloads it and the others wait.
 
     Args:
         url: http or https.
         dest: the file to write.
-        size: its size in bytes, when known; else the server's word is taken.
+        size: its size in bytes, when known; otherwise the one that the server states.
         digest: such as "md5:8d0c...", when known.
         limit: most bytes to accept, for files of unknown origin.
         attempts: connections tried in a row without a byte of progress.
         pause: seconds before the second attempt, doubled each time.
-        passing: `dest` is a temporary place, so that no message tells the user to put the file there.
+        passing: `dest` is temporary, so messages do not tell the user to put the file there.
 
     Returns:
         `dest`.
 
     Raises:
-        UserError: no network, no such file, or what came is not what was promised.
+        UserError: no network, no such file, or its size or digest is wrong.
     """
     dest = Path(dest)
     if not is_url(url):
@@ -181,7 +192,7 @@ def _receive(url: str, part: Path, size: int | None, limit: int | None = None) -
     """Append to `part` what it lacks, in one connection."""
     have = _length(part)
     if size is not None and have >= size:
-        return size  # the check that follows judges it
+        return size  # the check that follows refuses one that is too long
     headers = {"User-Agent": "yolo-datasets/1", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -318,20 +329,19 @@ class _Member(NamedTuple):
 def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) -> Path:
     """Unpack a zip or tar into a folder, merging with what is there.
 
-    Everything is unpacked and checked in a temporary folder first: a broken archive leaves nothing behind.
+    Everything is first unpacked and checked in a temporary folder, so a broken archive changes nothing.
 
     Args:
         archive: the file.
         folder: made when missing.
-        replace: put the archive's files in the place of others of their names. Only for folders that hold
-            nothing of the user's.
+        replace: overwrite files of the same names. Only for folders that hold nothing of the user's.
 
     Returns:
         `folder`.
 
     Raises:
-        UserError: not an archive, broken, too large for the disk, with a member that leaves the folder or is
-            neither file nor folder (links, devices), or with one whose name another file has already.
+        UserError: not an archive, broken, or too large for the disk; a member would leave the folder, is
+            neither file nor folder (links, devices), or has the name of a different file.
     """
     archive, folder = Path(archive), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -405,18 +415,18 @@ def merge(source: Path, target: Path, origin: str, *, replace: bool = False) -> 
     """Move a tree into another one, folder by folder where both have them.
 
     Args:
-        source: the tree; what `target` has already, byte for byte, stays in it.
+        source: the folder to move; files that `target` has already, byte for byte, stay in `source`.
         target: a folder.
-        origin: where the tree came from, for the message.
-        replace: put files in the place of others of their names.
+        origin: where `source` came from, for the message.
+        replace: overwrite files of the same names.
 
     Raises:
-        UserError: without `replace`, a file would take the place of another; nothing was moved then.
+        UserError: without `replace`, a file would be overwritten by a different one. Nothing was moved.
     """
     taken = None if replace else _first_taken(source, target)
     if taken:
         raise UserError(
-            f"{taken}: is there already and is another than in {origin}, so nothing was changed; "
+            f"{taken}: exists already and differs from the one in {origin}, so nothing was changed; "
             "move it away and start again"
         )
     for entry in sorted(source.iterdir()):

@@ -1,4 +1,4 @@
-"""Define the exception that speaks to the user."""
+"""Define the exception for what a user can correct."""
 
 
 class UserError(Exception):

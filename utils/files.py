@@ -113,7 +113,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(_yaml_sentence(path, text, error)) from None
     except RecursionError:
         raise UserError(
-            f"{path}: lists or mappings lie too deep within one another to be read; close the brackets that "
+            f"{path}: lists or mappings are nested too deeply to be read; close the brackets that "
             "were left open"
         ) from None
     if not isinstance(data, dict):
@@ -129,7 +129,7 @@ def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines()
     if mark is None:
-        return f"{path}: is not valid YAML ({error}); mend or re-save it as plain UTF-8 text"
+        return f"{path}: is not valid YAML ({error}); correct it or save it as plain UTF-8 text"
     where = f"{path}, line {mark.line + 1}"
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in line[: mark.column + 1]:

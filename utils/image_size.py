@@ -1,4 +1,4 @@
-"""The size that images have at the network: what was asked for, in whole strides.
+"""Round image sizes to whole strides of the network.
 
 A network halves its image several times. Both sides must therefore be multiples of its largest stride.
 """

@@ -1,4 +1,4 @@
-"""Image files decoded to BGR, 8 bits, upright and whole."""
+"""Decode image files to BGR uint8, upright, and refuse damaged ones."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def letterbox(
 
     Returns:
         The image, the ratios (height, width) it was really scaled by, and the pixels (left, top) put before
-        it. `scale_boxes(..., ratio_pad=(ratio, pad))` is the exact way back.
+        it. `scale_boxes(..., ratio_pad=(ratio, pad))` is the exact inverse.
 
     >>> image, ratio, pad = letterbox(np.zeros((200, 320, 3), np.uint8), 640)
     >>> image.shape, ratio, pad

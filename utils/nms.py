@@ -86,7 +86,7 @@ def non_max_suppression(
     max_det: int = 300,
     labels: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """Return the detections of each image of a batch, whatever time that takes.
+    """Return the detections of each image of a batch, without a time limit.
 
     Args:
         prediction: (N, boxes, 5 + nc): xywh in pixels, objectness, class probabilities.
@@ -139,7 +139,7 @@ def non_max_suppression(
 
 @dataclass(frozen=True)
 class NmsOptions:
-    """Hold what is asked of `non_max_suppression`; the fields are its arguments.
+    """Hold the options of `non_max_suppression`; the fields are its arguments.
 
     >>> NmsOptions(conf_thres=0.5).suppress(torch.zeros(2, 10, 7))[1].shape
     torch.Size([0, 6])

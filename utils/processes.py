@@ -34,8 +34,8 @@ def in_processes(
     be left early: that ends the processes at once.
 
     Args:
-        work: a function of a module, which processes can be told by its name.
-        jobs: what there is to do.
+        work: a function at the top level of a module, so that it can be pickled.
+        jobs: the arguments of the work.
         workers: processes; below 2 this process does the work.
         chunk: jobs of one call.
         doing: what is being done, for the message: `verifying`.
@@ -43,7 +43,7 @@ def in_processes(
         remedy: what the user can do when a process was ended.
 
     Raises:
-        UserError: the system ended a process; the message names what the processes had in hand.
+        UserError: the system ended a process; the message names the jobs that were not finished.
         Exception: whatever `work` raised.
     """
     parts = (jobs[start : start + chunk] for start in range(0, len(jobs), chunk))

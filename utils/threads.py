@@ -7,7 +7,7 @@ from queue import Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
-_LAST_WAIT = 2.0  # seconds for a thread to finish the item that it is at
+_LAST_WAIT = 2.0  # seconds for a thread to finish its present item
 
 _Item = TypeVar("_Item")
 

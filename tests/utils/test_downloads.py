@@ -191,7 +191,7 @@ def test_unpacking_replaces_a_file_only_when_told_to(tmp_path, mine):
     place = tmp_path / "out" / mine
     place.parent.mkdir(parents=True)
     place.write_text("mine")
-    with pytest.raises(UserError, match=r"out/d.*: is there already and is another than in .*x\.zip"):
+    with pytest.raises(UserError, match=r"out/d.*: exists already and differs from the one in .*x\.zip"):
         unpack(archive, tmp_path / "out")
     assert _tree(tmp_path / "out") == {mine: b"mine"}
     if mine == "d/b.txt":
@@ -361,7 +361,7 @@ def test_fetching_never_replaces_a_file(server, remote, tmp_path):
     (home / "labels" / "a.txt").write_text("mended by hand")
     members = {"pets/i/a.txt": "1", "pets/labels/a.txt": "theirs", "pets/labels/b.txt": "2"}
     yaml = _pets(server, tmp_path, "../datasets/pets", members)
-    with pytest.raises(UserError, match="pets/labels/a.txt: is there already.*nothing was changed"):
+    with pytest.raises(UserError, match="pets/labels/a.txt: exists already.*nothing was changed"):
         load_dataset(yaml)
     assert _tree(home) == {"labels/a.txt": b"mended by hand"}
     (home / "labels" / "a.txt").write_text("theirs")  # the same bytes are in nobody's way

@@ -104,7 +104,7 @@ def test_load_yaml_missing_and_binary(tmp_path):
 @pytest.mark.parametrize("text", ["a: " + "[" * 3000, "a: " + "[" * 3000 + "]" * 3000, "{a: " * 3000])
 def test_load_yaml_of_too_many_brackets(tmp_path, text):
     (tmp_path / "deep.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"deep\.yaml: lists or mappings lie too deep"):
+    with pytest.raises(UserError, match=r"deep\.yaml: lists or mappings are nested too deeply"):
         files.load_yaml(tmp_path / "deep.yaml")
 
 
