@@ -20,7 +20,7 @@ LOGGER = logging.getLogger("yolo.proof")
 
 # How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
 # An int8 file is judged by its mAP instead.
-TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
+EXPORT_TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
 MAP_LOSS = 0.02  # how much mAP50-95 an int8 file may lose before a warning
 
 
@@ -59,9 +59,9 @@ def judge(name: str, score: float, box: float, precision: str) -> None:
     LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
     if not math.isfinite(score + box):
         raise UserError("gives numbers that are not finite where PyTorch's are, so the file was removed")
-    if precision not in TOLERANCE:
+    if precision not in EXPORT_TOLERANCE:
         return
-    score_limit, box_limit = TOLERANCE[precision]
+    score_limit, box_limit = EXPORT_TOLERANCE[precision]
     if score > score_limit or box > box_limit:
         raise UserError(
             f"differs from PyTorch by {score:.2g} in a score (allowed {score_limit:g}) and {box:.2g} px in a "
@@ -89,7 +89,7 @@ def check_nms(name: str, network: Path, path: Path, batches: Sequence[Tensor]) -
     image, device = batches[0][:1], batches[0].device
     batches = [*batches, torch.cat([image, torch.full_like(image, 114 / 255)])]  # one with nothing in it
     decode = load_backend(network, device).predict
-    found = compare_detections(decode, load_backend(path, device), batches, TOLERANCE["fp32"])
+    found = compare_detections(decode, load_backend(path, device), batches, EXPORT_TOLERANCE["fp32"])
     if found.wrong:
         raise UserError(
             f"{found.wrong} of its {found.detections} detections are not what NMS makes of its boxes, "

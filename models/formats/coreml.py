@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, plain
+from models.formats.embedded import EmbeddedBackend, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from utils.errors import UserError, first_line
 
@@ -29,7 +29,7 @@ def write_coreml(job: Job, path: Path) -> None:
     It only writes, which works on Linux too; `elsewhere` keeps export.py from files it cannot check.
     """
     tools = require("coremltools", "--include coreml")
-    model, example = plain(job)
+    model, example = plain_network(job)
     half = job.metadata.precision == "fp16"
     with torch.no_grad(), quiet(job.verbose):
         # Not a trace: its sizes are arrays, which coremltools 9 cannot turn into numbers with NumPy 2.4.

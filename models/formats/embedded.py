@@ -44,13 +44,13 @@ def activation_range(
     return low, high
 
 
-def plain(job: Job) -> tuple[nn.Module, Tensor]:
+def plain_network(job: Job) -> tuple[nn.Module, Tensor]:
     """The decoded model and its example in row-major memory, as the packages behind these formats expect."""
     model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)
     return Decoded(model), job.example.contiguous()
 
 
-def describe(job: Job, content: bytes | None = None) -> dict[str, Any]:
+def file_metadata(job: Job, content: bytes | None = None) -> dict[str, Any]:
     """What a file says about itself, as plain values that JSON and YAML keep.
 
     Args:

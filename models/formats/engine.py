@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.formats.base import Backend, OpenOptions, check_precision, register_format
-from models.formats.embedded import check_digest, describe
+from models.formats.embedded import check_digest, file_metadata
 from models.formats.exporter import Exporter, Job, register_exporter, require
 from models.formats.metadata import parse_metadata
 from models.formats.onnx import write_onnx
@@ -61,7 +61,7 @@ def write_engine(job: Job, path: Path) -> None:
     if plan is None:
         raise UserError("TensorRT could not build a plan; add --verbose to see why, or change --workspace")
     content = bytes(plan)
-    header = json.dumps(describe(job, content)).encode("utf-8")
+    header = json.dumps(file_metadata(job, content)).encode("utf-8")
     path.write_bytes(len(header).to_bytes(LENGTH, "little") + header + content)
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, describe, plain
+from models.formats.embedded import EmbeddedBackend, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import decode
 from utils.errors import UserError, first_line
 
-FORWARD, METADATA = "forward", "metadata"
+FORWARD, _METADATA = "forward", "metadata"
 _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
 
 
@@ -25,20 +25,20 @@ def write_executorch(job: Job, path: Path) -> None:
     exir = require("executorch.exir", "--include executorch", "executorch")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    model, example = plain(job)
-    text = json.dumps(describe(job)).encode("utf-8")
+    model, example = plain_network(job)
+    text = json.dumps(file_metadata(job)).encode("utf-8")
     with torch.no_grad(), quiet(job.verbose):
         if job.metadata.precision == "int8":
             require("torchao.quantization.pt2e", "--int8 --include executorch", "torchao")
-            from models.formats.executorch_int8 import quantise
+            from models.formats.executorch_int8 import quantise_program
 
-            program = quantise(model, example, job.calibration())
+            program = quantise_program(model, example, job.calibration())
         else:
             program = torch.export.export(model, (example,))
         edge = exir.to_edge_transform_and_lower(
             program,
             partitioner=[XnnpackPartitioner()],
-            constant_methods={METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)},
+            constant_methods={_METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)},
         )
     with path.open("wb") as file:
         edge.to_executorch().write_to_file(file)
@@ -73,8 +73,8 @@ class ExecutorchBackend(EmbeddedBackend):
 def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
     """What the program's method `metadata` says."""
     raw = None
-    if METADATA in program.method_names and FORWARD in program.method_names:
-        (stored,) = program.load_method(METADATA).execute([])
+    if _METADATA in program.method_names and FORWARD in program.method_names:
+        (stored,) = program.load_method(_METADATA).execute([])
         if isinstance(stored, Tensor):
             raw = decode(bytes(stored.numpy()).decode("utf-8", "replace"))
     if not isinstance(raw, dict):

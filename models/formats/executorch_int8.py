@@ -26,7 +26,7 @@ from models.formats.exporter import back_to
 # is too coarse for channels of small weights.
 LEAST_STEP = 2.0**-16
 ATEN = torch.ops.aten
-WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
+_WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
 CUTTING = {
     ATEN.silu.default: CUT_OFF["SiLU"],
     ATEN.silu_.default: CUT_OFF["SiLU"],
@@ -77,12 +77,12 @@ class TrunkQuantizer(XNNPACKQuantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         """Marks beforehand what is to be left alone, and afterwards what follows a convolution."""
-        for node in stays_float(model.graph):
+        for node in _float_nodes(model.graph):
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
         model = super().annotate(model)
         for node in model.graph.nodes:
             annotation = node.meta.get(Q_ANNOTATION_KEY)
-            alone = node.target in WEIGHTY and len(node.users) == 1
+            alone = node.target in _WEIGHTY and len(node.users) == 1
             if not alone or annotation is None or annotation.output_qspec is None:
                 continue
             (user,) = node.users
@@ -96,7 +96,7 @@ class TrunkQuantizer(XNNPACKQuantizer):
         return model
 
 
-def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:
+def quantise_program(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:
     """The model as a program in int8: weights symmetric and per channel, activations by calibrated ranges.
 
     Args:
@@ -113,22 +113,25 @@ def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> Ex
     return torch.export.export(convert_pt2e(prepared), (example,))
 
 
-def head(graph: torch.fx.Graph) -> list[Node]:
+def _program_head(graph: torch.fx.Graph) -> list[Node]:
     """The head: from its 1x1 convolutions, these included, to the results."""
     found = back_to(
         graph.output_node().all_input_nodes,
         lambda node: node.all_input_nodes,
-        lambda node: node.target in WEIGHTY,
+        lambda node: node.target in _WEIGHTY,
     )
     return [node for node in found if node.op == "call_function"]
 
 
-def stays_float(graph: torch.fx.Graph) -> list[Node]:
-    """The head, and all of an attention but its linear layers, as in `tflite_precision.stays_float`."""
-    return head(graph) + [
+def _float_nodes(graph: torch.fx.Graph) -> list[Node]:
+    """Return the head, and all of an attention except its linear layers.
+
+    `tflite_precision.tflite_float_tensors` chooses in the same way.
+    """
+    return _program_head(graph) + [
         node
         for node in graph.nodes
-        if node.op == "call_function" and node.target not in WEIGHTY and not _of_maps(node)
+        if node.op == "call_function" and node.target not in _WEIGHTY and not _of_maps(node)
     ]
 
 

@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.images import load_image
 from utils.letterbox import letterbox_tensor
 
-T = TypeVar("T")
+_Node = TypeVar("_Node")
 
 OPSET = 17  # which ONNX Runtime, OpenVINO and TensorRT of the last years read
 WORKSPACE = 4.0  # GB
@@ -133,11 +133,11 @@ def in_half(job: Job) -> Job:
 
 
 def back_to(
-    results: Iterable[T],
-    inputs: Callable[[T], Iterable[T]],
-    is_end: Callable[[T], bool],
-    key: Callable[[T], Hashable] = lambda node: node,
-) -> dict[Hashable, T]:
+    results: Iterable[_Node],
+    inputs: Callable[[_Node], Iterable[_Node]],
+    is_end: Callable[[_Node], bool],
+    key: Callable[[_Node], Hashable] = lambda node: node,
+) -> dict[Hashable, _Node]:
     """The nodes of a graph from its results back to the first ends on each way, these included.
 
     With convolutions and linear layers as ends that is the detection head, whose 1x1 convolutions are a

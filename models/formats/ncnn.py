@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
-PARAM, BIN, METADATA = "model.ncnn.param", "model.ncnn.bin", "metadata.yaml"
+PARAM, BIN, _METADATA = "model.ncnn.param", "model.ncnn.bin", "metadata.yaml"
 
 
 def write_ncnn(job: Job, path: Path) -> None:
@@ -30,7 +30,7 @@ def write_ncnn(job: Job, path: Path) -> None:
     """
     pnnx = require("pnnx", "--include ncnn")
     require("ncnn", "--include ncnn")
-    model, example = plain(job)
+    model, example = plain_network(job)
     with tempfile.TemporaryDirectory(prefix="pnnx.") as name:
         folder = Path(name)
         with torch.no_grad(), quiet(job.verbose):
@@ -48,7 +48,7 @@ def write_ncnn(job: Job, path: Path) -> None:
         path.mkdir()
         for file in (PARAM, BIN):
             shutil.copyfile(folder / file, path / file)
-    save_yaml(path / METADATA, describe(job, _content(path)))
+    save_yaml(path / _METADATA, file_metadata(job, _content(path)))
 
 
 def foreign_layers(param: Path) -> list[str]:
@@ -81,12 +81,12 @@ class NcnnBackend(EmbeddedBackend):
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         ncnn = require("ncnn", str(path))
         content = _content(path)
-        if not (path / METADATA).is_file():
+        if not (path / _METADATA).is_file():
             raise UserError(
-                f"{path}: carries no metadata ({METADATA} is missing), so this project did not export it; "
+                f"{path}: carries no metadata ({_METADATA} is missing), so this project did not export it; "
                 "export the checkpoint again"
             )
-        raw = load_yaml(path / METADATA)
+        raw = load_yaml(path / _METADATA)
         super().__init__(path, device, options, raw)
         check_digest(path, raw, content)
         self.network = ncnn.Net()

@@ -16,7 +16,7 @@ from models.formats.exporter import Decoded, Exporter, Job, quiet, register_expo
 from models.formats.metadata import Metadata, parse_metadata
 from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms
-from models.formats.onnx_precision import reduce_precision
+from models.formats.onnx_precision import reduce_onnx_precision
 from utils.errors import UserError, first_line
 
 
@@ -41,13 +41,13 @@ def write_onnx(job: Job, path: Path) -> None:
     graph = onnx.load(str(path))
     if job.simplify:
         graph = require("onnxslim", "--simplify").slim(graph)
-    graph = reduce_precision(graph, job)
+    graph = reduce_onnx_precision(graph, job)
     last = graph.graph.output[0].type.tensor_type.shape.dim[2]
     last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
     _save(graph, job, path)
 
 
-def add_nms(job: Job, network: Path, path: Path) -> None:
+def add_onnx_nms(job: Job, network: Path, path: Path) -> None:
     """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
     onnx = require("onnx", "--include onnx --nms")
     _save(with_nms(onnx.load(str(network)), job), job, path)
@@ -193,6 +193,6 @@ register_exporter(
         write_onnx,
         {"fp32": ".onnx", "fp16": ".onnx", "int8": "_int8.onnx"},
         frozenset({"batch", "dynamic", "simplify", "opset"}),
-        add_nms=add_nms,
+        add_nms=add_onnx_nms,
     )
 )

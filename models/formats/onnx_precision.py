@@ -12,20 +12,20 @@ import numpy as np
 from models.formats.exporter import Job, back_to, quiet, require
 from utils.errors import UserError
 
-WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})
+_WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})
 PER_CHANNEL = 13  # the first operator set in which every channel may have a scale of its own
 
 
-def reduce_precision(graph: Any, job: Job) -> Any:
+def reduce_onnx_precision(graph: Any, job: Job) -> Any:
     """The graph in the precision that the job asks for; itself when that is float32."""
     if job.metadata.precision == "fp16":
-        return to_float16(graph)
+        return _onnx_to_float16(graph)
     if job.metadata.precision == "int8":
-        return to_int8(graph, job)
+        return _onnx_to_int8(graph, job)
     return graph
 
 
-def to_float16(graph: Any) -> Any:
+def _onnx_to_float16(graph: Any) -> Any:
     """Weights and arithmetic in float16; images and results stay float32, so that any runtime can feed it.
 
     So does the head: near 640 px neighbouring float16 numbers are half a pixel apart.
@@ -35,13 +35,13 @@ def to_float16(graph: Any) -> Any:
     _name_nodes(graph)
     _store_constants(graph)  # else the scales of a Resize are cast there and back, and OpenCV cannot read it
     with quiet():  # it speaks of every weight below float16's least number, which is 0 to any sum
-        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=head(graph))
+        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=onnx_head(graph))
     _keep_float32(half)
     onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put behind what they feed
     return half
 
 
-def to_int8(graph: Any, job: Job) -> Any:
+def _onnx_to_int8(graph: Any, job: Job) -> Any:
     """Post-training quantisation by ONNX Runtime: convolutions with their ReLU, weights per channel.
 
     QuantizeLinear/DequantizeLinear pairs stand around what is to run in int8 (QDQ). Other activations, sums
@@ -71,7 +71,7 @@ def to_int8(graph: Any, job: Job) -> Any:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=head(ready),
+            nodes_to_exclude=onnx_head(ready),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
         quantised = onnx.load(str(done))
@@ -137,7 +137,7 @@ def _store_constants(graph: Any) -> None:
             graph.graph.node.remove(node)
 
 
-def head(graph: Any) -> list[str]:
+def onnx_head(graph: Any) -> list[str]:
     """Names of the nodes of the head: from its 1x1 convolutions, these included, to the outputs."""
     makers = {name: node for node in graph.graph.node for name in node.output}
 
@@ -147,7 +147,7 @@ def head(graph: Any) -> list[str]:
     found = back_to(
         made(value.name for value in graph.graph.output),
         lambda node: made(node.input),
-        lambda node: node.op_type in WEIGHTY,
+        lambda node: node.op_type in _WEIGHTY,
         key=lambda node: node.name,
     )
     return list(found)

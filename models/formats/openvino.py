@@ -19,8 +19,8 @@ from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
 ENDING = "_openvino_model"
-METADATA = "metadata.yaml"
-WEIGHTY = frozenset({"Convolution", "GroupConvolution", "MatMul"})
+_METADATA = "metadata.yaml"
+_WEIGHTY = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 
 
 def write_openvino(job: Job, path: Path) -> None:
@@ -36,11 +36,11 @@ def write_openvino(job: Job, path: Path) -> None:
         )
     network.outputs[0].get_tensor().set_names({"output0"})
     if job.metadata.precision == "int8":
-        network = quantise(network, job)
+        network = quantise_openvino(network, job)
     _save(network, job, path, compress=job.metadata.precision == "fp16")
 
 
-def add_nms(job: Job, folder: Path, path: Path) -> None:
+def add_openvino_nms(job: Job, folder: Path, path: Path) -> None:
     """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
     openvino = require("openvino", "--include openvino --nms")
     network = openvino.Core().read_model(_network_file(folder))
@@ -53,10 +53,10 @@ def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
     openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=compress)
-    save_yaml(path / METADATA, dict(job.metadata.entries()))
+    save_yaml(path / _METADATA, dict(job.metadata.entries()))
 
 
-def quantise(network: Any, job: Job) -> Any:
+def quantise_openvino(network: Any, job: Job) -> Any:
     """Post-training quantisation by NNCF: weights per channel, the head left alone."""
     nncf = require("nncf", "--include openvino --int8")
     logging.getLogger("nncf").setLevel(logging.INFO if job.verbose else logging.ERROR)
@@ -68,17 +68,17 @@ def quantise(network: Any, job: Job) -> Any:
         nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.MIXED,  # activations such as SiLU are not symmetric
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(names=head(network), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=openvino_head(network), validate=False),
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )
 
 
-def head(network: Any) -> list[str]:
+def openvino_head(network: Any) -> list[str]:
     """Names of the operations of the head: from its 1x1 convolutions, these included, to the outputs."""
     found = back_to(
         network.get_results(),
         lambda node: [value.get_source_output().get_node() for value in node.inputs()],
-        lambda node: node.get_type_name() in WEIGHTY,
+        lambda node: node.get_type_name() in _WEIGHTY,
         key=lambda node: node.get_friendly_name(),
     )
     others = ("Constant", "Result", "Parameter")
@@ -97,7 +97,7 @@ class OpenVinoBackend(Backend):
             )
         xml = _network_file(path)
         official = xml.with_suffix(".yaml")  # where YOLOv5 keeps stride and names
-        beside = next((file for file in (xml.with_name(METADATA), official) if file.is_file()), None)
+        beside = next((file for file in (xml.with_name(_METADATA), official) if file.is_file()), None)
         metadata = parse_metadata(path, load_yaml(beside) if beside else {}, options.names)
         metadata.half = False  # float16 is how the weights are stored; images stay float32
         try:
@@ -174,6 +174,6 @@ register_exporter(
         write_openvino,
         {"fp32": ENDING, "fp16": ENDING, "int8": f"_int8{ENDING}"},
         frozenset({"batch", "dynamic"}),
-        add_nms=add_nms,
+        add_nms=add_openvino_nms,
     )
 )

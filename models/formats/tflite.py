@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import decode
-from models.formats.tflite_precision import reduce_precision
+from models.formats.tflite_precision import reduce_tflite_precision
 from utils.errors import UserError, first_line
 
 META = "meta.txt"
@@ -46,15 +46,15 @@ def write_tflite(job: Job, path: Path) -> None:
     """Convert, reduce the precision on request, and put the metadata behind the network."""
     litert_torch = require("litert_torch", "--include tflite", "litert-torch")
     require("ai_edge_litert", "--include tflite", "ai-edge-litert")
-    model, example = plain(job)
+    model, example = plain_network(job)
     wrapped = ChannelsLast(model, (example.shape[2], example.shape[3])).eval()
     litert_torch.config.show_progress = job.verbose
     with torch.no_grad(), quiet(job.verbose):
         converted = litert_torch.convert(wrapped, (example.permute(0, 2, 3, 1).contiguous(),))
     converted.export(str(path))
-    content = reduce_precision(path.read_bytes(), job)
+    content = reduce_tflite_precision(path.read_bytes(), job)
     path.write_bytes(content)
-    text = json.dumps(describe(job, content))
+    text = json.dumps(file_metadata(job, content))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(META, text)
 

@@ -15,7 +15,7 @@ import torch
 from models.formats.embedded import CUT_OFF, activation_range
 from models.formats.exporter import Job, back_to, quiet, require
 
-WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
+_WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
 
 
 class Operation(NamedTuple):
@@ -44,22 +44,22 @@ class Network(NamedTuple):
     ranks: dict[str, int]
 
 
-def reduce_precision(content: bytes, job: Job) -> bytes:
+def reduce_tflite_precision(content: bytes, job: Job) -> bytes:
     """The network in the precision that the job asks for; itself when that is float32."""
     if job.metadata.precision == "fp16":
-        return to_float16(content, job)
+        return _tflite_to_float16(content, job)
     if job.metadata.precision == "int8":
-        return to_int8(content, job)
+        return _tflite_to_int8(content, job)
     return content
 
 
-def to_float16(content: bytes, job: Job) -> bytes:
+def _tflite_to_float16(content: bytes, job: Job) -> bytes:
     """The network with the weights of convolutions and linear layers in float16; it computes in float32."""
     quantiser = require("ai_edge_quantizer", "--half --include tflite", "ai-edge-quantizer")
     from ai_edge_quantizer.quantizer import AlgorithmName
 
     worker = quantiser.Quantizer(bytearray(content))
-    for operation in sorted(WEIGHTY):
+    for operation in sorted(_WEIGHTY):
         worker.add_weight_only_config(
             regex=".*",
             operation_name=quantiser.qtyping.TFLOperationName(operation),
@@ -71,7 +71,7 @@ def to_float16(content: bytes, job: Job) -> bytes:
         return bytes(worker.quantize().quantized_model)
 
 
-def to_int8(content: bytes, job: Job) -> bytes:
+def _tflite_to_int8(content: bytes, job: Job) -> bytes:
     """Post-training quantisation: weights per channel, activations by calibrated ranges.
 
     Images, results, the head and all of an attention but its linear layers stay float32.
@@ -84,7 +84,7 @@ def to_int8(content: bytes, job: Job) -> bytes:
     worker = quantiser.Quantizer(bytearray(content))
     worker.add_static_config(".*", everything, activation_num_bits=8, weight_num_bits=8)
     # An operation goes by the names of its results, each with a semicolon; what comes in by its own.
-    names = "|".join(map(re.escape, [*network.inputs, *network.results, *stays_float(network)]))
+    names = "|".join(map(re.escape, [*network.inputs, *network.results, *tflite_float_tensors(network)]))
     worker.update_quantization_recipe(f"^(?:{names});$", everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
     ranges = {
         name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
@@ -118,25 +118,25 @@ def read_network(content: bytes) -> Network:
     return Network(operations, named(graph.inputs), named(graph.outputs), ranks)
 
 
-def head(network: Network) -> list[Operation]:
+def tflite_head(network: Network) -> list[Operation]:
     """The head: from its 1x1 convolutions, these included, to the results."""
     makers = {name: operation for operation in network.operations for name in operation.outputs}
     found = back_to(
         [makers[name] for name in network.results],
         lambda operation: [makers[name] for name in operation.inputs if name in makers],
-        lambda operation: operation.kind in WEIGHTY,
+        lambda operation: operation.kind in _WEIGHTY,
     )
     return list(found.values())
 
 
-def stays_float(network: Network) -> list[str]:
+def tflite_float_tensors(network: Network) -> list[str]:
     """Names of what the operations make that are left alone: the head, and attention but its linear layers.
 
     A convolution's maps have four axes. Where tensors of other numbers appear there is attention, from one
     convolution to the next: its norms and running sums have no room in 256 steps (a MobileViT's maps come out
     0.47 wrong, against 0.03 with these in float32).
     """
-    free = [operation for operation in network.operations if operation.kind not in WEIGHTY]
+    free = [operation for operation in network.operations if operation.kind not in _WEIGHTY]
     beside: dict[str, list[Operation]] = {}
     for operation in free:
         for name in operation.inputs + operation.outputs:
@@ -146,7 +146,7 @@ def stays_float(network: Network) -> list[str]:
         for operation in free
         if any(network.ranks[name] != 4 for name in operation.inputs + operation.outputs)
     ]
-    found = {operation.outputs: operation for operation in head(network)}
+    found = {operation.outputs: operation for operation in tflite_head(network)}
     while waiting:
         operation = waiting.pop()
         if operation.outputs not in found:

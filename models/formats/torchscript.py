@@ -25,7 +25,7 @@ def write_torchscript(job: Job, path: Path) -> None:
     _trace(Decoded(job.model), [job.example], job, path)
 
 
-def add_nms(job: Job, network: Path, path: Path) -> None:
+def add_torchscript_nms(job: Job, network: Path, path: Path) -> None:
     """A written network with NMS behind it, in libtorch's own operators: the file needs nothing else."""
     if job.metadata.precision == "fp16":
         job = in_half(job)
@@ -95,6 +95,6 @@ register_exporter(
         {"fp32": ".torchscript", "fp16": ".torchscript"},
         frozenset({"batch", "dynamic"}),
         cuda_only=frozenset({"fp16"}),  # on a CPU it runs, but slower than float32 and further off
-        add_nms=add_nms,
+        add_nms=add_torchscript_nms,
     )
 )

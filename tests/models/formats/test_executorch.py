@@ -8,7 +8,7 @@ import torch
 
 import export
 from models.backends import load_backend
-from models.formats.executorch import METADATA
+from models.formats.executorch import _METADATA
 from models.schema import SCHEMA
 from tests.models.formats.small import (
     NAMES,
@@ -85,7 +85,7 @@ def test_programs_without_metadata_or_of_later_schemas_are_refused(tmp_path, ent
     methods = None
     if entries is not None:
         text = bytearray(json.dumps(entries).encode())
-        methods = {METADATA: torch.frombuffer(text, dtype=torch.uint8)}
+        methods = {_METADATA: torch.frombuffer(text, dtype=torch.uint8)}
     program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
     with (tmp_path / "a.pte").open("wb") as file:
         to_edge_transform_and_lower(program, constant_methods=methods).to_executorch().write_to_file(file)
@@ -149,11 +149,11 @@ class Maps(torch.nn.Module):
 
 @pytest.mark.parametrize("relu6", [torch.nn.ReLU6(inplace=True), torch.nn.functional.relu6])
 def test_ranges_end_where_activations_do_and_hold_all_that_is_joined(relu6):
-    from models.formats.executorch_int8 import quantise
+    from models.formats.executorch_int8 import quantise_program
 
     generator = torch.Generator().manual_seed(1)
     batches = [torch.rand(1, 3, 8, 8, generator=generator) - 0.5 for _ in range(4)]
-    program = quantise(Maps(relu6).eval(), batches[0], batches)
+    program = quantise_program(Maps(relu6).eval(), batches[0], batches)
     ranges = {}
     for node in program.graph.nodes:
         if node.target == torch.ops.quantized_decomposed.quantize_per_tensor.default:

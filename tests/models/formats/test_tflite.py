@@ -11,7 +11,7 @@ import torch
 import export
 from models.backends import load_backend
 from models.formats.tflite import META, ChannelsLast, read_tflite
-from models.formats.tflite_precision import Network, Operation, head, saturating, stays_float
+from models.formats.tflite_precision import Network, Operation, saturating, tflite_float_tensors, tflite_head
 from models.schema import SCHEMA
 from tests.models.formats.small import (
     NAMES,
@@ -162,7 +162,7 @@ def network(*operations, **ranks):
 
 
 def test_attention_stays_float_but_not_its_linear_layers_nor_the_maps_around_it():
-    found = stays_float(
+    found = tflite_float_tensors(
         network(
             ("CONV_2D", ["image"], ["a"]),
             ("LOGISTIC", ["a"], ["b"]),
@@ -197,7 +197,7 @@ def test_the_head_begins_with_its_convolutions():
         ("CONV_2D", ["a"], ["right"]),
         ("CONCATENATION", ["left", "right"], ["boxes"]),
     ]
-    assert {operation.outputs for operation in head(network(*operations))} == {
+    assert {operation.outputs for operation in tflite_head(network(*operations))} == {
         ("left",),
         ("right",),
         ("boxes",),
