@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import models.formats  # noqa: F401 registers the formats
-from models.export_checks.accept import check_nms, compare, judge, judge_accuracy
+from models.export_checks.accept import check_accuracy, check_difference, check_nms, compare
 from models.export_checks.int8_accuracy import Accuracy, Quantiser
 from models.formats.exporter import EXPORTERS, OPSET, WORKSPACE, Exporter, Job, network_input
 from models.formats.metadata import Metadata
@@ -41,7 +41,7 @@ from utils.training.run_folder import with_newest_run
 
 LOGGER = logging.getLogger("yolo.export")
 
-NMS_BATCHES = 8  # of calibration images, on which NMS behind an int8 network is checked too
+NMS_BATCHES = 8  # of calibration images, on which the NMS of an int8 file is checked too
 CALIBRATION_IMAGES = 100
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
@@ -50,7 +50,7 @@ _NMS = Suppression()
 
 @dataclass(frozen=True)
 class ExportResult:
-    """One exported file.
+    """Describe one exported file.
 
     Attributes:
         format: its name in --include.
@@ -77,7 +77,7 @@ class ExportResult:
 
 
 class ExportError(UserError):
-    """Some formats failed; `results` holds those that did not."""
+    """Report that some formats failed; `results` holds those that did not."""
 
     def __init__(self, message: str, results: list[ExportResult]) -> None:
         super().__init__(message)
@@ -264,12 +264,12 @@ def export(opt: ExportOptions) -> list[ExportResult]:
 
 
 def _second_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Another size, of another aspect, to check a dynamic file with."""
+    """Return another size, of another aspect, to check a dynamic file with."""
     return size[0] + stride, max(stride, size[1] // 2 // stride * stride)
 
 
 def _job(model: DetectionModel, example: Tensor, opt: ExportOptions) -> Job:
-    """The fused copy that is exported, with what its file will say."""
+    """Return the fused copy to export, with what its file will say."""
     exported = copy.deepcopy(model).fuse()
     exported.detect.export = True
     metadata = Metadata(
@@ -303,10 +303,10 @@ def _export_one(
     weights: Path,
     quantiser: Quantiser | None,
 ) -> ExportResult:
-    """Write one format under a temporary name, check it, and only then put it where it belongs.
+    """Write one format under a temporary name, check it, then move it into place.
 
-    With NMS there are two files: the network, which is compared and measured as any other, and that network
-    with NMS behind it, which is checked against the first and kept.
+    With NMS there are two files. The network is compared and measured as any other. The network with NMS is
+    checked against it and kept.
     """
     exporter, precision = EXPORTERS[name], job.metadata.precision
     target = weights.with_name(weights.stem + _check_exporter(exporter, job))
@@ -318,12 +318,12 @@ def _export_one(
             exporter.write(replace(job, metadata=replace(job.metadata, nms=None)), part)
         with _one_sentence("the check of the file", job.verbose):
             score, box = compare(reference, part, batches)
-        judge(name, score, box, precision)
+        check_difference(name, score, box, precision)
         accuracy, found = None, None
         if quantiser is not None:
             with _one_sentence("measuring the file", job.verbose):
                 accuracy = quantiser.accuracy(part)
-            judge_accuracy(name, accuracy)
+            check_accuracy(name, accuracy)
         if job.metadata.nms is not None:
             network, part = part, folder / "nms" / target.name
             part.parent.mkdir()
@@ -341,7 +341,10 @@ def _export_one(
 
 
 def _check_exporter(exporter: Exporter, job: Job) -> str:
-    """How the file's name will end; what the platform or the format cannot do stops here."""
+    """Return how the file's name will end.
+
+    What the platform or the format cannot do is refused.
+    """
     wanted = job.metadata
     if reason := exporter.obstacle(wanted.precision, job.example.device):
         raise UserError(reason)
@@ -357,7 +360,7 @@ def _check_exporter(exporter: Exporter, job: Job) -> str:
 
 @contextlib.contextmanager
 def _one_sentence(what: str, verbose: bool) -> Iterator[None]:
-    """Around foreign code: whatever the packages behind a format raise becomes one sentence.
+    """Turn whatever a format's packages raise into one sentence.
 
     That includes a graph that was traced at one size and stops at the second one it is checked with.
     """
@@ -375,15 +378,19 @@ def _one_sentence(what: str, verbose: bool) -> Iterator[None]:
 
 
 def _check_batch(photograph: Path, ch: int, batch: int, size: tuple[int, int]) -> Tensor:
-    """A photograph letterboxed to `size` as (batch, ch, H, W) in 0..1; every other one mirrored, so that
-    images mixed up within a batch show.
+    """Return a photograph letterboxed to `size` as (batch, ch, H, W) in 0..1.
+
+    Every other one is mirrored, so that images mixed up within a batch show.
     """
     tensor = network_input(photograph, size, ch)
     return torch.stack([tensor.flip(2) if i % 2 else tensor for i in range(batch)])
 
 
 def _photograph(data: str) -> Path:
-    """An image to check with: the dataset's first, of val if it has that, else ours, else matplotlib's."""
+    """Return an image to check with.
+
+    It is the dataset's first, of val if there is one, else ours, else matplotlib's.
+    """
     if data:
         config = load_dataset(data, fetch=False)
         split = next(name for name in ("val", "train", "test") if name in config.splits)

@@ -1,4 +1,8 @@
-"""CoreML: a `.mlpackage` folder, written by coremltools, run by CoreML; metadata are its user's entries."""
+"""Export to and run CoreML.
+
+The file is a `.mlpackage` folder, written by coremltools and run by CoreML. Metadata are its user-defined
+entries.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from utils.errors import UserError, first_line
 
 
 def elsewhere() -> str | None:
-    """Why CoreML cannot run here; None on macOS."""
+    """Return why CoreML cannot run here; None on macOS."""
     system = platform.system()
     if system == "Darwin":
         return None
@@ -51,7 +55,10 @@ def write_coreml(job: Job, path: Path) -> None:
 
 @register_format(".mlpackage")
 class CoremlBackend(EmbeddedBackend):
-    """An exported CoreML package; float32 files run on the CPU, which alone keeps float32."""
+    """Run an exported CoreML package.
+
+    Float32 files run on the CPU, which alone keeps float32.
+    """
 
     title = "CoreML"
 

@@ -1,4 +1,7 @@
-"""ExecuTorch: one `.pte` file for XNNPACK on the CPU; its method `metadata` gives JSON as bytes."""
+"""Export to and run ExecuTorch: one `.pte` file for XNNPACK on the CPU.
+
+The file's method `metadata` gives JSON as bytes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hol
 
 
 def write_executorch(job: Job, path: Path) -> None:
-    """torch.export, XNNPACK for all that it can do, ExecuTorch's portable operators for the rest."""
+    """Export with torch.export and lower the program to XNNPACK.
+
+    ExecuTorch's portable operators do what XNNPACK cannot.
+    """
     exir = require("executorch.exir", "--include executorch", "executorch")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
@@ -32,7 +38,7 @@ def write_executorch(job: Job, path: Path) -> None:
             require("torchao.quantization.pt2e", "--int8 --include executorch", "torchao")
             from models.formats.executorch_int8 import quantise_program
 
-            program = quantise_program(model, example, job.calibration())
+            program = quantise_program(model, example, job.calibration_batches())
         else:
             program = torch.export.export(model, (example,))
         edge = exir.to_edge_transform_and_lower(
@@ -46,7 +52,7 @@ def write_executorch(job: Job, path: Path) -> None:
 
 @register_format(".pte")
 class ExecutorchBackend(EmbeddedBackend):
-    """An exported ExecuTorch program."""
+    """Run an exported ExecuTorch program."""
 
     title = "ExecuTorch"
 
@@ -71,7 +77,7 @@ class ExecutorchBackend(EmbeddedBackend):
 
 
 def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
-    """What the program's method `metadata` says."""
+    """Return what the program's method `metadata` gives."""
     raw = None
     if _METADATA in program.method_names and FORWARD in program.method_names:
         (stored,) = program.load_method(_METADATA).execute([])
@@ -85,9 +91,10 @@ def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
 
 
 def _set_threads(number: int) -> None:
-    """PyTorch's number of threads for XNNPACK, whose pool is the process's.
+    """Set XNNPACK's number of threads to PyTorch's; its pool belongs to the process.
 
-    A loaded program holds on to the pool of then, and crashes without it: while one is open the pool stays.
+    A loaded program keeps using the pool it started with and crashes without it. So the pool stays while a
+    program is open.
     """
     from executorch.extension.pybindings import portable_lib
 

@@ -1,4 +1,7 @@
-"""ncnn: a `_ncnn_model` folder with model.ncnn.param, model.ncnn.bin and metadata.yaml; written by pnnx."""
+"""Export to and run ncnn, a `_ncnn_model` folder written by pnnx.
+
+It holds model.ncnn.param, model.ncnn.bin and metadata.yaml.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ PARAM, BIN, _METADATA = "model.ncnn.param", "model.ncnn.bin", "metadata.yaml"
 
 
 def write_ncnn(job: Job, path: Path) -> None:
-    """Trace the model, let pnnx turn the trace into ncnn's layers, and keep the two files ncnn reads.
+    """Trace the model and let pnnx convert the trace into ncnn's layers.
 
     The grid of cells is folded into constants, so a file has one size. pnnx's own Python function is not
     used: it runs the code that pnnx writes.
@@ -52,14 +55,17 @@ def write_ncnn(job: Job, path: Path) -> None:
 
 
 def foreign_layers(param: Path) -> list[str]:
-    """Layers that pnnx left as torch's, such as Tensor.reshape; ncnn's own names have no dot."""
+    """Return layers that pnnx left as torch's, such as Tensor.reshape.
+
+    ncnn's own names have no dot.
+    """
     lines = param.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
     kinds = {line.split(maxsplit=1)[0] for line in lines if line.strip()}
     return sorted(kind for kind in kinds if "." in kind)
 
 
 def _content(folder: Path) -> bytes:
-    """Both files as one, for their check sum.
+    """Return both files as one, for their check sum.
 
     Raises:
         UserError: one of them is not there.
@@ -74,7 +80,7 @@ def _content(folder: Path) -> bytes:
 
 @register_format("_ncnn_model")
 class NcnnBackend(EmbeddedBackend):
-    """An exported ncnn folder."""
+    """Run an exported ncnn folder."""
 
     title = "ncnn"
 
@@ -107,7 +113,7 @@ class NcnnBackend(EmbeddedBackend):
         return torch.from_numpy(np.stack(outputs))
 
     def _run_one(self, image: np.ndarray) -> np.ndarray:
-        """(ch, H, W) -> (boxes, 5 + nc)."""
+        """Run one image: (ch, H, W) -> (boxes, 5 + nc)."""
         extractor = self.network.create_extractor()
         taken = extractor.input(self.ends[0], self.mat(image))
         failed, output = extractor.extract(self.ends[1])
@@ -117,7 +123,7 @@ class NcnnBackend(EmbeddedBackend):
 
 
 def _set_options(options: Any, *, exact: bool) -> None:
-    """PyTorch's number of threads, the CPU, and for a float32 file float32 all the way."""
+    """Set PyTorch's number of threads, the CPU, and float32 where `exact`."""
     options.num_threads = torch.get_num_threads()
     options.use_vulkan_compute = False
     if exact:

@@ -1,4 +1,7 @@
-"""OpenVINO: a folder `<stem>_openvino_model` with the network (.xml, .bin) and `metadata.yaml` beside it."""
+"""Export to and run OpenVINO: a folder `<stem>_openvino_model`.
+
+It holds the network (.xml, .bin) and `metadata.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def add_openvino_nms(job: Job, folder: Path, path: Path) -> None:
 
 
 def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
-    """Write a network, its weights in float16 if wanted, and beside it what the job says about it."""
+    """Write a network and its metadata; `compress` stores the weights in float16."""
     openvino = require("openvino", "--include openvino")
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
@@ -57,10 +60,10 @@ def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
 
 
 def quantise_openvino(network: Any, job: Job) -> Any:
-    """Post-training quantisation by NNCF: weights per channel, the head left alone."""
+    """Quantise with NNCF: weights per channel; the head stays float32."""
     nncf = require("nncf", "--include openvino --int8")
     logging.getLogger("nncf").setLevel(logging.INFO if job.verbose else logging.ERROR)
-    batches = [batch.numpy() for batch in job.calibration()]
+    batches = [batch.numpy() for batch in job.calibration_batches()]
     # The ranges that hold every value seen: the default's averaged ones cost yolov5n 0.005 more of mAP50-95.
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     return nncf.quantize(
@@ -74,7 +77,10 @@ def quantise_openvino(network: Any, job: Job) -> Any:
 
 
 def openvino_head(network: Any) -> list[str]:
-    """Names of the operations of the head: from its 1x1 convolutions, these included, to the outputs."""
+    """Return the names of the head's operations.
+
+    The head runs from its 1x1 convolutions, these included, to the outputs.
+    """
     found = back_to(
         network.get_results(),
         lambda node: [value.get_source_output().get_node() for value in node.inputs()],
@@ -87,7 +93,7 @@ def openvino_head(network: Any) -> list[str]:
 
 @register_format(ENDING, ".xml")
 class OpenVinoBackend(Backend):
-    """An exported OpenVINO folder, or the .xml in it, run on the CPU."""
+    """Run an exported OpenVINO folder, or the .xml in it, on the CPU."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         openvino = _import_openvino(path)
@@ -136,7 +142,7 @@ def _size(shape: Any) -> tuple[int, int]:
 
 
 def _compile(openvino: Any, network: Any) -> Any:
-    """For one image after another, with as many threads as PyTorch was given."""
+    """Compile for one image after another, with PyTorch's number of threads."""
     # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box,
     # where these files promise to be equal to PyTorch. In int8 files it is the head that stays float32, and
     # bfloat16 there makes nothing faster.
@@ -157,7 +163,7 @@ def _import_openvino(path: Path) -> Any:
 
 
 def _network_file(path: Path) -> Path:
-    """The .xml itself, or the only one in a folder."""
+    """Return the .xml itself, or the only one in a folder."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.xml"))
