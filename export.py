@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import models.formats  # noqa: F401 registers the formats
-from models.export_checks.accept import check_nms, compare, judge, judge_accuracy
+from models.export_checks.accept import check_accuracy, check_difference, check_nms, compare
 from models.export_checks.int8_accuracy import Accuracy, Quantiser
 from models.formats.exporter import EXPORTERS, OPSET, WORKSPACE, Exporter, Job, network_input
 from models.formats.metadata import Metadata
@@ -41,7 +41,7 @@ from utils.training.run_folder import with_newest_run
 
 LOGGER = logging.getLogger("yolo.export")
 
-NMS_BATCHES = 8  # of calibration images, on which NMS behind an int8 network is checked too
+NMS_BATCHES = 8  # of calibration images, on which the NMS of an int8 file is checked too
 CALIBRATION_IMAGES = 100
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
@@ -326,12 +326,12 @@ def _export_one(
             exporter.write(replace(job, metadata=replace(job.metadata, nms=None)), part)
         with _one_sentence("the check of the file", job.verbose):
             score, box = compare(reference, part, batches)
-        judge(name, score, box, precision)
+        check_difference(name, score, box, precision)
         accuracy, found = None, None
         if quantiser is not None:
             with _one_sentence("measuring the file", job.verbose):
                 accuracy = quantiser.accuracy(part)
-            judge_accuracy(name, accuracy)
+            check_accuracy(name, accuracy)
         if job.metadata.nms is not None:
             network, part = part, folder / "nms" / target.name
             part.parent.mkdir()

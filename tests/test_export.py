@@ -1,6 +1,5 @@
 """export.py: files that agree with PyTorch, say what they are, and are whole or absent."""
 
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from export import ExportError, ExportOptions, ExportResult, parse_opt
 from models.backends import load_backend
 from models.formats import exporter as exporting
 from models.formats import onnx as onnx_format
-from models.schema import PROJECT, SCHEMA_DECODED
 from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import write_set
@@ -62,54 +60,6 @@ def test_both_formats_agree_with_pytorch(weights):
         assert result.size_mb == pytest.approx(result.path.stat().st_size / 1e6)
         assert result.seconds > 0
     assert files_in(weights.parent) == ["best.onnx", "best.pt", "best.torchscript"]
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("simplify", [False, True])
-def test_onnx_has_the_promised_names_and_axes(weights, dynamic, simplify):
-    if simplify:
-        pytest.importorskip("onnxslim", reason="onnxslim is optional")
-    (result,) = export.run(
-        weights=str(weights),
-        include=["onnx"],
-        imgsz=[32, 64],
-        batch_size=2,
-        dynamic=dynamic,
-        simplify=simplify,
-    )
-    graph = onnx.load(result.path)
-    axes = [
-        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in (graph.graph.input[0], graph.graph.output[0])
-    ]
-    assert graph.graph.input[0].name == "images"
-    assert graph.graph.output[0].name == "output0"
-    assert len(graph.graph.input) == len(graph.graph.output) == 1
-    if dynamic:
-        assert axes == [["batch", 3, "height", "width"], ["batch", "anchors", 7]]
-    else:
-        assert axes == [[2, 3, 32, 64], [2, 2 * 8 * 16, 7]]
-    properties = {p.key: p.value for p in graph.metadata_props}
-    assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
-    assert properties["author"] == PROJECT
-    assert properties["task"] == "detect"
-    assert json.loads(properties["schema"]) == SCHEMA_DECODED
-    assert json.loads(properties["stride"]) == 4
-    assert json.loads(properties["imgsz"]) == [32, 64]
-    assert json.loads(properties["batch"]) == 2
-    assert json.loads(properties["dynamic"]) is dynamic
-    assert "mean" in properties["normalisation"]
-    assert graph.opset_import[0].version == 17
-
-
-def test_torchscript_carries_its_metadata(weights):
-    export.run(weights=str(weights), imgsz=[32, 64])
-    extra = {"config.txt": ""}
-    torch.jit.load(str(weights.with_suffix(".torchscript")), _extra_files=extra)
-    metadata = json.loads(extra["config.txt"])
-    assert metadata["shape"] == [1, 3, 32, 64]
-    assert metadata["names"] == {"0": "cat", "1": "dog"}
-    assert metadata["stride"] == 4
 
 
 def test_dynamic_file_is_checked_at_a_second_size_and_batch(weights, monkeypatch):

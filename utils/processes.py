@@ -14,20 +14,20 @@ import cv2
 
 from utils.errors import UserError
 
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 def in_processes(
-    work: Callable[[Sequence[Job]], Result],
-    jobs: Sequence[Job],
+    work: Callable[[Sequence[_Job]], _Result],
+    jobs: Sequence[_Job],
     workers: int,
     *,
     chunk: int,
     doing: str,
-    name: Callable[[Job], str],
+    name: Callable[[_Job], str],
     remedy: str,
-) -> Generator[Result, None, None]:
+) -> Generator[_Result, None, None]:
     """Yield `work` of each `chunk` jobs, in order.
 
     Two chunks per process are under way at any time. Close the generator (`contextlib.closing`) where it may
@@ -54,7 +54,7 @@ def in_processes(
     # Not multiprocessing.Pool: it starts another process in place of one that died and waits for ever for
     # the result that went with it.
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
-    waiting: deque[tuple[Sequence[Job], Future[Result]]] = deque()
+    waiting: deque[tuple[Sequence[_Job], Future[_Result]]] = deque()
     try:
         for part in parts:
             waiting.append((part, pool.submit(work, part)))
@@ -80,7 +80,7 @@ def in_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _span(chunk: Sequence[Job], name: Callable[[Job], str]) -> str:
+def _span(chunk: Sequence[_Job], name: Callable[[_Job], str]) -> str:
     """Return how a message names a chunk: its first and its last job."""
     first, last = name(chunk[0]), name(chunk[-1])
     return first if len(chunk) == 1 else f"{first} to {last}"

@@ -1,1 +1,1 @@
-"""What an exported file must show before it is kept."""
+"""Check what an exported file must show before it is kept."""

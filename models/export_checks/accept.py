@@ -1,4 +1,8 @@
-"""What an exported file has to show before it is kept: its network beside PyTorch, its NMS, int8's mAP."""
+"""Accept or refuse an exported file.
+
+Its network is compared with PyTorch, its NMS with the rules of NMS, and the mAP of int8 with the
+checkpoint's.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,13 @@ from utils.errors import UserError
 LOGGER = logging.getLogger("yolo.proof")
 
 # How far an exported file may be from the float32, unfused PyTorch model: (score, box side or centre in px).
-# An int8 file is judged by its mAP instead.
-TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
+# Of an int8 file the mAP counts instead.
+EXPORT_TOLERANCE = {"fp32": (1e-3, 0.5), "fp16": (2e-2, 4.0)}  # float16 keeps 11 bits
 MAP_LOSS = 0.02  # how much mAP50-95 an int8 file may lose before a warning
 
 
 def compare(reference: DetectionModel, path: Path, batches: Sequence[Tensor]) -> tuple[float, float]:
-    """How far an exported file is from the PyTorch model it came from.
+    """Measure how far an exported file is from the PyTorch model it came from.
 
     Args:
         reference: the model, float32, not fused.
@@ -50,8 +54,8 @@ def compare(reference: DetectionModel, path: Path, batches: Sequence[Tensor]) ->
     return max(scores), max(boxes)
 
 
-def judge(name: str, score: float, box: float, precision: str) -> None:
-    """Say how close the file is, and refuse it when that is not close enough.
+def check_difference(name: str, score: float, box: float, precision: str) -> None:
+    """Say how close the file is, and refuse it when that is not enough.
 
     Raises:
         UserError: the differences, and those allowed.
@@ -59,9 +63,9 @@ def judge(name: str, score: float, box: float, precision: str) -> None:
     LOGGER.info("%s: at most %.2g off PyTorch in a score, %.2g px in a box", name, score, box)
     if not math.isfinite(score + box):
         raise UserError("gives numbers that are not finite where PyTorch's are, so the file was removed")
-    if precision not in TOLERANCE:
+    if precision not in EXPORT_TOLERANCE:
         return
-    score_limit, box_limit = TOLERANCE[precision]
+    score_limit, box_limit = EXPORT_TOLERANCE[precision]
     if score > score_limit or box > box_limit:
         raise UserError(
             f"differs from PyTorch by {score:.2g} in a score (allowed {score_limit:g}) and {box:.2g} px in a "
@@ -70,14 +74,14 @@ def judge(name: str, score: float, box: float, precision: str) -> None:
 
 
 def check_nms(name: str, network: Path, path: Path, batches: Sequence[Tensor]) -> int:
-    """Refuse a file whose detections are not what NMS makes of its own network's boxes.
+    """Refuse a file whose detections are not what NMS makes of its boxes.
 
-    In whatever precision that network is, behind it nothing but NMS differs: what float32 rounds is allowed.
+    Only NMS differs between the two files, whatever their precision: what float32 rounds is allowed.
 
     Args:
         name: the format.
         network: the exported file without NMS.
-        path: the same network with NMS behind it.
+        path: the same network followed by NMS.
         batches: as for `compare`.
 
     Returns:
@@ -89,7 +93,7 @@ def check_nms(name: str, network: Path, path: Path, batches: Sequence[Tensor]) -
     image, device = batches[0][:1], batches[0].device
     batches = [*batches, torch.cat([image, torch.full_like(image, 114 / 255)])]  # one with nothing in it
     decode = load_backend(network, device).predict
-    found = compare_detections(decode, load_backend(path, device), batches, TOLERANCE["fp32"])
+    found = compare_detections(decode, load_backend(path, device), batches, EXPORT_TOLERANCE["fp32"])
     if found.wrong:
         raise UserError(
             f"{found.wrong} of its {found.detections} detections are not what NMS makes of its boxes, "
@@ -104,8 +108,10 @@ def check_nms(name: str, network: Path, path: Path, batches: Sequence[Tensor]) -
     return found.detections
 
 
-def judge_accuracy(name: str, accuracy: Accuracy) -> None:
-    """Say what mAP the quantised file has beside PyTorch's; warn when much is lost, refuse when most is.
+def check_accuracy(name: str, accuracy: Accuracy) -> None:
+    """Report the mAP of the quantised file and of PyTorch.
+
+    A clear loss is warned of; the loss of more than half is refused.
 
     Raises:
         UserError: more than half of mAP50-95 is lost.

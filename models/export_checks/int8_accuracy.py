@@ -1,4 +1,4 @@
-"""What int8 needs of a data set: images to calibrate with, and the mAP before and after."""
+"""Prepare a data set for int8: images to calibrate with, mAP before and after."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from utils.evaluation.metrics import Metrics
 
 @dataclass(frozen=True)
 class Accuracy:
-    """mAP50-95 and mAP50 on the validation images, of the exported file and of the checkpoint in float32."""
+    """Hold the mAP on the validation images.
+
+    It is that of the exported file and of the checkpoint in float32.
+    """
 
     map: float
     map50: float
@@ -32,7 +35,9 @@ class Accuracy:
 
 
 class Quantiser:
-    """A data set as quantisation uses it: training images to calibrate with, validation images to measure.
+    """Use a data set for quantisation.
+
+    Training images calibrate, validation images measure.
 
     Images go the way they go in validation: read, letterboxed to the exported size, RGB in 0..1.
     """
@@ -45,7 +50,9 @@ class Quantiser:
         shape: tuple[int, int, int, int],
         device: torch.device,
     ) -> None:
-        """Args:
+        """Choose the images and check that they suit the network.
+
+        Args:
             data: dataset YAML.
             count: how many images to calibrate with; all of them when there are fewer.
             weights: the checkpoint, to measure against.
@@ -69,7 +76,10 @@ class Quantiser:
         self.paths = [images.path(int(i)) for i in chosen]
 
     def batches(self) -> Iterator[Tensor]:
-        """(N, ch, H, W) float32 in 0..1 on the CPU; N is the exported batch, the last one filled up."""
+        """Yield (N, ch, H, W) float32 in 0..1 on the CPU.
+
+        N is the exported batch; the last one is filled up.
+        """
         paths = [*self.paths, *self.paths[: -len(self.paths) % self.batch]]
         paths += [paths[-1]] * (-len(paths) % self.batch)
         for start in range(0, len(paths), self.batch):
@@ -78,13 +88,16 @@ class Quantiser:
             )
 
     def accuracy(self, path: Path) -> Accuracy:
-        """The mAP of an exported file beside that of the checkpoint, on the same batches."""
+        """Return the mAP of an exported file and of the checkpoint, on equal batches."""
         backend = load_backend(path, self.device, names=self.config.label_names)
         found, wanted = self._measure(backend), self._wanted(backend.rect_ok)
         return Accuracy(found.map, found.map50, wanted.map, wanted.map50)
 
     def _wanted(self, rect: bool) -> Metrics:
-        """The checkpoint's own metrics, measured once for square and once for rectangular batches."""
+        """Return the checkpoint's own metrics for square or for rectangular batches.
+
+        Each is measured once.
+        """
         if rect not in self._known:
             self._known[rect] = self._measure(load_backend(self.weights, self.device), rect)
         return self._known[rect]

@@ -1,8 +1,8 @@
-"""Whether a file with NMS inside finds what `non_max_suppression` finds in a network's decoded boxes.
+"""Compare the NMS inside a file with `non_max_suppression`.
 
-Rounding alone may put a score on the other side of a threshold, or turn two nearly equal scores round, after
-which another box of a heap stays. So it is not two lists that are compared: what the file finds is held
-against the network's candidates and against what makes greedy NMS (`_judge`): rounding is free, nothing else.
+Rounding alone may put a score on the other side of a threshold, or swap two nearly equal scores, after which
+another box of a heap stays. So two lists are not compared. What the file finds is checked against the
+network's candidates and against the rules of greedy NMS (`_compare_rows`): rounding is allowed, nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from utils.nms import MAX_CANDIDATES, NmsOptions
 
 @dataclass
 class Agreement:
-    """Over all images and thresholds compared.
+    """Sum up all images and thresholds compared.
 
     Attributes:
         score, box: largest differences, of a confidence and of a corner in pixels, between what was found and
@@ -42,28 +42,33 @@ def compare_detections(
     batches: Sequence[Tensor],
     tolerance: tuple[float, float],
 ) -> Agreement:
-    """Run the file and the network on images (N, ch, H, W), at several thresholds where these are inputs.
+    """Run the file and the network on images (N, ch, H, W) and compare.
+
+    Where thresholds are inputs, several are tried.
 
     Args:
         decode: gives the network's boxes (N, boxes, 5 + nc), as `Backend.predict` does.
         backend: the file with NMS inside.
         tolerance: how far rounding may carry a score, and a corner in pixels.
     """
+    if backend.nms is None:
+        raise ValueError(f"{backend.path}: has no NMS inside to compare")
     total = Agreement()
     for images in batches:
         decoded = decode(images)
-        for wanted in _wishes(backend.nms):
+        for wanted in _thresholds(backend.nms):
             for rows, found in zip(decoded, backend.detections(images, wanted)):
-                one = _judge(rows, found, wanted, tolerance)
+                one = _compare_rows(rows, found, wanted, tolerance)
                 total.score, total.box = max(total.score, one.score), max(total.box, one.box)
                 total.detections += one.detections
                 total.wrong += one.wrong
     return total
 
 
-def _wishes(nms: Suppression) -> Iterator[NmsOptions]:
-    """The thresholds to compare at: the file's own and, where they are inputs, others, up to one that nothing
-    passes.
+def _thresholds(nms: Suppression) -> Iterator[NmsOptions]:
+    """Yield the thresholds to compare at.
+
+    They are the file's own and, where they are inputs, others, up to one that nothing passes.
     """
     usual = nms.usual()
     yield usual
@@ -73,10 +78,12 @@ def _wishes(nms: Suppression) -> Iterator[NmsOptions]:
         yield replace(usual, conf_thres=1.0)
 
 
-def _judge(rows: Tensor, found: Tensor, wanted: NmsOptions, tolerance: tuple[float, float]) -> Agreement:
-    """Decoded rows (boxes, 5 + nc) and the detections (n, 6) found of them.
+def _compare_rows(
+    rows: Tensor, found: Tensor, wanted: NmsOptions, tolerance: tuple[float, float]
+) -> Agreement:
+    """Compare decoded rows (boxes, 5 + nc) with the detections (n, 6) found of them.
 
-    Each detection must be a candidate of the network; they must stand best first, at most `max_det`; none may
+    Each detection must be a candidate of the network; they must come best first, at most `max_det`; none may
     overlap another that it competes with above the threshold; and each candidate that is not among them must
     overlap one at least as good, or come after the last of a full list.
     """
@@ -111,6 +118,9 @@ def _judge(rows: Tensor, found: Tensor, wanted: NmsOptions, tolerance: tuple[flo
 
 
 def _competing_iou(a: Tensor, b: Tensor, agnostic: bool) -> Tensor:
-    """IoU (n, m) of detections (n, 6) and (m, 6); -1 for those of classes that do not suppress each other."""
+    """Return IoU (n, m) of detections (n, 6) and (m, 6).
+
+    It is -1 for pairs whose classes do not suppress each other.
+    """
     overlap = box_iou(a[:, :4], b[:, :4])
     return overlap if agnostic else torch.where(a[:, None, 5] == b[None, :, 5], overlap, -1.0)

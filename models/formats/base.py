@@ -25,7 +25,7 @@ LOGGER = logging.getLogger("yolo.backends")
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What `load_backend` was asked for, handed to the format's class."""
+    """Hold what `load_backend` was asked for, as the format's class receives it."""
 
     half: bool = False
     dnn: bool = False
@@ -38,7 +38,7 @@ def _by(size: tuple[int, int]) -> str:
 
 
 class Backend(ABC):
-    """A network ready to run, whatever file it came from.
+    """Run a network, whatever file it came from.
 
     Attributes:
         names: class names by index.
@@ -70,12 +70,15 @@ class Backend(ABC):
 
     @property
     def nc(self) -> int:
-        """How many classes it tells apart."""
+        """Return the number of classes."""
         return len(self.names)
 
     @property
     def rect_ok(self) -> bool:
-        """Whether images may be letterboxed to a rectangle of their own instead of the exported size."""
+        """Return whether every image may have its own rectangle.
+
+        A file of a fixed size takes only images letterboxed to that size.
+        """
         return self.fixed_size is None
 
     def predict(self, images: Tensor, augment: bool = False) -> Tensor:
@@ -108,7 +111,7 @@ class Backend(ABC):
     def detections(
         self, images: Tensor, wanted: NmsOptions, *, augment: bool = False, labels: Sequence[Tensor] = ()
     ) -> list[Tensor]:
-        """Run the network and its NMS, wherever that is.
+        """Run the network and its NMS, inside the file or after it.
 
         Args:
             images, augment: as for `predict`.
@@ -124,7 +127,7 @@ class Backend(ABC):
         return self.suppress(self.infer(images, wanted, augment=augment), wanted, labels)
 
     def infer(self, images: Tensor, wanted: NmsOptions, *, augment: bool = False) -> Tensor | list[Tensor]:
-        """The first half of `detections`, apart so that it can be timed: what `suppress` takes."""
+        """Return what `suppress` takes: the first half of `detections`, to be timed alone."""
         if self.nms is None:
             return self.predict(images, augment)
         self.check_nms(wanted)
@@ -141,9 +144,11 @@ class Backend(ABC):
     def suppress(
         self, inferred: Tensor | list[Tensor], wanted: NmsOptions, labels: Sequence[Tensor] = ()
     ) -> list[Tensor]:
-        """The second half of `detections`."""
+        """Return the detections of what `infer` gave: the second half of `detections`."""
         if isinstance(inferred, Tensor):
             return wanted.suppress(inferred, labels)
+        if self.nms is None:
+            raise TypeError(f"{self.path}: has no NMS inside, so only decoded boxes can be given")
         if len(labels):
             raise UserError(f"{self.path}: has NMS inside, so labels cannot be added before it; give the .pt")
         if self.nms.full(inferred, wanted):
@@ -154,7 +159,9 @@ class Backend(ABC):
         return [self.nms.narrow(found, wanted) for found in inferred]
 
     def check_nms(self, wanted: NmsOptions) -> None:
-        """Refuse what the NMS inside the file cannot do, and say once what it does otherwise.
+        """Refuse what the NMS inside the file cannot do.
+
+        What it does in another way is said once.
 
         Raises:
             UserError: a sentence with the remedy.
@@ -167,7 +174,10 @@ class Backend(ABC):
             self._say_once(note)
 
     def nearest(self, wanted: NmsOptions) -> NmsOptions:
-        """What comes nearest to `wanted` of what the file can do; the difference is said once."""
+        """Return the options nearest to `wanted` that the file can do.
+
+        The difference is said once.
+        """
         if self.nms is None:
             return wanted
         near = self.nms.nearest(wanted, self.nc)
@@ -181,7 +191,10 @@ class Backend(ABC):
             LOGGER.warning("%s: %s", self.path, sentence)
 
     def _checked(self, images: Tensor, augment: bool) -> Tensor:
-        """Images as the network takes them; a size or an augmentation it cannot do stops here."""
+        """Return images as the network takes them.
+
+        A size or an augmentation that it cannot do is refused.
+        """
         if augment and not self.pytorch:
             raise UserError(f"{self.path}: --augment needs a .pt checkpoint, an exported file cannot do it")
         size = (images.shape[-2], images.shape[-1])
@@ -212,8 +225,9 @@ class Backend(ABC):
         return images
 
     def _pieces(self, images: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Pieces of `fixed_batch` images, the last padded with zeros, and how many of each count; all at once
-        when the batch is free.
+        """Yield pieces of `fixed_batch` images, and how many images of each count.
+
+        The last piece is padded with zeros. A network whose batch is free gets all images at once.
         """
         size = self.fixed_batch
         if size is None or len(images) == size:
@@ -225,10 +239,13 @@ class Backend(ABC):
 
     @abstractmethod
     def _run(self, images: Tensor, augment: bool) -> Tensor:
-        """The network on floating images (N, ch, H, W) of the right size, batch and precision."""
+        """Run the network on floating images (N, ch, H, W).
+
+        Their size, batch and precision are those that the network takes.
+        """
 
     def _run_nms(self, images: Tensor, figures: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same for a file with NMS inside: (N, max_det, 6) and counts (N,).
+        """Run a file with NMS inside; return (N, max_det, 6) and counts (N,).
 
         `figures` are the graph's further inputs by name, in order (`models.formats.nms_graph.INPUTS`), on
         the CPU; empty where it has none.
@@ -236,7 +253,10 @@ class Backend(ABC):
         raise UserError(f"{self.path}: files of this format with NMS inside cannot be run here")
 
     def warmup(self, shape: tuple[int, int, int, int]) -> None:
-        """Run once on zeros of `shape` (N, ch, H, W), so that the first timed call pays for no set-up."""
+        """Run once on zeros of `shape` (N, ch, H, W).
+
+        The first timed call then pays for no set-up.
+        """
         height, width = self.fixed_size or shape[2:]
         images = torch.zeros((*shape[:2], height, width), device=self.device)
         self.infer(images, NmsOptions() if self.nms is None else self.nms.usual())
@@ -248,7 +268,10 @@ FORMATS: dict[str, Opener] = {}
 
 
 def register_format(*endings: str) -> Callable[[Opener], Opener]:
-    """Register what opens the files, or folders, whose names end like this (lower-case; a dot included)."""
+    """Register what opens files, or folders, whose names have these endings.
+
+    An ending is lower-case and includes its dot.
+    """
 
     def register(opener: Opener) -> Opener:
         FORMATS.update(dict.fromkeys(endings, opener))
@@ -258,7 +281,10 @@ def register_format(*endings: str) -> Callable[[Opener], Opener]:
 
 
 def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: torch.device) -> None:
-    """Refuse a precision the file was not exported in, and float16 files where there is no CUDA."""
+    """Refuse a precision that the file or the device cannot have.
+
+    A file runs in the precision it was exported in; float16 files need CUDA.
+    """
     if wanted_half and not exported_half:
         raise UserError(f"{path}: was exported in float32; leave --half out or export it with --half")
     if exported_half and device.type != "cuda":

@@ -1,4 +1,8 @@
-"""CoreML: a `.mlpackage` folder, written by coremltools, run by CoreML; metadata are its user's entries."""
+"""Export to and run CoreML.
+
+The file is a `.mlpackage` folder, written by coremltools and run by CoreML. Metadata are its user-defined
+entries.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,13 @@ import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, plain
+from models.formats.embedded import EmbeddedBackend, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from utils.errors import UserError, first_line
 
 
 def elsewhere() -> str | None:
-    """Why CoreML cannot run here; None on macOS."""
+    """Return why CoreML cannot run here; None on macOS."""
     system = platform.system()
     if system == "Darwin":
         return None
@@ -29,7 +33,7 @@ def write_coreml(job: Job, path: Path) -> None:
     It only writes, which works on Linux too; `elsewhere` keeps export.py from files it cannot check.
     """
     tools = require("coremltools", "--include coreml")
-    model, example = plain(job)
+    model, example = plain_network(job)
     half = job.metadata.precision == "fp16"
     with torch.no_grad(), quiet(job.verbose):
         # Not a trace: its sizes are arrays, which coremltools 9 cannot turn into numbers with NumPy 2.4.
@@ -51,7 +55,10 @@ def write_coreml(job: Job, path: Path) -> None:
 
 @register_format(".mlpackage")
 class CoremlBackend(EmbeddedBackend):
-    """An exported CoreML package; float32 files run on the CPU, which alone keeps float32."""
+    """Run an exported CoreML package.
+
+    Float32 files run on the CPU, which alone keeps float32.
+    """
 
     title = "CoreML"
 

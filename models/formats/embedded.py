@@ -1,5 +1,7 @@
-"""What the formats for phones and boards share: float32 in and out however the weights are stored, one image
-at a time, on the CPU; and what a file says about itself, its own check sum included.
+"""Share what the formats for phones and boards have in common.
+
+They take and give float32 however the weights are stored, run one image at a time, on the CPU. A file carries
+its metadata and its own check sum.
 """
 
 from __future__ import annotations
@@ -33,25 +35,28 @@ CUT_OFF = {"SiLU": (-6.0, math.inf), "Hardswish": (-3.0, math.inf)}
 def activation_range(
     lows: Sequence[float], highs: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float]:
-    """The range that the 256 steps of a tensor are to cover.
+    """Return the range that the 256 steps of a tensor cover.
 
     Args:
         lows, highs: its least and its largest value in each calibration image.
-        bounds: between which values the activation behind it tells one from the other.
+        bounds: between which values the activation after it tells one from the other.
     """
     ends = np.percentile(lows, OUTSIDE), np.percentile(highs, 100 - OUTSIDE)
     low, high = np.clip(ends, *bounds).tolist()
     return low, high
 
 
-def plain(job: Job) -> tuple[nn.Module, Tensor]:
-    """The decoded model and its example in row-major memory, as the packages behind these formats expect."""
+def plain_network(job: Job) -> tuple[nn.Module, Tensor]:
+    """Return the decoded model and its example in row-major memory.
+
+    The packages that write these formats expect that.
+    """
     model = copy.deepcopy(job.model).to(memory_format=torch.contiguous_format)
     return Decoded(model), job.example.contiguous()
 
 
-def describe(job: Job, content: bytes | None = None) -> dict[str, Any]:
-    """What a file says about itself, as plain values that JSON and YAML keep.
+def file_metadata(job: Job, content: bytes | None = None) -> dict[str, Any]:
+    """Return a file's metadata as plain values that JSON and YAML keep.
 
     Args:
         content: what the runtime will read; its check sum goes with it.
@@ -63,7 +68,9 @@ def describe(job: Job, content: bytes | None = None) -> dict[str, Any]:
 
 
 def check_digest(path: Path, raw: Mapping[str, Any], content: bytes) -> None:
-    """Refuse what is not what was written: the runtimes are native code that trusts its file.
+    """Refuse a file whose content is not what was written.
+
+    The runtimes are native code that trusts its file.
 
     Files of others carry no check sum and are taken as they are; it is the last entry of ours, so that one
     without it was cut off.
@@ -76,7 +83,10 @@ def check_digest(path: Path, raw: Mapping[str, Any], content: bytes) -> None:
 
 
 class EmbeddedBackend(Backend):
-    """A network of one size on the CPU; `predict` brings larger batches to it image by image."""
+    """Run a network of one size on the CPU.
+
+    `predict` gives it larger batches image by image.
+    """
 
     title: ClassVar[str]
 

@@ -1,4 +1,4 @@
-"""TensorRT: a `.engine` file built from ONNX for the GPU at hand.
+"""Export to and run TensorRT: a `.engine` file built from ONNX for this GPU.
 
 The file: 4 bytes with a length (little-endian), so many bytes of JSON about the network, and TensorRT's plan.
 Its API is that of TensorRT 10 and 11: tensors by name, types from the graph (strong typing).
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.formats.base import Backend, OpenOptions, check_precision, register_format
-from models.formats.embedded import check_digest, describe
+from models.formats.embedded import check_digest, file_metadata
 from models.formats.exporter import Exporter, Job, register_exporter, require
 from models.formats.metadata import parse_metadata
 from models.formats.onnx import write_onnx
@@ -26,14 +26,14 @@ HEADER_LIMIT = 1 << 20  # bytes; the names of a thousand classes are 20 kB
 
 
 def no_gpu() -> str | None:
-    """Why TensorRT cannot run here; None when there is a CUDA device."""
+    """Return why TensorRT cannot run here; None when there is a CUDA device."""
     if torch.cuda.is_available():
         return None
     return "TensorRT builds and runs a file on an NVIDIA GPU, and PyTorch finds no CUDA device here"
 
 
 def write_engine(job: Job, path: Path) -> None:
-    """Export to ONNX in the precision asked for and let TensorRT build its plan of it.
+    """Export to ONNX in the precision asked for, then build TensorRT's plan from it.
 
     With --dynamic the plan is for 1 to the batch asked for and for sides from the stride to one stride above
     the longer side asked for: val.py pads rectangles by up to that.
@@ -61,12 +61,12 @@ def write_engine(job: Job, path: Path) -> None:
     if plan is None:
         raise UserError("TensorRT could not build a plan; add --verbose to see why, or change --workspace")
     content = bytes(plan)
-    header = json.dumps(describe(job, content)).encode("utf-8")
+    header = json.dumps(file_metadata(job, content)).encode("utf-8")
     path.write_bytes(len(header).to_bytes(LENGTH, "little") + header + content)
 
 
 def profile_shapes(job: Job) -> tuple[tuple[int, ...], ...]:
-    """The least, the usual and the greatest shape (N, ch, H, W) of a dynamic plan."""
+    """Return the least, usual and greatest shapes (N, ch, H, W) of a dynamic plan."""
     batch, channels, height, width = job.example.shape
     stride = job.metadata.stride
     most = max(height, width) + stride
@@ -74,7 +74,7 @@ def profile_shapes(job: Job) -> tuple[tuple[int, ...], ...]:
 
 
 def read_engine(path: Path) -> tuple[dict[str, Any], bytes]:
-    """What the file says about itself, and TensorRT's plan.
+    """Return what the file says about itself, and TensorRT's plan.
 
     Raises:
         UserError: there is no such header: the file is damaged or of another maker.
@@ -97,7 +97,7 @@ def read_engine(path: Path) -> tuple[dict[str, Any], bytes]:
 
 @register_format(".engine")
 class EngineBackend(Backend):
-    """An exported TensorRT plan on the GPU it was built for."""
+    """Run an exported TensorRT plan on the GPU it was built for."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         raw, plan = read_engine(path)
@@ -133,7 +133,7 @@ class EngineBackend(Backend):
         return torch.cat([self._run_piece(piece.contiguous()) for piece in images.split(most)])
 
     def _run_piece(self, images: Tensor) -> Tensor:
-        """A batch that the plan takes, on the device's current stream."""
+        """Run a batch that the plan takes, on the device's current stream."""
         if not self.context.set_input_shape(self.input, tuple(images.shape)):
             least, most = self.limits or (images.shape, images.shape)
             raise UserError(

@@ -1,4 +1,7 @@
-"""ExecuTorch: one `.pte` file for XNNPACK on the CPU; its method `metadata` gives JSON as bytes."""
+"""Export to and run ExecuTorch: one `.pte` file for XNNPACK on the CPU.
+
+The file's method `metadata` gives JSON as bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,37 @@ import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, describe, plain
+from models.formats.embedded import EmbeddedBackend, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import decode
 from utils.errors import UserError, first_line
 
-FORWARD, METADATA = "forward", "metadata"
+FORWARD, _METADATA = "forward", "metadata"
 _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
 
 
 def write_executorch(job: Job, path: Path) -> None:
-    """torch.export, XNNPACK for all that it can do, ExecuTorch's portable operators for the rest."""
+    """Export with torch.export and lower the program to XNNPACK.
+
+    ExecuTorch's portable operators do what XNNPACK cannot.
+    """
     exir = require("executorch.exir", "--include executorch", "executorch")
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 
-    model, example = plain(job)
-    text = json.dumps(describe(job)).encode("utf-8")
+    model, example = plain_network(job)
+    text = json.dumps(file_metadata(job)).encode("utf-8")
     with torch.no_grad(), quiet(job.verbose):
         if job.metadata.precision == "int8":
             require("torchao.quantization.pt2e", "--int8 --include executorch", "torchao")
-            from models.formats.executorch_int8 import quantise
+            from models.formats.executorch_int8 import quantise_program
 
-            program = quantise(model, example, job.calibration())
+            program = quantise_program(model, example, job.calibration_batches())
         else:
             program = torch.export.export(model, (example,))
         edge = exir.to_edge_transform_and_lower(
             program,
             partitioner=[XnnpackPartitioner()],
-            constant_methods={METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)},
+            constant_methods={_METADATA: torch.frombuffer(bytearray(text), dtype=torch.uint8)},
         )
     with path.open("wb") as file:
         edge.to_executorch().write_to_file(file)
@@ -46,7 +52,7 @@ def write_executorch(job: Job, path: Path) -> None:
 
 @register_format(".pte")
 class ExecutorchBackend(EmbeddedBackend):
-    """An exported ExecuTorch program."""
+    """Run an exported ExecuTorch program."""
 
     title = "ExecuTorch"
 
@@ -71,10 +77,10 @@ class ExecutorchBackend(EmbeddedBackend):
 
 
 def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
-    """What the program's method `metadata` says."""
+    """Return what the program's method `metadata` gives."""
     raw = None
-    if METADATA in program.method_names and FORWARD in program.method_names:
-        (stored,) = program.load_method(METADATA).execute([])
+    if _METADATA in program.method_names and FORWARD in program.method_names:
+        (stored,) = program.load_method(_METADATA).execute([])
         if isinstance(stored, Tensor):
             raw = decode(bytes(stored.numpy()).decode("utf-8", "replace"))
     if not isinstance(raw, dict):
@@ -85,9 +91,10 @@ def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
 
 
 def _set_threads(number: int) -> None:
-    """PyTorch's number of threads for XNNPACK, whose pool is the process's.
+    """Set XNNPACK's number of threads to PyTorch's; its pool belongs to the process.
 
-    A loaded program holds on to the pool of then, and crashes without it: while one is open the pool stays.
+    A loaded program keeps using the pool it started with and crashes without it. So the pool stays while a
+    program is open.
     """
     from executorch.extension.pybindings import portable_lib
 

@@ -1,6 +1,7 @@
-"""An exported program in int8 for XNNPACK, by torchao's PT2E; the detection head stays float32.
+"""Quantise an exported program to int8 for XNNPACK, with torchao's PT2E.
 
-Imported only when it is used: the observers below are subclasses of torchao's.
+The detection head stays float32. This module is imported only when it is used: the observers below are
+subclasses of torchao's.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from models.formats.exporter import back_to
 # is too coarse for channels of small weights.
 LEAST_STEP = 2.0**-16
 ATEN = torch.ops.aten
-WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
+_WEIGHTY = frozenset({ATEN.conv2d.default, ATEN.convolution.default, ATEN.linear.default})
 CUTTING = {
     ATEN.silu.default: CUT_OFF["SiLU"],
     ATEN.silu_.default: CUT_OFF["SiLU"],
@@ -38,7 +39,10 @@ CLIPPING = frozenset({ATEN.relu6.default, ATEN.relu6_.default, ATEN.hardtanh.def
 
 
 class RangeObserver(MinMaxObserver):
-    """Notes the extremes of every calibration image; `activation_range` makes one range of them."""
+    """Note the extremes of every calibration image.
+
+    `activation_range` makes one range of them.
+    """
 
     def __init__(self, bounds: tuple[float, float] = (-math.inf, math.inf), **options: Any) -> None:
         super().__init__(**options)
@@ -47,20 +51,26 @@ class RangeObserver(MinMaxObserver):
         self.highs: list[float] = []
 
     def end_image(self) -> None:
-        """Begin anew: several tensors of an image come by where one range serves them all."""
+        """Start the next image.
+
+        One range may serve several tensors of an image, so an image ends only when it is said to.
+        """
         self.lows.append(self.min_val.item())
         self.highs.append(self.max_val.item())
         self.reset_min_max_vals()
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point."""
+        """Return scale and zero point."""
         low, high = activation_range(self.lows, self.highs, self.bounds)
         self.min_val, self.max_val = torch.tensor(low), torch.tensor(high)
         return super().calculate_qparams()
 
 
 class TrunkQuantizer(XNNPACKQuantizer):
-    """XNNPACK's quantizer for all but the head and all of an attention but its linear layers."""
+    """Choose what XNNPACK computes in int8.
+
+    The head stays float32, and so does an attention except its linear layers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,19 +86,19 @@ class TrunkQuantizer(XNNPACKQuantizer):
         self.set_global(QuantizationConfig(values, values, weights, None, False))
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Marks beforehand what is to be left alone, and afterwards what follows a convolution."""
-        for node in stays_float(model.graph):
+        """Mark first what stays float32, and afterwards what follows a convolution."""
+        for node in _float_nodes(model.graph):
             node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
         model = super().annotate(model)
         for node in model.graph.nodes:
             annotation = node.meta.get(Q_ANNOTATION_KEY)
-            alone = node.target in WEIGHTY and len(node.users) == 1
+            alone = node.target in _WEIGHTY and len(node.users) == 1
             if not alone or annotation is None or annotation.output_qspec is None:
                 continue
             (user,) = node.users
             if user.target in CUTTING:
                 annotation.output_qspec = _activations(CUTTING[user.target])
-            elif user.target in CLIPPING:  # as XNNPACK's quantizer does with ReLU: one range, behind both
+            elif user.target in CLIPPING:  # as XNNPACK's quantizer does with ReLU: one range, after both
                 annotation.output_qspec = None
                 user.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                     output_qspec=_activations(), _annotated=True
@@ -96,8 +106,10 @@ class TrunkQuantizer(XNNPACKQuantizer):
         return model
 
 
-def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:
-    """The model as a program in int8: weights symmetric and per channel, activations by calibrated ranges.
+def quantise_program(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> ExportedProgram:
+    """Return the model as a program in int8.
+
+    Weights are symmetric and per channel; activations have calibrated ranges.
 
     Args:
         model: in eval mode.
@@ -113,27 +125,34 @@ def quantise(model: nn.Module, example: Tensor, batches: Iterable[Tensor]) -> Ex
     return torch.export.export(convert_pt2e(prepared), (example,))
 
 
-def head(graph: torch.fx.Graph) -> list[Node]:
-    """The head: from its 1x1 convolutions, these included, to the results."""
+def _program_head(graph: torch.fx.Graph) -> list[Node]:
+    """Return the head: from its 1x1 convolutions, these included, to the results."""
     found = back_to(
         graph.output_node().all_input_nodes,
         lambda node: node.all_input_nodes,
-        lambda node: node.target in WEIGHTY,
+        lambda node: node.target in _WEIGHTY,
+        key=lambda node: node,
     )
     return [node for node in found if node.op == "call_function"]
 
 
-def stays_float(graph: torch.fx.Graph) -> list[Node]:
-    """The head, and all of an attention but its linear layers, as in `tflite_precision.stays_float`."""
-    return head(graph) + [
+def _float_nodes(graph: torch.fx.Graph) -> list[Node]:
+    """Return the head, and all of an attention except its linear layers.
+
+    `tflite_precision.tflite_float_tensors` chooses in the same way.
+    """
+    return _program_head(graph) + [
         node
         for node in graph.nodes
-        if node.op == "call_function" and node.target not in WEIGHTY and not _of_maps(node)
+        if node.op == "call_function" and node.target not in _WEIGHTY and not _of_maps(node)
     ]
 
 
 def _of_maps(node: Node) -> bool:
-    """Whether a node reads and makes maps alone, (N, C, H, W); constants such as weights do not count."""
+    """Return whether a node reads and makes only maps (N, C, H, W).
+
+    Constants such as weights do not count.
+    """
     parts = [node, *(part for part in node.all_input_nodes if part.op != "get_attr")]
     values = [part.meta.get("val") for part in parts]
     return all(value.ndim == 4 for value in values if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""What every exporter is given and says of itself; the formats themselves live in `models/formats`."""
+"""Define what every exporter is given and what it says about itself."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from models.formats.metadata import Metadata
+from models.formats.nms_options import Suppression
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.images import load_image
 from utils.letterbox import letterbox_tensor
 
-T = TypeVar("T")
+_Node = TypeVar("_Node")
+_Key = TypeVar("_Key", bound=Hashable)
 
 OPSET = 17  # which ONNX Runtime, OpenVINO and TensorRT of the last years read
 WORKSPACE = 4.0  # GB
 
 
 def network_input(path: str | Path, size: tuple[int, int], ch: int) -> Tensor:
-    """Return an image file as `letterbox_tensor` shows it to a network, without the batch: (ch, H, W).
+    """Return an image file as (ch, H, W), as `letterbox_tensor` makes it.
 
     Raises:
         UserError: an image that cannot be read.
@@ -38,13 +40,13 @@ def network_input(path: str | Path, size: tuple[int, int], ch: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Job:
-    """What an exporter works on.
+    """Hold what an exporter works on.
 
     Attributes:
         model: fused, in eval mode, float32, its head giving the decoded tensor alone.
         example: (N, ch, H, W) on the model's device, float32.
         metadata: what the file is to say about itself, and with it the precision asked for.
-        calibration: for int8 gives the images to calibrate with, again and again the same, as batches of the
+        calibration: for int8 gives the images to calibrate with, the same at every call, as batches of the
             example's size; None otherwise.
         verbose: whether the packages that write the format may say what they do.
         opset: ONNX's operator set.
@@ -61,10 +63,31 @@ class Job:
     simplify: bool = False
     workspace: float = WORKSPACE
 
+    @property
+    def nms(self) -> Suppression:
+        """Return the NMS that the file gets.
+
+        Raises:
+            ValueError: the job asks for none.
+        """
+        if self.metadata.nms is None:
+            raise ValueError("this job asks for no NMS")
+        return self.metadata.nms
+
+    def calibration_batches(self) -> Iterator[Tensor]:
+        """Return the images to calibrate with, the same at every call.
+
+        Raises:
+            ValueError: the job has none.
+        """
+        if self.calibration is None:
+            raise ValueError("this job has no images to calibrate with")
+        return self.calibration()
+
 
 @dataclass(frozen=True)
 class Exporter:
-    """A format that export.py can write.
+    """Describe a format that export.py can write.
 
     Attributes:
         name: its name in --include.
@@ -77,7 +100,7 @@ class Exporter:
         cuda_only: the precisions that this format can be written in and run in with CUDA only.
         unavailable: why this platform cannot write it; None when it can.
         add_nms: takes what `write` wrote at the first path, as it is, and writes it at the second with the
-            job's NMS behind it; None: --nms is refused.
+            job's NMS added; None: --nms is refused.
     """
 
     name: str
@@ -90,7 +113,7 @@ class Exporter:
     add_nms: Callable[[Job, Path, Path], None] | None = None
 
     def obstacle(self, precision: str, device: torch.device) -> str | None:
-        """Why no file of this precision can be made here for a device, in a sentence; None if one can."""
+        """Return why no file of this precision can be made here; None if one can."""
         if reason := self.unavailable():
             return reason
         if precision not in self.endings:
@@ -111,7 +134,7 @@ def register_exporter(exporter: Exporter) -> Exporter:
 
 
 class Decoded(nn.Module):
-    """The model as a function of the images alone, which is all that a graph can keep."""
+    """Wrap the model as a function of the images alone: a graph keeps no more."""
 
     def __init__(self, model: DetectionModel) -> None:
         super().__init__()
@@ -123,7 +146,7 @@ class Decoded(nn.Module):
 
 
 def in_half(job: Job) -> Job:
-    """The job for formats that are float16 throughout, images included; the job itself stays float32."""
+    """Return the job in float16, images included; the job itself stays float32."""
     return replace(
         job,
         model=copy.deepcopy(job.model).half(),
@@ -133,12 +156,14 @@ def in_half(job: Job) -> Job:
 
 
 def back_to(
-    results: Iterable[T],
-    inputs: Callable[[T], Iterable[T]],
-    is_end: Callable[[T], bool],
-    key: Callable[[T], Hashable] = lambda node: node,
-) -> dict[Hashable, T]:
-    """The nodes of a graph from its results back to the first ends on each way, these included.
+    results: Iterable[_Node],
+    inputs: Callable[[_Node], Iterable[_Node]],
+    is_end: Callable[[_Node], bool],
+    key: Callable[[_Node], _Key],
+) -> dict[_Key, _Node]:
+    """Return the nodes of a graph from its results back to the first ends.
+
+    The search follows every input until it meets an end, which is included.
 
     With convolutions and linear layers as ends that is the detection head, whose 1x1 convolutions are a
     hundredth of the arithmetic, and in int8 alone cost 0.01 of mAP50-95.
@@ -146,13 +171,14 @@ def back_to(
     Args:
         results: the nodes that give the results.
         inputs: gives the nodes that a node reads.
-        is_end: whether what a node reads is no more part of it.
+        is_end: whether the search stops at a node.
         key: what tells nodes apart.
 
     Returns:
         Each node once, by its key.
     """
-    waiting, found = list(results), {}
+    waiting = list(results)
+    found: dict[_Key, _Node] = {}
     while waiting:
         node = waiting.pop()
         if key(node) not in found:
@@ -164,15 +190,22 @@ def back_to(
 
 @contextlib.contextmanager
 def quiet(verbose: bool = False) -> Iterator[None]:
-    """Without torch's notes that tracing is an old road: the check afterwards says whether it led home."""
+    """Hide the warnings of tracing and conversion, unless `verbose`.
+
+    Every exported file is checked afterwards.
+    """
     with warnings.catch_warnings():
         if not verbose:
             warnings.simplefilter("ignore")
         yield
 
 
-def require(package: str, wanted_by: str, install: str | None = None) -> Any:
-    """An optional package, or the sentence that names it and how it is installed."""
+def require(package: str, wanted_by: str, install: str | None = None) -> Any:  # a module without types
+    """Return an optional package, imported.
+
+    Raises:
+        UserError: it is not installed; the sentence says how to install it.
+    """
     try:
         found = importlib.util.find_spec(package)
     except ModuleNotFoundError:  # a dotted name whose parent is absent

@@ -1,4 +1,4 @@
-"""What a file says about the network in it: one definition for writing and for reading every format."""
+"""Define what a file says about its network, for all formats."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Names = Mapping[int, str] | Sequence[str]
 
 @dataclass
 class Metadata:
-    """What an exported file says about itself.
+    """Hold what an exported file says about itself.
 
     Attributes:
         names: class names by index.
@@ -52,7 +52,10 @@ class Metadata:
     nms: Suppression | None = None
 
     def entries(self) -> dict[str, str]:
-        """What an exported file carries: each value as text, JSON where it is not text already."""
+        """Return what an exported file carries, each value as text.
+
+        What is not text is written as JSON.
+        """
         values: dict[str, Any] = {
             "author": PROJECT,
             "task": TASK,
@@ -74,7 +77,7 @@ class Metadata:
 
 
 def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> Metadata:
-    """Metadata of an exported file, ours or official YOLOv5's.
+    """Read the metadata of an exported file, ours or official YOLOv5's.
 
     Args:
         path: the file, for messages.
@@ -126,14 +129,17 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
 
 
 def _stride(value: Any) -> int:
-    """Pixels; what no network can have is refused."""
+    """Return the stride in pixels; refuse what no network can have."""
     if not 1 <= float(value) <= STRIDE_LIMIT or float(value) != int(value):
         raise ValueError(f"stride {value!r}")
     return int(value)
 
 
 def _precision(values: Mapping[str, Any]) -> str:
-    """What the weights are in; files that do not say are float32, or float16 when they take that."""
+    """Return the precision of the weights.
+
+    A file that does not say is float32, or float16 when it takes float16 images.
+    """
     precision = values.get("precision", "fp16" if values.get("half", False) else "fp32")
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}")
@@ -141,13 +147,19 @@ def _precision(values: Mapping[str, Any]) -> str:
 
 
 def index_names(names: Names) -> dict[int, str]:
-    """Class names as {index: name}, from a list or from a mapping whose keys may be text (JSON)."""
+    """Return class names as {index: name}.
+
+    They come as a list or as a mapping whose keys may be text (JSON).
+    """
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {int(i): str(name) for i, name in sorted(pairs, key=lambda pair: int(pair[0]))}
 
 
 def decode(value: Any) -> Any:
-    """A text value as JSON or as a Python literal; text that is neither stays text."""
+    """Return a text value read as JSON or as a Python literal.
+
+    Text that is neither stays text.
+    """
     if not isinstance(value, str):
         return value
     for read in (json.loads, ast.literal_eval):

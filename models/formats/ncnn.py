@@ -1,4 +1,7 @@
-"""ncnn: a `_ncnn_model` folder with model.ncnn.param, model.ncnn.bin and metadata.yaml; written by pnnx."""
+"""Export to and run ncnn, a `_ncnn_model` folder written by pnnx.
+
+It holds model.ncnn.param, model.ncnn.bin and metadata.yaml.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +17,23 @@ import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
-PARAM, BIN, METADATA = "model.ncnn.param", "model.ncnn.bin", "metadata.yaml"
+PARAM, BIN, _METADATA = "model.ncnn.param", "model.ncnn.bin", "metadata.yaml"
 
 
 def write_ncnn(job: Job, path: Path) -> None:
-    """Trace the model, let pnnx turn the trace into ncnn's layers, and keep the two files ncnn reads.
+    """Trace the model and let pnnx convert the trace into ncnn's layers.
 
     The grid of cells is folded into constants, so a file has one size. pnnx's own Python function is not
     used: it runs the code that pnnx writes.
     """
     pnnx = require("pnnx", "--include ncnn")
     require("ncnn", "--include ncnn")
-    model, example = plain(job)
+    model, example = plain_network(job)
     with tempfile.TemporaryDirectory(prefix="pnnx.") as name:
         folder = Path(name)
         with torch.no_grad(), quiet(job.verbose):
@@ -48,18 +51,21 @@ def write_ncnn(job: Job, path: Path) -> None:
         path.mkdir()
         for file in (PARAM, BIN):
             shutil.copyfile(folder / file, path / file)
-    save_yaml(path / METADATA, describe(job, _content(path)))
+    save_yaml(path / _METADATA, file_metadata(job, _content(path)))
 
 
 def foreign_layers(param: Path) -> list[str]:
-    """Layers that pnnx left as torch's, such as Tensor.reshape; ncnn's own names have no dot."""
+    """Return layers that pnnx left as torch's, such as Tensor.reshape.
+
+    ncnn's own names have no dot.
+    """
     lines = param.read_text(encoding="utf-8", errors="replace").splitlines()[2:]
     kinds = {line.split(maxsplit=1)[0] for line in lines if line.strip()}
     return sorted(kind for kind in kinds if "." in kind)
 
 
 def _content(folder: Path) -> bytes:
-    """Both files as one, for their check sum.
+    """Return both files as one, for their check sum.
 
     Raises:
         UserError: one of them is not there.
@@ -74,19 +80,19 @@ def _content(folder: Path) -> bytes:
 
 @register_format("_ncnn_model")
 class NcnnBackend(EmbeddedBackend):
-    """An exported ncnn folder."""
+    """Run an exported ncnn folder."""
 
     title = "ncnn"
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         ncnn = require("ncnn", str(path))
         content = _content(path)
-        if not (path / METADATA).is_file():
+        if not (path / _METADATA).is_file():
             raise UserError(
-                f"{path}: carries no metadata ({METADATA} is missing), so this project did not export it; "
+                f"{path}: carries no metadata ({_METADATA} is missing), so this project did not export it; "
                 "export the checkpoint again"
             )
-        raw = load_yaml(path / METADATA)
+        raw = load_yaml(path / _METADATA)
         super().__init__(path, device, options, raw)
         check_digest(path, raw, content)
         self.network = ncnn.Net()
@@ -107,7 +113,7 @@ class NcnnBackend(EmbeddedBackend):
         return torch.from_numpy(np.stack(outputs))
 
     def _run_one(self, image: np.ndarray) -> np.ndarray:
-        """(ch, H, W) -> (boxes, 5 + nc)."""
+        """Run one image: (ch, H, W) -> (boxes, 5 + nc)."""
         extractor = self.network.create_extractor()
         taken = extractor.input(self.ends[0], self.mat(image))
         failed, output = extractor.extract(self.ends[1])
@@ -117,7 +123,7 @@ class NcnnBackend(EmbeddedBackend):
 
 
 def _set_options(options: Any, *, exact: bool) -> None:
-    """PyTorch's number of threads, the CPU, and for a float32 file float32 all the way."""
+    """Set PyTorch's number of threads, the CPU, and float32 where `exact`."""
     options.num_threads = torch.get_num_threads()
     options.use_vulkan_compute = False
     if exact:

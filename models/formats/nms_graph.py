@@ -1,4 +1,6 @@
-"""Non-maximum suppression inside an exported graph: images in, finished detections of a fixed shape out.
+"""Put non-maximum suppression inside an exported graph.
+
+Images go in, finished detections of a fixed shape come out.
 
 The rules are those of `utils.nms.non_max_suppression` with one class for a box. One module serves every
 format: traced for TorchScript, the two steps whose sizes depend on the data are scripted and need nothing but
@@ -25,7 +27,9 @@ OUTPUTS = ("output0", "counts")
 
 
 def figure_tensors(nms: Suppression, wanted: NmsOptions | None = None) -> dict[str, Tensor]:
-    """The graph's inputs after the images, in order, by default the usual values; empty where it has none.
+    """Return the graph's inputs after the images, in order.
+
+    They are the usual values unless `wanted` is given; empty where the graph has none.
 
     float64, so that a TorchScript file compares with 0.45 and not with the float32 beside it; ONNX files take
     the types of `INPUTS`.
@@ -37,7 +41,7 @@ def figure_tensors(nms: Suppression, wanted: NmsOptions | None = None) -> dict[s
 
 
 class Suppressed(nn.Module):
-    """A network and its NMS as one function.
+    """Join a network and its NMS into one function.
 
     `forward` takes images (N, ch, H, W) and, where `nms.inputs`, three scalars: float conf_thres, float
     iou_thres and int64 max_det, which cannot be above the fixed one. It returns
@@ -48,12 +52,14 @@ class Suppressed(nn.Module):
     """
 
     def __init__(self, model: nn.Module, nms: Suppression, *, openvino: bool = False) -> None:
-        """Args:
-        model: gives the decoded tensor (N, boxes, 5 + nc) alone.
-        nms: thresholds and the size of the output.
-        openvino: the ONNX graph is for OpenVINO, whose operators differ from ONNX's in two points. Its
-            NonMaxSuppression drops boxes whose IoU reaches the threshold, ONNX's and ours those above
-            it: it is given a threshold just larger. Its TopK shuffles equals: they are put in order.
+        """Take the network and the NMS that follows it.
+
+        Args:
+            model: gives the decoded tensor (N, boxes, 5 + nc) alone.
+            nms: thresholds and the size of the output.
+            openvino: the ONNX graph is for OpenVINO, whose operators differ from ONNX's in two points. Its
+                NonMaxSuppression drops boxes whose IoU reaches the threshold, ONNX's and ours those above
+                it: it is given a threshold just larger. Its TopK shuffles equals: they are put in order.
         """
         super().__init__()
         self.model = model
@@ -86,7 +92,9 @@ class Suppressed(nn.Module):
     def _keep_by_operator(
         self, boxes: Tensor, classes: Tensor, valid: Tensor, iou_thres: Tensor, groups: int
     ) -> Tensor:
-        """What stays of the candidates (N, K), by the operator that knows images and classes itself.
+        """Return which of the candidates (N, K) stay, by ONNX's operator.
+
+        The operator knows images and classes itself.
 
         Its scores are ranks: no two are equal, so no runtime's way with ties matters.
         """
@@ -104,7 +112,7 @@ class Suppressed(nn.Module):
     def _rows(
         self, keep: Tensor, boxes: Tensor, scores: Tensor, classes: Tensor, limit: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Candidates (N, K), best first, and whether they stay -> output0 and counts."""
+        """Turn candidates (N, K), best first, and whether they stay into output0 and counts."""
         size = self.nms.max_det
         rows = torch.cat((boxes, scores[..., None], classes[..., None].float()), 2)
         rows = torch.cat(
@@ -122,13 +130,18 @@ class Suppressed(nn.Module):
 
 
 def _ranks(like: Tensor) -> Tensor:
-    """(1, K) float32 K, K-1, ..., 1: larger is better, exact for any K that fits into memory."""
+    """Return (1, K) float32 K, K-1, ..., 1: larger is better.
+
+    They are exact for any K that fits into memory.
+    """
     size = like.shape[1]
     return (size - torch.arange(size, device=like.device)).float()[None]
 
 
 def _candidates(decoded: Tensor, conf_thres: Tensor, ordered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Decoded (N, boxes, 5 + nc) -> scores (N, K), xyxy (N, K, 4), classes (N, K), best first.
+    """Return scores (N, K), xyxy (N, K, 4) and classes (N, K), best first.
+
+    `decoded` is (N, boxes, 5 + nc).
 
     K is the most candidates that an image of the batch has (at least 1); images with fewer end in rows of
     score -1. Only rows whose objectness passes are looked at closely: of 25 200 that is a handful. `ordered`:
@@ -155,8 +168,9 @@ def _candidates(decoded: Tensor, conf_thres: Tensor, ordered: bool) -> tuple[Ten
 
 @functools.cache
 def _scripted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose loops and sizes tracing keeps; a TorchScript file can hold nothing newer than that,
-    although torch now calls scripting old.
+    """Script a function, which keeps loops and sizes that tracing loses.
+
+    torch calls scripting old, but a TorchScript file can hold nothing newer.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -164,7 +178,7 @@ def _scripted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _equals_in_order(scores: Tensor, best: Tensor, order: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """The K best (N, K) of scores (N, boxes), equals put back in the order of their rows.
+    """Return the K best (N, K) of scores (N, boxes), equal ones in row order.
 
     By integer keys that no two share: which of the different scores, then which of the image's candidates.
     """
@@ -176,8 +190,10 @@ def _equals_in_order(scores: Tensor, best: Tensor, order: Tensor, count: Tensor)
 
 
 def _take(rows: Tensor, order: Tensor) -> Tensor:
-    """Of rows (N, B, c), those at `order` (N, K): (N, K, c). By one flat Gather, which every runtime has
-    right; OpenVINO loses the slice before a GatherElements.
+    """Return the rows at `order` (N, K) of rows (N, B, c): (N, K, c).
+
+    One flat Gather does it, which every runtime computes correctly; OpenVINO loses the slice before a
+    GatherElements.
     """
     images, size, columns = rows.shape
     first = torch.arange(images, device=rows.device)[:, None] * size
@@ -185,7 +201,10 @@ def _take(rows: Tensor, order: Tensor) -> Tensor:
 
 
 def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Scores (N, boxes), -1 where there is no candidate -> sorted (N, K) and their places; ties in order."""
+    """Return scores (N, boxes) sorted, (N, K), and their places.
+
+    A score of -1 is no candidate. Ties stay in order.
+    """
     count = max(min(int((scores >= 0).sum(1).max()), most), 1)
     values, order = scores.sort(dim=1, descending=True, stable=True)
     return values[:, :count], order[:, :count]
@@ -194,7 +213,9 @@ def _best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
 def _keep_by_loop(
     boxes: Tensor, classes: Tensor, valid: Tensor, iou_thres: Tensor, max_det: int, apart: bool
 ) -> Tensor:
-    """Greedy NMS of candidates (N, K) best first -> whether each stays; at most `max_det` of an image do.
+    """Return which candidates (N, K), best first, greedy NMS keeps.
+
+    At most `max_det` of an image stay.
 
     The figures are those of torchvision's operator in float64, with classes kept apart by the offset of
     `non_max_suppression`, and so are its growing prefixes; but torchvision is not needed to load the file.
@@ -230,7 +251,9 @@ def _keep_by_loop(
 
 
 class _TopK(torch.autograd.Function):
-    """The `count` largest of scores (N, boxes), best first, of equals the earlier; ONNX's TopK says the same.
+    """Return the `count` largest of scores (N, boxes), best first.
+
+    Of equal scores the earlier comes first, as in ONNX's TopK.
 
     torch.topk promises no order of equals, and traced it would take the count for a constant.
     """
@@ -247,7 +270,7 @@ class _TopK(torch.autograd.Function):
 
 
 class _Nms(torch.autograd.Function):
-    """ONNX's NonMaxSuppression as a mask (N, K): 1 for what stays.
+    """Give ONNX's NonMaxSuppression as a mask (N, K): 1 for what stays.
 
     Boxes (N, K, 4), ranks (N, groups, K) with 0 for what is not in the group, a float threshold, anything of
     shape (N, K) to take it from, and the most boxes of a group.

@@ -1,4 +1,4 @@
-"""What the non-maximum suppression inside an exported file does, and what of a wish it can fulfil."""
+"""Describe the NMS inside an exported file and what it can do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils.nms import NmsOptions
 
 @dataclass(frozen=True)
 class Suppression:
-    """The non-maximum suppression inside a file.
+    """Describe the non-maximum suppression inside a file.
 
     Attributes:
         conf_thres: candidates need a confidence above it.
@@ -38,11 +38,11 @@ class Suppression:
             raise ValueError(f"NMS must leave 1 detection or more, not {self.max_det}")
 
     def usual(self) -> NmsOptions:
-        """What it does when nothing else is asked for."""
+        """Return what it does when nothing else is asked for."""
         return NmsOptions(self.conf_thres, self.iou_thres, agnostic=self.agnostic, max_det=self.max_det)
 
     def figures(self, wanted: NmsOptions) -> dict[str, float]:
-        """The graph's inputs by name; empty where it has none."""
+        """Return the graph's inputs by name; empty where it has none."""
         if not self.inputs:
             return {}
         return {
@@ -52,7 +52,7 @@ class Suppression:
         }
 
     def refusal(self, wanted: NmsOptions, nc: int) -> str | None:
-        """Why it cannot do what is wanted, with the remedy; None when it can.
+        """Return why it cannot do what is wanted, with the remedy; None when it can.
 
         A higher confidence is no obstacle: whether a box stays depends on better-scored ones only, so what is
         left above the higher threshold is what NMS with that threshold gives.
@@ -75,7 +75,7 @@ class Suppression:
         return None
 
     def note(self, wanted: NmsOptions, nc: int) -> str | None:
-        """What it does otherwise than one who asks for this may think."""
+        """Return what it does in another way than `wanted` may expect; None for nothing."""
         if not self.agnostic or wanted.agnostic or nc == 1:
             return None
         if wanted.classes is not None:
@@ -83,7 +83,7 @@ class Suppression:
         return "lets boxes of different classes suppress each other, as it was exported"
 
     def nearest(self, wanted: NmsOptions, nc: int) -> NmsOptions:
-        """What comes nearest to `wanted` of what it can do."""
+        """Return the options nearest to `wanted` that it can do."""
         near = replace(wanted, max_det=min(wanted.max_det, self.max_det))
         if nc > 1:
             near = replace(near, multi_label=False, agnostic=self.agnostic)
@@ -92,20 +92,23 @@ class Suppression:
         return near
 
     def narrow(self, found: Tensor, wanted: NmsOptions) -> Tensor:
-        """Its detections (n, 6) of an image -> those that are wanted."""
+        """Return those of an image's detections (n, 6) that are wanted."""
         stays = found[:, 4] > wanted.conf_thres
         if wanted.classes is not None:
             stays &= torch.isin(found[:, 5], found.new_tensor(list(wanted.classes)))
         return found[stays][: wanted.max_det]
 
     def full(self, inferred: Sequence[Tensor], wanted: NmsOptions) -> bool:
-        """Whether an image has as many detections as fit, so that one with more may have lost some."""
+        """Return whether an image has as many detections as fit.
+
+        Such an image may have lost some.
+        """
         asked = wanted.max_det > self.max_det or wanted.classes is not None
         return asked and any(len(found) == self.max_det for found in inferred)
 
 
 def changes(wanted: NmsOptions, near: NmsOptions) -> str:
-    """How two wishes differ, in words; empty when they do not."""
+    """Return in words how two sets of options differ; empty when they do not."""
     parts = [
         f"{what} is {getattr(near, name):g}, not {getattr(wanted, name):g}"
         for name, what in (

@@ -1,4 +1,7 @@
-"""ONNX: written by tracing, run by ONNX Runtime or by OpenCV; metadata are the model's properties."""
+"""Export to ONNX by tracing; run by ONNX Runtime or OpenCV.
+
+Metadata are the model's properties.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,15 @@ from models.formats.exporter import Decoded, Exporter, Job, quiet, register_expo
 from models.formats.metadata import Metadata, parse_metadata
 from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms
-from models.formats.onnx_precision import reduce_precision
+from models.formats.onnx_precision import reduce_onnx_precision
 from utils.errors import UserError, first_line
 
 
 def write_onnx(job: Job, path: Path) -> None:
-    """Trace to ONNX: input `images`, output `output0`; checked by onnx.checker, simplified on request."""
+    """Trace to ONNX: input `images`, output `output0`.
+
+    The graph is checked by onnx.checker and simplified on request.
+    """
     onnx = require("onnx", "--include onnx")
     axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "anchors"}}
     with torch.no_grad(), quiet(job.verbose):
@@ -41,20 +47,20 @@ def write_onnx(job: Job, path: Path) -> None:
     graph = onnx.load(str(path))
     if job.simplify:
         graph = require("onnxslim", "--simplify").slim(graph)
-    graph = reduce_precision(graph, job)
+    graph = reduce_onnx_precision(graph, job)
     last = graph.graph.output[0].type.tensor_type.shape.dim[2]
     last.dim_value = 5 + job.model.nc  # the tracer loses this one with free axes
     _save(graph, job, path)
 
 
-def add_nms(job: Job, network: Path, path: Path) -> None:
+def add_onnx_nms(job: Job, network: Path, path: Path) -> None:
     """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
     onnx = require("onnx", "--include onnx --nms")
     _save(with_nms(onnx.load(str(network)), job), job, path)
 
 
 def _save(graph: Any, job: Job, path: Path) -> None:
-    """Write a graph that says about itself what the job says."""
+    """Write a graph together with the job's metadata."""
     onnx = require("onnx", "--include onnx")
     onnx.helper.set_model_props(graph, job.metadata.entries())
     graph.producer_name = job.metadata.entries()["author"]
@@ -64,12 +70,12 @@ def _save(graph: Any, job: Job, path: Path) -> None:
 
 @register_format(".onnx")
 def open_onnx(path: Path, device: torch.device, options: OpenOptions) -> Backend:
-    """An exported ONNX file, run by ONNX Runtime or, on request, by OpenCV."""
+    """Open an exported ONNX file with ONNX Runtime or, on request, with OpenCV."""
     return (OpenCvBackend if options.dnn else OnnxBackend)(path, device, options)
 
 
 class OnnxBackend(Backend):
-    """An ONNX file run by ONNX Runtime; its metadata are the model's properties."""
+    """Run an ONNX file with ONNX Runtime; its metadata are the model's properties."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         runtime = _import_onnxruntime(path)
@@ -94,7 +100,7 @@ class OnnxBackend(Backend):
 
 
 def onnx_obstacle(device: torch.device) -> str:
-    """Why nothing can be exported to ONNX and run by ONNX Runtime on a device; '' when it can."""
+    """Return why ONNX cannot be exported and run on a device; '' when it can."""
     absent = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if absent:
         return f"pip install {' '.join(absent)}"
@@ -119,11 +125,11 @@ def _import_onnxruntime(path: Path) -> Any:
 
 
 def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
-    """An ONNX Runtime session on the device, with as many threads as PyTorch was given."""
+    """Open an ONNX Runtime session with PyTorch's device and number of threads."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict[str, int]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         if "CUDAExecutionProvider" not in runtime.get_available_providers():
             raise UserError(
@@ -148,7 +154,7 @@ def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
 
 
 class OpenCvBackend(Backend):
-    """An ONNX file run by OpenCV's own network module on the CPU."""
+    """Run an ONNX file with OpenCV's own network module on the CPU."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         import cv2
@@ -173,7 +179,7 @@ class OpenCvBackend(Backend):
 
 
 def _read_metadata(session: Any, path: Path, options: OpenOptions) -> Metadata:
-    """What the file says of itself; of shapes and types the graph knows better than any note about them."""
+    """Read the file's metadata; shapes and types come from the graph itself."""
     metadata = parse_metadata(path, session.get_modelmeta().custom_metadata_map, options.names)
     first = session.get_inputs()[0]
     batch, channels, height, width = first.shape
@@ -193,6 +199,6 @@ register_exporter(
         write_onnx,
         {"fp32": ".onnx", "fp16": ".onnx", "int8": "_int8.onnx"},
         frozenset({"batch", "dynamic", "simplify", "opset"}),
-        add_nms=add_nms,
+        add_nms=add_onnx_nms,
     )
 )

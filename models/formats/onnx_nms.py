@@ -1,11 +1,13 @@
-"""NMS as an ONNX graph of its own, and how it is joined to a network's: behind ONNX's and behind OpenVINO's.
+"""Write NMS as an ONNX graph and join it to a network.
 
-Joined last, it stays float32 and exact whatever precision the network was brought into.
+The network is ONNX's or OpenVINO's. Joined last, NMS stays float32 and exact whatever the network's
+precision.
 """
 
 from __future__ import annotations
 
-import io
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,29 +20,34 @@ PREFIX = "nms/"  # before the name of everything inside, which might be in the n
 
 
 def nms_graph(job: Job, *, openvino: bool = False) -> bytes:
-    """The NMS that the job's metadata ask for, as an ONNX file: input `decoded` (N, boxes, 5 + nc) and, where
-    they are inputs, the figures of `INPUTS`; outputs `output0` and `counts`. All sizes are free.
+    """Return the job's NMS as an ONNX file.
+
+    Its input is `decoded` (N, boxes, 5 + nc) and, where they are inputs, the figures of `INPUTS`; its outputs
+    are `output0` and `counts`. All sizes are free.
     """
     require("onnx", "--nms in an ONNX or OpenVINO file")  # torch writes by its means
-    nms = job.metadata.nms
+    nms = job.nms
     figures = {name: figure.to(INPUTS[name]) for name, figure in figure_tensors(nms).items()}
-    file = io.BytesIO()
-    with torch.no_grad(), quiet(job.verbose):
+    with tempfile.TemporaryDirectory(prefix="nms.") as folder, torch.no_grad(), quiet(job.verbose):
+        file = Path(folder) / "nms.onnx"
         torch.onnx.export(
             Suppressed(nn.Identity(), nms, openvino=openvino),
             (torch.rand(2, 8, 5 + job.model.nc), *figures.values()),
-            file,
+            str(file),
             dynamo=False,
             opset_version=job.opset,
             input_names=["decoded", *figures],
             output_names=list(OUTPUTS),
             dynamic_axes={"decoded": {0: "batch", 1: "anchors"}} | {name: {0: "batch"} for name in OUTPUTS},
         )
-    return file.getvalue()
+        return file.read_bytes()
 
 
 def with_nms(graph: Any, job: Job) -> Any:
-    """An ONNX network with output `output0` (N, boxes, 5 + nc), and the job's NMS behind it, as one graph."""
+    """Return an ONNX network followed by the job's NMS, as one graph.
+
+    The network has the output `output0` (N, boxes, 5 + nc).
+    """
     onnx = require("onnx", "--include onnx --nms")
     nms = onnx.load_from_string(nms_graph(job))
     onnx.compose.add_prefix(nms, PREFIX, rename_inputs=False, rename_outputs=False, inplace=True)
@@ -50,7 +57,7 @@ def with_nms(graph: Any, job: Job) -> Any:
     for output in nms.graph.output:
         output.type.tensor_type.shape.dim[0].CopyFrom(batch)
     rows = nms.graph.output[0].type.tensor_type.shape.dim
-    rows[1].dim_value, rows[2].dim_value = job.metadata.nms.max_det, 6  # lost with the free axes
+    rows[1].dim_value, rows[2].dim_value = job.nms.max_det, 6  # lost with the free axes
     graph.graph.node.extend(nms.graph.node)
     graph.graph.initializer.extend(nms.graph.initializer)
     graph.graph.input.extend(value for value in nms.graph.input if value.name in INPUTS)
@@ -60,7 +67,7 @@ def with_nms(graph: Any, job: Job) -> Any:
 
 
 def _rename(graph: Any, name: str, new: str) -> None:
-    """Another name for a tensor, wherever it is made or used."""
+    """Rename a tensor wherever it is made or used."""
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [new if each == name else each for each in names]
@@ -70,7 +77,9 @@ def _rename(graph: Any, name: str, new: str) -> None:
 
 
 def with_nms_in_openvino(network: Any, job: Job) -> Any:
-    """An openvino.Model with the one output (N, boxes, 5 + nc), and the job's NMS behind it, as one.
+    """Return an openvino.Model followed by the job's NMS, as one model.
+
+    The network has one output (N, boxes, 5 + nc).
 
     Saving must not compress it to float16, which would move the thresholds and, because of what NMS does with
     sizes, leave the weights as they are: compress the network before.

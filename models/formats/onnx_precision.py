@@ -1,4 +1,4 @@
-"""An ONNX graph in float16 or int8; the detection head stays float32 in both."""
+"""Bring an ONNX graph into float16 or int8; the detection head stays float32."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import numpy as np
 from models.formats.exporter import Job, back_to, quiet, require
 from utils.errors import UserError
 
-WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})
+_WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})
 PER_CHANNEL = 13  # the first operator set in which every channel may have a scale of its own
 
 
-def reduce_precision(graph: Any, job: Job) -> Any:
-    """The graph in the precision that the job asks for; itself when that is float32."""
+def reduce_onnx_precision(graph: Any, job: Job) -> Any:
+    """Return the graph in the precision asked for; unchanged when that is float32."""
     if job.metadata.precision == "fp16":
-        return to_float16(graph)
+        return _onnx_to_float16(graph)
     if job.metadata.precision == "int8":
-        return to_int8(graph, job)
+        return _onnx_to_int8(graph, job)
     return graph
 
 
-def to_float16(graph: Any) -> Any:
-    """Weights and arithmetic in float16; images and results stay float32, so that any runtime can feed it.
+def _onnx_to_float16(graph: Any) -> Any:
+    """Convert weights and arithmetic to float16.
+
+    Images and results stay float32, so that any runtime can feed the file.
 
     So does the head: near 640 px neighbouring float16 numbers are half a pixel apart.
     """
@@ -35,16 +37,16 @@ def to_float16(graph: Any) -> Any:
     _name_nodes(graph)
     _store_constants(graph)  # else the scales of a Resize are cast there and back, and OpenCV cannot read it
     with quiet():  # it speaks of every weight below float16's least number, which is 0 to any sum
-        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=head(graph))
+        half = float16.convert_float_to_float16(graph, keep_io_types=True, node_block_list=onnx_head(graph))
     _keep_float32(half)
-    onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put behind what they feed
+    onnx_model.OnnxModel.graph_topological_sort(half.graph)  # the casts were put after what they feed
     return half
 
 
-def to_int8(graph: Any, job: Job) -> Any:
-    """Post-training quantisation by ONNX Runtime: convolutions with their ReLU, weights per channel.
+def _onnx_to_int8(graph: Any, job: Job) -> Any:
+    """Quantise by ONNX Runtime: convolutions with their ReLU, weights per channel.
 
-    QuantizeLinear/DequantizeLinear pairs stand around what is to run in int8 (QDQ). Other activations, sums
+    QuantizeLinear/DequantizeLinear pairs enclose what runs in int8 (QDQ). Other activations, sums
     and products stay float32: in int8 they cost yolov5n 0.004 of mAP50-95 and slow the file down.
     """
     if job.opset < PER_CHANNEL:
@@ -71,7 +73,7 @@ def to_int8(graph: Any, job: Job) -> Any:
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=head(ready),
+            nodes_to_exclude=onnx_head(ready),
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
         quantised = onnx.load(str(done))
@@ -83,10 +85,10 @@ def to_int8(graph: Any, job: Job) -> Any:
 
 
 class _Reader:
-    """Gives ONNX Runtime the calibration images one batch after another, then None."""
+    """Give ONNX Runtime the calibration images batch by batch, then None."""
 
     def __init__(self, job: Job) -> None:
-        self._batches: Iterator[Any] = job.calibration()
+        self._batches: Iterator[Any] = job.calibration_batches()
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
@@ -94,7 +96,7 @@ class _Reader:
 
 
 def _name_nodes(graph: Any) -> None:
-    """Names for nodes that have none: what is left alone is told by its name."""
+    """Name the nodes that have no name: names say what stays float32."""
     taken = {node.name for node in graph.graph.node}
     for number, node in enumerate(graph.graph.node):
         if not node.name:
@@ -103,7 +105,10 @@ def _name_nodes(graph: Any) -> None:
 
 
 def _keep_float32(graph: Any) -> None:
-    """Join what stays float32: the converter takes every single result of it to float16 and back."""
+    """Join what stays float32.
+
+    The converter casts every single result of it to float16 and back.
+    """
     onnx = require("onnx", "--include onnx --half")
     casts = {node.output[0]: node for node in graph.graph.node if node.op_type == "Cast"}
     down, up = (
@@ -126,7 +131,7 @@ def _keep_float32(graph: Any) -> None:
 
 
 def _store_constants(graph: Any) -> None:
-    """Constant nodes become stored tensors."""
+    """Turn Constant nodes into stored tensors."""
     constants = [node for node in graph.graph.node if node.op_type == "Constant"]
     for node in constants:
         values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
@@ -137,8 +142,11 @@ def _store_constants(graph: Any) -> None:
             graph.graph.node.remove(node)
 
 
-def head(graph: Any) -> list[str]:
-    """Names of the nodes of the head: from its 1x1 convolutions, these included, to the outputs."""
+def onnx_head(graph: Any) -> list[str]:
+    """Return the names of the head's nodes.
+
+    The head runs from its 1x1 convolutions, these included, to the outputs.
+    """
     makers = {name: node for node in graph.graph.node for name in node.output}
 
     def made(names: Iterable[str]) -> list[Any]:
@@ -147,7 +155,7 @@ def head(graph: Any) -> list[str]:
     found = back_to(
         made(value.name for value in graph.graph.output),
         lambda node: made(node.input),
-        lambda node: node.op_type in WEIGHTY,
+        lambda node: node.op_type in _WEIGHTY,
         key=lambda node: node.name,
     )
     return list(found)

@@ -1,4 +1,7 @@
-"""OpenVINO: a folder `<stem>_openvino_model` with the network (.xml, .bin) and `metadata.yaml` beside it."""
+"""Export to and run OpenVINO: a folder `<stem>_openvino_model`.
+
+It holds the network (.xml, .bin) and `metadata.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
 ENDING = "_openvino_model"
-METADATA = "metadata.yaml"
-WEIGHTY = frozenset({"Convolution", "GroupConvolution", "MatMul"})
+_METADATA = "metadata.yaml"
+_WEIGHTY = frozenset({"Convolution", "GroupConvolution", "MatMul"})
 
 
 def write_openvino(job: Job, path: Path) -> None:
@@ -36,11 +39,11 @@ def write_openvino(job: Job, path: Path) -> None:
         )
     network.outputs[0].get_tensor().set_names({"output0"})
     if job.metadata.precision == "int8":
-        network = quantise(network, job)
+        network = quantise_openvino(network, job)
     _save(network, job, path, compress=job.metadata.precision == "fp16")
 
 
-def add_nms(job: Job, folder: Path, path: Path) -> None:
+def add_openvino_nms(job: Job, folder: Path, path: Path) -> None:
     """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
     openvino = require("openvino", "--include openvino --nms")
     network = openvino.Core().read_model(_network_file(folder))
@@ -48,19 +51,19 @@ def add_nms(job: Job, folder: Path, path: Path) -> None:
 
 
 def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
-    """Write a network, its weights in float16 if wanted, and beside it what the job says about it."""
+    """Write a network and its metadata; `compress` stores the weights in float16."""
     openvino = require("openvino", "--include openvino")
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
     openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=compress)
-    save_yaml(path / METADATA, dict(job.metadata.entries()))
+    save_yaml(path / _METADATA, dict(job.metadata.entries()))
 
 
-def quantise(network: Any, job: Job) -> Any:
-    """Post-training quantisation by NNCF: weights per channel, the head left alone."""
+def quantise_openvino(network: Any, job: Job) -> Any:
+    """Quantise with NNCF: weights per channel; the head stays float32."""
     nncf = require("nncf", "--include openvino --int8")
     logging.getLogger("nncf").setLevel(logging.INFO if job.verbose else logging.ERROR)
-    batches = [batch.numpy() for batch in job.calibration()]
+    batches = [batch.numpy() for batch in job.calibration_batches()]
     # The ranges that hold every value seen: the default's averaged ones cost yolov5n 0.005 more of mAP50-95.
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     return nncf.quantize(
@@ -68,17 +71,20 @@ def quantise(network: Any, job: Job) -> Any:
         nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.MIXED,  # activations such as SiLU are not symmetric
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(names=head(network), validate=False),
+        ignored_scope=nncf.IgnoredScope(names=openvino_head(network), validate=False),
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )
 
 
-def head(network: Any) -> list[str]:
-    """Names of the operations of the head: from its 1x1 convolutions, these included, to the outputs."""
+def openvino_head(network: Any) -> list[str]:
+    """Return the names of the head's operations.
+
+    The head runs from its 1x1 convolutions, these included, to the outputs.
+    """
     found = back_to(
         network.get_results(),
         lambda node: [value.get_source_output().get_node() for value in node.inputs()],
-        lambda node: node.get_type_name() in WEIGHTY,
+        lambda node: node.get_type_name() in _WEIGHTY,
         key=lambda node: node.get_friendly_name(),
     )
     others = ("Constant", "Result", "Parameter")
@@ -87,7 +93,7 @@ def head(network: Any) -> list[str]:
 
 @register_format(ENDING, ".xml")
 class OpenVinoBackend(Backend):
-    """An exported OpenVINO folder, or the .xml in it, run on the CPU."""
+    """Run an exported OpenVINO folder, or the .xml in it, on the CPU."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         openvino = _import_openvino(path)
@@ -97,7 +103,7 @@ class OpenVinoBackend(Backend):
             )
         xml = _network_file(path)
         official = xml.with_suffix(".yaml")  # where YOLOv5 keeps stride and names
-        beside = next((file for file in (xml.with_name(METADATA), official) if file.is_file()), None)
+        beside = next((file for file in (xml.with_name(_METADATA), official) if file.is_file()), None)
         metadata = parse_metadata(path, load_yaml(beside) if beside else {}, options.names)
         metadata.half = False  # float16 is how the weights are stored; images stay float32
         try:
@@ -136,7 +142,7 @@ def _size(shape: Any) -> tuple[int, int]:
 
 
 def _compile(openvino: Any, network: Any) -> Any:
-    """For one image after another, with as many threads as PyTorch was given."""
+    """Compile for one image after another, with PyTorch's number of threads."""
     # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box,
     # where these files promise to be equal to PyTorch. In int8 files it is the head that stays float32, and
     # bfloat16 there makes nothing faster.
@@ -157,7 +163,7 @@ def _import_openvino(path: Path) -> Any:
 
 
 def _network_file(path: Path) -> Path:
-    """The .xml itself, or the only one in a folder."""
+    """Return the .xml itself, or the only one in a folder."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.xml"))
@@ -174,6 +180,6 @@ register_exporter(
         write_openvino,
         {"fp32": ENDING, "fp16": ENDING, "int8": f"_int8{ENDING}"},
         frozenset({"batch", "dynamic"}),
-        add_nms=add_nms,
+        add_nms=add_openvino_nms,
     )
 )

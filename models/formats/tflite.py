@@ -1,7 +1,8 @@
-"""TFLite: one `.tflite` file, written by litert-torch, run by ai-edge-litert.
+"""Export to and run TFLite: one `.tflite` file, written by litert-torch.
 
-As YOLOv5 makes them, and as apps made for those expect: images (1, H, W, ch), boxes in parts of the image's
-width and height, metadata in `meta.txt` of a zip archive behind the network, which runtimes do not look at.
+ai-edge-litert runs it. The layout is YOLOv5's, which apps for its files expect: images (1, H, W, ch), boxes
+in parts of the image's width and height, metadata in `meta.txt` of a zip archive appended to the network,
+which runtimes ignore.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from models.formats.base import OpenOptions, register_format
-from models.formats.embedded import EmbeddedBackend, check_digest, describe, plain
+from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import decode
-from models.formats.tflite_precision import reduce_precision
+from models.formats.tflite_precision import reduce_tflite_precision
 from utils.errors import UserError, first_line
 
 META = "meta.txt"
@@ -28,7 +29,7 @@ META_LIMIT = 1 << 20  # bytes; the names of a thousand classes are 20 kB
 
 
 class ChannelsLast(nn.Module):
-    """The decoded model between images with channels last and boxes in parts of the image."""
+    """Give the decoded model images with channels last and boxes relative to the image."""
 
     def __init__(self, model: nn.Module, size: tuple[int, int]) -> None:
         super().__init__()
@@ -37,33 +38,33 @@ class ChannelsLast(nn.Module):
         self.register_buffer("size", torch.tensor([width, height] * 2, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, H, W, ch) -> (N, boxes, 5 + nc)."""
+        """Map (N, H, W, ch) to (N, boxes, 5 + nc)."""
         y = self.model(images.permute(0, 3, 1, 2))
         return torch.cat((y[..., :4] / self.size, y[..., 4:]), -1)
 
 
 def write_tflite(job: Job, path: Path) -> None:
-    """Convert, reduce the precision on request, and put the metadata behind the network."""
+    """Convert, reduce the precision on request, and append the metadata."""
     litert_torch = require("litert_torch", "--include tflite", "litert-torch")
     require("ai_edge_litert", "--include tflite", "ai-edge-litert")
-    model, example = plain(job)
+    model, example = plain_network(job)
     wrapped = ChannelsLast(model, (example.shape[2], example.shape[3])).eval()
     litert_torch.config.show_progress = job.verbose
     with torch.no_grad(), quiet(job.verbose):
         converted = litert_torch.convert(wrapped, (example.permute(0, 2, 3, 1).contiguous(),))
     converted.export(str(path))
-    content = reduce_precision(path.read_bytes(), job)
+    content = reduce_tflite_precision(path.read_bytes(), job)
     path.write_bytes(content)
-    text = json.dumps(describe(job, content))
+    text = json.dumps(file_metadata(job, content))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(META, text)
 
 
 def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """The network alone, and its metadata; ours are JSON, YOLOv5's a Python literal.
+    """Return the network alone, and its metadata: ours JSON, YOLOv5's a Python literal.
 
     Raises:
-        UserError: there is no metadata behind the network, or it is damaged.
+        UserError: there is no metadata after the network, or it is damaged.
     """
     content = path.read_bytes()
     try:
@@ -85,7 +86,10 @@ def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
 
 @register_format(".tflite")
 class TfliteBackend(EmbeddedBackend):
-    """A TFLite file, ours or YOLOv5's; integer inputs and outputs are scaled as the file says."""
+    """Run a TFLite file, ours or YOLOv5's.
+
+    Integer inputs and outputs are scaled as the file says.
+    """
 
     title = "TFLite"
 
@@ -121,7 +125,7 @@ class TfliteBackend(EmbeddedBackend):
 
 
 def _to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """Floats as the tensor stores them."""
+    """Convert floats to what the tensor stores."""
     if not np.issubdtype(tensor["dtype"], np.integer):
         return values.astype(tensor["dtype"], copy=False)
     scale, zero = tensor["quantization"]
@@ -130,7 +134,7 @@ def _to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 
 def _from_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """What a tensor stores as float32."""
+    """Convert what a tensor stores to float32."""
     if not np.issubdtype(values.dtype, np.integer):
         return values.astype(np.float32, copy=False)
     scale, zero = tensor["quantization"]

@@ -1,4 +1,7 @@
-"""A TFLite network in float16 or int8, by ai-edge-quantizer; in int8 the detection head stays float32."""
+"""Bring a TFLite network into float16 or int8, with ai-edge-quantizer.
+
+In int8 the detection head stays float32.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ import torch
 from models.formats.embedded import CUT_OFF, activation_range
 from models.formats.exporter import Job, back_to, quiet, require
 
-WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
+_WEIGHTY = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"})  # where nearly all weights are
 
 
 class Operation(NamedTuple):
-    """One operation: its kind as TFLite names it, and the names of the tensors it reads and makes.
+    """Describe one operation: its TFLite kind, and the tensors it reads and makes.
 
     Constants such as weights are not among those it reads.
     """
@@ -30,7 +33,7 @@ class Operation(NamedTuple):
 
 
 class Network(NamedTuple):
-    """What a TFLite file computes.
+    """Describe what a TFLite file computes.
 
     Attributes:
         operations: in the order they are run in.
@@ -44,22 +47,25 @@ class Network(NamedTuple):
     ranks: dict[str, int]
 
 
-def reduce_precision(content: bytes, job: Job) -> bytes:
-    """The network in the precision that the job asks for; itself when that is float32."""
+def reduce_tflite_precision(content: bytes, job: Job) -> bytes:
+    """Return the network in the precision asked for; unchanged when that is float32."""
     if job.metadata.precision == "fp16":
-        return to_float16(content, job)
+        return _tflite_to_float16(content, job)
     if job.metadata.precision == "int8":
-        return to_int8(content, job)
+        return _tflite_to_int8(content, job)
     return content
 
 
-def to_float16(content: bytes, job: Job) -> bytes:
-    """The network with the weights of convolutions and linear layers in float16; it computes in float32."""
+def _tflite_to_float16(content: bytes, job: Job) -> bytes:
+    """Store the weights of convolutions and linear layers in float16.
+
+    The network still computes in float32.
+    """
     quantiser = require("ai_edge_quantizer", "--half --include tflite", "ai-edge-quantizer")
     from ai_edge_quantizer.quantizer import AlgorithmName
 
     worker = quantiser.Quantizer(bytearray(content))
-    for operation in sorted(WEIGHTY):
+    for operation in sorted(_WEIGHTY):
         worker.add_weight_only_config(
             regex=".*",
             operation_name=quantiser.qtyping.TFLOperationName(operation),
@@ -71,10 +77,10 @@ def to_float16(content: bytes, job: Job) -> bytes:
         return bytes(worker.quantize().quantized_model)
 
 
-def to_int8(content: bytes, job: Job) -> bytes:
-    """Post-training quantisation: weights per channel, activations by calibrated ranges.
+def _tflite_to_int8(content: bytes, job: Job) -> bytes:
+    """Quantise: weights per channel, activations by calibrated ranges.
 
-    Images, results, the head and all of an attention but its linear layers stay float32.
+    Images, results and the head stay float32, and so does an attention except its linear layers.
     """
     quantiser = require("ai_edge_quantizer", "--int8 --include tflite", "ai-edge-quantizer")
     from ai_edge_quantizer.quantizer import AlgorithmName
@@ -84,7 +90,7 @@ def to_int8(content: bytes, job: Job) -> bytes:
     worker = quantiser.Quantizer(bytearray(content))
     worker.add_static_config(".*", everything, activation_num_bits=8, weight_num_bits=8)
     # An operation goes by the names of its results, each with a semicolon; what comes in by its own.
-    names = "|".join(map(re.escape, [*network.inputs, *network.results, *stays_float(network)]))
+    names = "|".join(map(re.escape, [*network.inputs, *network.results, *tflite_float_tensors(network)]))
     worker.update_quantization_recipe(f"^(?:{names});$", everything, algorithm_key=AlgorithmName.NO_QUANTIZE)
     ranges = {
         name: {"min": np.array([low], np.float32), "max": np.array([high], np.float32)}
@@ -95,7 +101,7 @@ def to_int8(content: bytes, job: Job) -> bytes:
 
 
 def read_network(content: bytes) -> Network:
-    """The operations of a TFLite file's first, and here only, graph."""
+    """Return the operations of a TFLite file's first, and here only, graph."""
     tools = require("ai_edge_litert.tools.flatbuffer_utils", "--int8 --include tflite", "ai-edge-litert")
     kinds = {code: kind for kind, code in vars(tools.BuiltinOperator).items() if isinstance(code, int)}
     model = tools.read_model_from_bytearray(bytearray(content))
@@ -118,25 +124,28 @@ def read_network(content: bytes) -> Network:
     return Network(operations, named(graph.inputs), named(graph.outputs), ranks)
 
 
-def head(network: Network) -> list[Operation]:
-    """The head: from its 1x1 convolutions, these included, to the results."""
+def tflite_head(network: Network) -> list[Operation]:
+    """Return the head: from its 1x1 convolutions, these included, to the results."""
     makers = {name: operation for operation in network.operations for name in operation.outputs}
     found = back_to(
         [makers[name] for name in network.results],
         lambda operation: [makers[name] for name in operation.inputs if name in makers],
-        lambda operation: operation.kind in WEIGHTY,
+        lambda operation: operation.kind in _WEIGHTY,
+        key=lambda operation: operation,
     )
     return list(found.values())
 
 
-def stays_float(network: Network) -> list[str]:
-    """Names of what the operations make that are left alone: the head, and attention but its linear layers.
+def tflite_float_tensors(network: Network) -> list[str]:
+    """Return the names of the tensors that stay float32.
+
+    They are made by the head and by an attention, except its linear layers.
 
     A convolution's maps have four axes. Where tensors of other numbers appear there is attention, from one
     convolution to the next: its norms and running sums have no room in 256 steps (a MobileViT's maps come out
     0.47 wrong, against 0.03 with these in float32).
     """
-    free = [operation for operation in network.operations if operation.kind not in WEIGHTY]
+    free = [operation for operation in network.operations if operation.kind not in _WEIGHTY]
     beside: dict[str, list[Operation]] = {}
     for operation in free:
         for name in operation.inputs + operation.outputs:
@@ -146,7 +155,7 @@ def stays_float(network: Network) -> list[str]:
         for operation in free
         if any(network.ranks[name] != 4 for name in operation.inputs + operation.outputs)
     ]
-    found = {operation.outputs: operation for operation in head(network)}
+    found = {operation.outputs: operation for operation in tflite_head(network)}
     while waiting:
         operation = waiting.pop()
         if operation.outputs not in found:
@@ -156,7 +165,7 @@ def stays_float(network: Network) -> list[str]:
 
 
 def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[float, float]]:
-    """The range of every tensor that is not constant, over the calibration images."""
+    """Return the range of every non-constant tensor over the calibration images."""
     runtime = require("ai_edge_litert.interpreter", "--int8 --include tflite", "ai-edge-litert")
     with _silent(job.verbose):  # it warns of the memory that takes
         interpreter = runtime.Interpreter(
@@ -173,7 +182,7 @@ def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[flo
     }
     lows: dict[str, list[float]] = {name: [] for name in wanted}
     highs: dict[str, list[float]] = {name: [] for name in wanted}
-    for batch in job.calibration():
+    for batch in job.calibration_batches():
         interpreter.set_tensor(image["index"], batch.permute(0, 2, 3, 1).contiguous().numpy())
         interpreter.invoke()
         for name, index in wanted.items():
@@ -186,7 +195,10 @@ def calibrate(content: bytes, network: Network, job: Job) -> dict[str, tuple[flo
 
 
 def saturating(network: Network) -> dict[str, tuple[float, float]]:
-    """Tensors read by an activation alone that makes next to nothing of low values, each with its bounds."""
+    """Return bounds for tensors that only a SiLU or Hardswish reads.
+
+    These activations make next to nothing of low values.
+    """
     readers: dict[str, list[Operation]] = {}
     for operation in network.operations:
         for name in set(operation.inputs):
@@ -205,7 +217,7 @@ def saturating(network: Network) -> dict[str, tuple[float, float]]:
 
 @contextlib.contextmanager
 def _silent(verbose: bool) -> Iterator[None]:
-    """Without the progress bars and reports of the quantiser; what it raises comes through."""
+    """Hide the progress bars and reports of the quantiser, but not its errors."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(quiet(verbose))
         if not verbose:

@@ -1,4 +1,7 @@
-"""TorchScript: the traced network in a `.torchscript` file; metadata are its extra file `config.txt`."""
+"""Export to and run TorchScript: the traced network in a `.torchscript` file.
+
+Metadata are its extra file `config.txt`.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,14 @@ def write_torchscript(job: Job, path: Path) -> None:
     _trace(Decoded(job.model), [job.example], job, path)
 
 
-def add_nms(job: Job, network: Path, path: Path) -> None:
-    """A written network with NMS behind it, in libtorch's own operators: the file needs nothing else."""
+def add_torchscript_nms(job: Job, network: Path, path: Path) -> None:
+    """Add NMS to a written network, in libtorch's own operators.
+
+    The file needs nothing else.
+    """
     if job.metadata.precision == "fp16":
         job = in_half(job)
-    device, nms = job.example.device, job.metadata.nms
+    device, nms = job.example.device, job.nms
     figures = [figure.to(device) for figure in figure_tensors(nms).values()]
     with quiet(job.verbose):
         script = torch.jit.load(str(network), map_location=device)
@@ -37,7 +43,7 @@ def add_nms(job: Job, network: Path, path: Path) -> None:
 
 
 def _trace(module: nn.Module, inputs: list[Tensor], job: Job, path: Path) -> None:
-    """Write a module as it runs on these inputs, with what the job says about it."""
+    """Write a module as it runs on these inputs, with the job's metadata."""
     entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
     with torch.no_grad(), quiet(job.verbose):
         script = torch.jit.trace(module, tuple(inputs), check_trace=False, strict=False)
@@ -53,13 +59,13 @@ def _json_or_text(value: str) -> Any:
 
 @register_format(".torchscript")
 class TorchScriptBackend(Backend):
-    """An exported TorchScript file; its metadata is the extra file `config.txt` (JSON)."""
+    """Run an exported TorchScript file; its metadata are `config.txt` (JSON)."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
         extra = {"config.txt": ""}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch calls the format old; files of it are about
+                warnings.simplefilter("ignore")  # torch calls the format old; files of it are in use
                 self.network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
         except (RuntimeError, ValueError) as error:
             reason = first_line(error)
@@ -82,7 +88,7 @@ class TorchScriptBackend(Backend):
 
 
 def _json_object(text: str | bytes) -> dict[str, Any]:
-    """The object in a JSON text, empty when it is not one."""
+    """Return the object in a JSON text, empty when it is not one."""
     value = decode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
     return value if isinstance(value, dict) else {}
 
@@ -95,6 +101,6 @@ register_exporter(
         {"fp32": ".torchscript", "fp16": ".torchscript"},
         frozenset({"batch", "dynamic"}),
         cuda_only=frozenset({"fp16"}),  # on a CPU it runs, but slower than float32 and further off
-        add_nms=add_nms,
+        add_nms=add_torchscript_nms,
     )
 )

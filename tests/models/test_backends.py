@@ -9,8 +9,8 @@ import torch
 
 import export
 from models.backends import check_channels, load_backend
-from models.formats.base import FORMATS, Backend
-from models.formats.metadata import Metadata, index_names, parse_metadata
+from models.formats.base import FORMATS
+from models.formats.metadata import Metadata
 from models.schema import SCHEMA
 from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
@@ -260,16 +260,6 @@ def test_later_schema_and_other_task_are_refused(files, tmp_path):
         load_backend(path)
 
 
-def test_metadata_survives_its_own_writing(tmp_path):
-    written = Metadata({0: "a", 1: 'b"\n'}, 32, (64, 96), 2, dynamic=True, half=True, ch=1, device="cpu")
-    assert parse_metadata(tmp_path, written.entries(), None) == written
-
-
-def test_index_names_sorts_by_number():
-    assert list(index_names({"10": "k", "9": "j"})) == [9, 10]
-    assert index_names(("a", "b")) == {0: "a", 1: "b"}
-
-
 def test_file_traced_elsewhere_is_refused(files, tmp_path):
     script = torch.jit.load(str(files[0] / "free.torchscript"))
     metadata = Metadata(NAMES, 8, (64, 96), 1, device="cuda").entries()
@@ -291,8 +281,3 @@ def test_result_may_be_changed_in_place(files):
     output = load_backend(files[0] / "free.pt").predict(images(1))
     output[..., 5:] *= output[..., 4:5]
     assert not output.requires_grad
-
-
-def test_backend_is_abstract():
-    with pytest.raises(TypeError):
-        Backend("a.pt", torch.device("cpu"), Metadata(NAMES, 8))

@@ -8,7 +8,7 @@ import torch
 
 import export
 from models.backends import load_backend
-from models.formats.executorch import METADATA
+from models.formats.executorch import _METADATA
 from models.schema import SCHEMA
 from tests.models.formats.small import (
     NAMES,
@@ -85,7 +85,7 @@ def test_programs_without_metadata_or_of_later_schemas_are_refused(tmp_path, ent
     methods = None
     if entries is not None:
         text = bytearray(json.dumps(entries).encode())
-        methods = {METADATA: torch.frombuffer(text, dtype=torch.uint8)}
+        methods = {_METADATA: torch.frombuffer(text, dtype=torch.uint8)}
     program = torch.export.export(torch.nn.ReLU(), (torch.zeros(2),))
     with (tmp_path / "a.pte").open("wb") as file:
         to_edge_transform_and_lower(program, constant_methods=methods).to_executorch().write_to_file(file)
@@ -127,45 +127,3 @@ def test_int8_without_data_is_refused(quantised):
     weights = quantised[0].path.with_name("best.pt")
     with pytest.raises(UserError, match="--int8: is calibrated on the images it is made for; add --data"):
         export.run(weights=str(weights), include=["executorch"], imgsz=[64], int8=True)
-
-
-class Maps(torch.nn.Module):
-    """Convolutions of large results in front of ReLU6 and SiLU, a joining of small and large maps, a head."""
-
-    def __init__(self, relu6):
-        super().__init__()
-        self.relu6 = relu6
-        generator = torch.Generator().manual_seed(0)
-        for name, channels in (("clipped", 3), ("curved", 4), ("large", 4), ("head", 8)):
-            conv = torch.nn.Conv2d(channels, 4, 1)
-            conv.weight.data = 20 * torch.randn(conv.weight.shape, generator=generator)
-            self.add_module(name, conv)
-
-    def forward(self, x):
-        x = self.relu6(self.clipped(x))
-        x = torch.nn.functional.silu(self.curved(x))
-        return self.head(torch.cat((x, self.large(x)), 1))
-
-
-@pytest.mark.parametrize("relu6", [torch.nn.ReLU6(inplace=True), torch.nn.functional.relu6])
-def test_ranges_end_where_activations_do_and_hold_all_that_is_joined(relu6):
-    from models.formats.executorch_int8 import quantise
-
-    generator = torch.Generator().manual_seed(1)
-    batches = [torch.rand(1, 3, 8, 8, generator=generator) - 0.5 for _ in range(4)]
-    program = quantise(Maps(relu6).eval(), batches[0], batches)
-    ranges = {}
-    for node in program.graph.nodes:
-        if node.target == torch.ops.quantized_decomposed.quantize_per_tensor.default:
-            scale, zero = node.args[1:3]
-            ranges[node.args[0].name] = (scale * (-128 - zero), scale * (127 - zero))
-    clipped, curved = (
-        ranges[next(name for name in ranges if "tanh" in name or "relu6" in name)],
-        ranges["conv2d_1"],
-    )
-    assert clipped == pytest.approx((0, 6), abs=0.02)
-    assert "conv2d" not in ranges, "nothing stands between a convolution and its ReLU6"
-    assert curved[0] == pytest.approx(-6, abs=0.5) and curved[1] > 20
-    assert ranges["silu"] == ranges["conv2d_2"] == ranges["cat"], "what is joined has one range"
-    assert ranges["cat"][0] < -100 and ranges["cat"][1] > 100
-    assert len(ranges) == 6, "the image and five maps, not what the head makes"

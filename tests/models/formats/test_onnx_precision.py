@@ -10,8 +10,8 @@ import torch
 
 import export
 from models.backends import load_backend
-from models.export_checks.accept import TOLERANCE
-from models.formats.onnx_precision import head
+from models.export_checks.accept import EXPORT_TOLERANCE
+from models.formats.onnx_precision import onnx_head
 from tests.models.formats.small import DEPTHWISE, expected, photographs, save_small
 from tests.tiny_set import write_set
 from utils.errors import UserError
@@ -52,7 +52,7 @@ def test_float16_inside_float32_outside(weights, dynamic, simplify):
     model = save_small(weights, DEPTHWISE)
     for batch in (photographs(2, 72, 40), photographs(1, 64, 64)) if dynamic else (photographs(1, 64, 64),):
         difference = (backend.predict(batch) - expected(model, batch)).abs()
-        score, box = TOLERANCE["fp16"]
+        score, box = EXPORT_TOLERANCE["fp16"]
         assert 1e-6 < difference[..., 4:].max() < score
         assert difference[..., :4].max() < box
 
@@ -87,7 +87,7 @@ def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
     assert stored(graph) < 0.6 * stored(onnx.load(plain.path))
     assert sum(node.op_type == "QuantizeLinear" for node in graph.graph.node) > 5
     kinds = {node.name: node.op_type for node in graph.graph.node}
-    left_alone = [kinds[name] for name in head(graph)]
+    left_alone = [kinds[name] for name in onnx_head(graph)]
     assert left_alone.count("Conv") == 2
     assert {"Sigmoid", "Concat"} <= set(left_alone)
     assert not QUANTISED & set(left_alone)

@@ -9,7 +9,7 @@ import yaml
 
 import export
 from models.backends import load_backend
-from models.export_checks.accept import TOLERANCE
+from models.export_checks.accept import EXPORT_TOLERANCE
 from models.formats import openvino as openvino_format
 from models.schema import PROJECT, SCHEMA
 from tests.models.formats.small import DEPTHWISE, expected, photographs, save_small
@@ -66,7 +66,7 @@ def test_float16_halves_the_weights_and_keeps_its_tolerance(files):
     backend = load_backend(folder / "half_openvino_model")
     assert not backend.half, "images stay float32"
     difference = (backend.predict(photographs(1, 64, 96)) - expected(model, photographs(1, 64, 96))).abs()
-    score, box = TOLERANCE["fp16"]
+    score, box = EXPORT_TOLERANCE["fp16"]
     assert 0 < difference[..., 4:].max() < score
     assert difference[..., :4].max() < box
     sizes = {
@@ -186,7 +186,7 @@ def test_int8_is_smaller_and_leaves_the_head_alone(tmp_path):
     network = openvino.Core().read_model(result.path / "best.xml")
     kinds = {node.get_friendly_name(): node.get_type_name() for node in network.get_ordered_ops()}
     assert list(kinds.values()).count("FakeQuantize") > 5
-    head = [kinds[name] for name in openvino_format.head(network)]
+    head = [kinds[name] for name in openvino_format.openvino_head(network)]
     assert head.count("Convolution") == len(model.detect.m) == 2
     assert {"Sigmoid", "Concat"} <= set(head)
     assert "FakeQuantize" not in head

@@ -1,4 +1,4 @@
-"""TFLite: PyTorch's boxes in YOLOv5's layout, metadata behind the network, damaged files refused."""
+"""TFLite: PyTorch's boxes in YOLOv5's layout, metadata after the network, damaged files refused."""
 
 import json
 import shutil
@@ -11,7 +11,6 @@ import torch
 import export
 from models.backends import load_backend
 from models.formats.tflite import META, ChannelsLast, read_tflite
-from models.formats.tflite_precision import Network, Operation, head, saturating, stays_float
 from models.schema import SCHEMA
 from tests.models.formats.small import (
     NAMES,
@@ -152,70 +151,3 @@ def test_int8_without_data_is_refused(quantised):
     weights = quantised[0].path.with_name("best.pt")
     with pytest.raises(UserError, match="--int8: is calibrated on the images it is made for; add --data"):
         export.run(weights=str(weights), include=["tflite"], imgsz=[64], int8=True)
-
-
-def network(*operations, **ranks):
-    """A chain of operations as a network; tensors have four axes where nothing else is said."""
-    operations = [Operation(kind, tuple(ins), tuple(outs)) for kind, ins, outs in operations]
-    names = {name for operation in operations for name in operation.inputs + operation.outputs}
-    return Network(operations, ("image",), ("boxes",), dict.fromkeys(names, 4) | ranks)
-
-
-def test_attention_stays_float_but_not_its_linear_layers_nor_the_maps_around_it():
-    found = stays_float(
-        network(
-            ("CONV_2D", ["image"], ["a"]),
-            ("LOGISTIC", ["a"], ["b"]),
-            ("CONV_2D", ["b"], ["c"]),
-            ("TRANSPOSE", ["c"], ["planes"]),
-            ("RESHAPE", ["planes"], ["tokens"]),
-            ("MEAN", ["tokens"], ["norm"]),
-            ("FULLY_CONNECTED", ["norm"], ["query"]),
-            ("MUL", ["query", "tokens"], ["sum"]),
-            ("RESHAPE", ["sum"], ["heads"]),
-            ("SOFTMAX", ["heads"], ["weights"]),
-            ("RESHAPE", ["weights"], ["back"]),
-            ("CONV_2D", ["back"], ["d"]),
-            ("ADD", ["d", "b"], ["e"]),
-            ("CONV_2D", ["e"], ["logits"]),
-            ("RESHAPE", ["logits"], ["boxes"]),
-            tokens=3,
-            norm=3,
-            query=3,
-            sum=3,
-            boxes=3,
-        )
-    )
-    attention = {"planes", "tokens", "norm", "sum", "heads", "weights", "back"}
-    assert set(found) == attention | {"logits", "boxes"}
-
-
-def test_the_head_begins_with_its_convolutions():
-    operations = [
-        ("CONV_2D", ["image"], ["a"]),
-        ("CONV_2D", ["a"], ["left"]),
-        ("CONV_2D", ["a"], ["right"]),
-        ("CONCATENATION", ["left", "right"], ["boxes"]),
-    ]
-    assert {operation.outputs for operation in head(network(*operations))} == {
-        ("left",),
-        ("right",),
-        ("boxes",),
-    }
-
-
-@pytest.mark.parametrize(
-    ("others", "bounds"),
-    [
-        ([("MUL", ["a", "gate"], ["boxes"])], {"a": (-6, np.inf)}),
-        ([("MUL", ["a", "gate"], ["b"]), ("ADD", ["a", "b"], ["boxes"])], {}),  # low values count elsewhere
-        ([("MUL", ["image", "gate"], ["boxes"])], {}),  # a gate, not SiLU
-    ],
-)
-def test_only_what_silu_alone_reads_is_cut_off(others, bounds):
-    operations = [("CONV_2D", ["image"], ["a"]), ("LOGISTIC", ["a"], ["gate"]), *others]
-    assert saturating(network(*operations)) == bounds
-
-
-def test_hard_swish_cuts_off_too():
-    assert saturating(network(("HARD_SWISH", ["image"], ["boxes"]))) == {"image": (-3, np.inf)}

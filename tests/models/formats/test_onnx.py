@@ -1,0 +1,80 @@
+"""ONNX: the promised names and axes, and what each runtime refuses."""
+
+import json
+
+import onnx
+import pytest
+import torch
+
+import export
+from models.formats.onnx import onnx_obstacle
+from models.schema import PROJECT, SCHEMA_DECODED
+from models.weights.checkpoint import save_checkpoint
+from models.yolo import DetectionModel
+
+TINY = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13, 16, 30]],
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]], [-1, 1, "Conv", [8, 3, 2]]],
+    "head": [[[2], 1, "Detect", ["nc", "anchors"]]],
+}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    model = DetectionModel(TINY)
+    model.names = {0: "cat", 1: "dog"}
+    model.detect.m[0].weight.data.normal_(0, 0.5)  # scores over the whole of 0..1, as after training
+    save_checkpoint(tmp_path / "best.pt", model, meta={})
+    return tmp_path / "best.pt"
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("simplify", [False, True])
+def test_onnx_has_the_promised_names_and_axes(weights, dynamic, simplify):
+    if simplify:
+        pytest.importorskip("onnxslim", reason="onnxslim is optional")
+    (result,) = export.run(
+        weights=str(weights),
+        include=["onnx"],
+        imgsz=[32, 64],
+        batch_size=2,
+        dynamic=dynamic,
+        simplify=simplify,
+    )
+    graph = onnx.load(result.path)
+    axes = [
+        [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (graph.graph.input[0], graph.graph.output[0])
+    ]
+    assert graph.graph.input[0].name == "images"
+    assert graph.graph.output[0].name == "output0"
+    assert len(graph.graph.input) == len(graph.graph.output) == 1
+    if dynamic:
+        assert axes == [["batch", 3, "height", "width"], ["batch", "anchors", 7]]
+    else:
+        assert axes == [[2, 3, 32, 64], [2, 2 * 8 * 16, 7]]
+    properties = {p.key: p.value for p in graph.metadata_props}
+    assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
+    assert properties["author"] == PROJECT
+    assert properties["task"] == "detect"
+    assert json.loads(properties["schema"]) == SCHEMA_DECODED
+    assert json.loads(properties["stride"]) == 4
+    assert json.loads(properties["imgsz"]) == [32, 64]
+    assert json.loads(properties["batch"]) == 2
+    assert json.loads(properties["dynamic"]) is dynamic
+    assert "mean" in properties["normalisation"]
+    assert graph.opset_import[0].version == 17
+
+
+def test_onnx_can_be_had_on_the_cpu_and_says_why_not_elsewhere(monkeypatch):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is optional")
+    assert onnx_obstacle(torch.device("cpu")) == ""
+    assert onnx_obstacle(torch.device("mps")) == (
+        "this ONNX Runtime does not run on mps; pip install onnxruntime-gpu, or use --device cpu"
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert onnx_obstacle(torch.device("cpu")) == "pip install onnx onnxruntime"
