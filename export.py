@@ -23,9 +23,10 @@ from torch import Tensor
 import models.formats  # noqa: F401 registers the formats
 from models.export_checks.accept import check_accuracy, check_difference, check_nms, compare
 from models.export_checks.int8_accuracy import Accuracy, Quantiser
-from models.formats.exporter import EXPORTERS, OPSET, WORKSPACE, Exporter, Job, network_input
+from models.formats.exporter import EXPORTERS, WORKSPACE, Exporter, Job, network_input
 from models.formats.metadata import Metadata
 from models.formats.nms_options import Suppression
+from models.formats.onnx import OPSET, check_opset
 from models.registry import load_plugins
 from models.weights.checkpoint import load_checkpoint
 from models.weights.releases import fetch_missing
@@ -43,7 +44,6 @@ LOGGER = logging.getLogger("yolo.export")
 
 NMS_BATCHES = 8  # of calibration images, on which the NMS of an int8 file is checked too
 CALIBRATION_IMAGES = 100
-OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
 ELSEWHERE = frozenset({"saved_model", "pb", "edgetpu", "tfjs", "paddle"})  # YOLOv5 has them, we do not
 _NMS = Suppression()
 
@@ -173,10 +173,8 @@ class ExportOptions(Options):
             raise UserError(
                 f"--calibration-images {self.calibration_images}: must be at least 1; 100 to 300 do"
             )
-        if self.opset is not None and self.opset not in OPSETS:
-            raise UserError(
-                f"--opset {self.opset}: must be {OPSETS[0]} to {OPSETS[-1]}; {OPSET} runs nearly everywhere"
-            )
+        if self.opset is not None:
+            check_opset(self.opset)
         if self.workspace is not None and self.workspace <= 0:
             raise UserError(f"--workspace {self.workspace:g}: must be above 0 GB; {WORKSPACE:g} do")
 

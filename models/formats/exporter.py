@@ -25,7 +25,6 @@ from utils.letterbox import letterbox_tensor
 _Node = TypeVar("_Node")
 _Key = TypeVar("_Key", bound=Hashable)
 
-OPSET = 17  # which ONNX Runtime, OpenVINO and TensorRT of the last years read
 WORKSPACE = 4.0  # GB
 
 
@@ -49,7 +48,7 @@ class Job:
         calibration: for int8 gives the images to calibrate with, the same at every call, as batches of the
             example's size; None otherwise.
         verbose: whether the packages that write the format may say what they do.
-        opset: ONNX's operator set.
+        opset: ONNX's operator set, one of `models.formats.onnx.OPSETS`.
         simplify: whether the ONNX graph is simplified.
         workspace: memory that TensorRT may build with, in GB.
     """
@@ -59,7 +58,7 @@ class Job:
     metadata: Metadata
     calibration: Callable[[], Iterator[Tensor]] | None = None
     verbose: bool = False
-    opset: int = OPSET
+    opset: int = 17
     simplify: bool = False
     workspace: float = WORKSPACE
 

@@ -22,6 +22,17 @@ from models.formats.onnx_nms import with_nms
 from models.formats.onnx_precision import reduce_onnx_precision
 from utils.errors import UserError, first_line
 
+OPSET = 17  # the default: ONNX Runtime, OpenVINO and TensorRT of the last years read it
+OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an operator set that cannot be written."""
+    if opset not in OPSETS:
+        raise UserError(
+            f"--opset {opset}: must be {OPSETS[0]} to {OPSETS[-1]}; {OPSET} runs nearly everywhere"
+        )
+
 
 def write_onnx(job: Job, path: Path) -> None:
     """Trace to ONNX: input `images`, output `output0`.
