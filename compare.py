@@ -26,7 +26,7 @@ from models.backends import load_backend
 from models.formats.base import Backend
 from models.formats.onnx import onnx_obstacle
 from models.layers.library_nets import is_named
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel

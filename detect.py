@@ -27,7 +27,7 @@ import torch
 
 from models.backends import check_channels, load_backend
 from models.formats.base import Backend
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.weights.releases import fetch_missing
 from utils.cli import RunOptions, from_keywords, given, guard, option, parse

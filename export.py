@@ -27,7 +27,7 @@ from models.formats.exporter import EXPORTERS, WORKSPACE, Exporter, Job, network
 from models.formats.metadata import Metadata
 from models.formats.nms_options import Suppression
 from models.formats.onnx import OPSET, check_opset
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from models.weights.checkpoint import load_checkpoint
 from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel

@@ -51,7 +51,7 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
     _own_packages()
     from models.backends import load_backend
     from models.hub import HubModel
-    from models.registry import load_plugins
+    from models.plugins import load_plugins
     from models.weights.checkpoint import load_checkpoint
     from models.weights.releases import fetch_missing
     from utils.device import select_device

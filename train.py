@@ -24,7 +24,7 @@ import torch
 from models.backends import ModelBackend, load_backend
 from models.formats.base import Backend
 from models.layers.library_nets import is_named
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from models.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.weights.initial_model import check_config, start_model, starting_weights
 from models.yolo import DetectionModel

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from models.backends import check_channels, load_backend
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from models.weights.checkpoint import load_checkpoint
 from models.weights.releases import fetch_missing
 from utils.cli import WORKERS_HELP, RunOptions, from_keywords, given, guard, option, parse

@@ -30,7 +30,7 @@ from models.export_checks.int8_accuracy import measure
 from models.formats.base import Backend
 from models.formats.exporter import EXPORTERS
 from models.formats.metadata import PRECISIONS
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from utils.cli import Options, from_keywords, given, guard, option
 from utils.dataset.config import load_dataset
 from utils.device import describe, select_device, tune_allocator, versions

@@ -1,4 +1,4 @@
-"""Define the detection heads: raw maps in training, boxes in pixels in evaluation."""
+"""Define the detection head: raw maps in training, boxes in pixels in evaluation."""
 
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ class Detect(nn.Module):
     def set_stride(self, strides: Sequence[float]) -> None:
         """Set the stride of each level, scale the anchors to cells and set the biases.
 
-        To be called once. The biases start at a prior of 8 objects in an image of 640 px, each class equally
-        likely. Without it the first steps of training would predict objects everywhere.
+        Must be called once. The biases start at a prior of 8 objects in an image of 640 px, each class
+        equally likely (RetinaNet, section 3.3); without it the first steps of training would predict objects
+        everywhere.
         """
         stride = torch.tensor(list(strides), dtype=torch.float32, device=self.anchors.device)
         self.anchors.div_(stride.view(-1, 1, 1))
@@ -86,9 +87,9 @@ class Detect(nn.Module):
     def _decode(self, y: Tensor, level: int) -> Tensor:
         """Map logits (N, na*no, ny, nx) to boxes and probabilities (N, na*ny*nx, no).
 
-        The outputs are the last axis throughout, which is how CPU runtimes lay out a convolution's result, so
-        no data is moved to another layout and back. Computed in float32: half precision has too few bits for
-        the fraction of a coordinate on a large map.
+        The outputs stay the last axis, as CPU runtimes lay out a convolution's result: no data is moved to
+        another layout and back. All is float32, because half precision has too few bits for the fraction of a
+        coordinate on a large map.
         """
         n, _, ny, nx = y.shape
         stride = self.stride[level].float()

@@ -1,4 +1,4 @@
-"""Keep the table of blocks: the name in a YAML row, its class, and how its arguments are read.
+"""Keep the table of blocks: a name in YAML rows, its class and its rules.
 
 A block in the user's own file registers like ours and needs no edit here:
 
@@ -9,20 +9,18 @@ A block in the user's own file registers like ours and needs no edit here:
     class MyBlock(nn.Module):
         def __init__(self, c1: int, c2: int, k: int = 3, s: int = 1): ...
 
-`--plugins my_blocks.py` loads it. The row `[-1, 1, MyBlock, [64, 3, 2]]` then builds MyBlock(c, 64, 3, 2),
-where c is the number of input channels.
+`--plugins my_blocks.py` loads it (`models/plugins.py`). The row `[-1, 1, MyBlock, [64, 3, 2]]` then builds
+MyBlock(c, 64, 3, 2), where c is the number of input channels.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import inspect
-import sys
-import traceback
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from torch import nn
@@ -40,7 +38,7 @@ Block = TypeVar("Block", bound=nn.Module)
 
 
 class Rules(TypedDict, total=False):
-    """List what a block can say of itself; `BlockSpec` explains each."""
+    """List the rules that a block can state; `BlockSpec` explains each."""
 
     channels: str
     scale_width: bool
@@ -57,7 +55,7 @@ class Rules(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Say how the arguments of a YAML row become the arguments of a constructor.
+    """State how the arguments of a YAML row become the arguments of a constructor.
 
     Attributes:
         name: what a YAML calls the block.
@@ -117,8 +115,17 @@ class BlockSpec:
 
 
 REGISTRY: dict[str, BlockSpec] = {}
-_loaded: dict[Path, str] = {}
-_loading: list[str] = []
+_source: ContextVar[str | None] = ContextVar("source", default=None)
+
+
+@contextlib.contextmanager
+def registering_for(source: str) -> Iterator[None]:
+    """Note a plug-in file as the source of all blocks that register meanwhile."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
 
 
 @overload
@@ -150,9 +157,8 @@ def register_block(
     if cls is None:
         return lambda decorated: register_block(decorated, name, **rules)
     label = name or cls.__name__
-    source = _loading[-1] if _loading else None
-    problem = _problem(cls, label, rules)
-    if problem:
+    source = _source.get()
+    if problem := _problem(cls, label, rules):
         raise UserError(f"{source}: block {label}{problem}" if source else f"block {label}{problem}")
     if rules.get("stride") is None:
         parameters = inspect.signature(cls).parameters
@@ -163,13 +169,12 @@ def register_block(
 
 
 def _problem(cls: type[nn.Module], label: str, rules: Rules) -> str | None:
-    """Say why a registration cannot work; None if it can.
+    """Return why a registration cannot work; None if it can.
 
     The text continues a sentence that begins with the block's name.
     """
     known = Rules.__annotations__
-    unknown = sorted(set(rules) - set(known))
-    if unknown:
+    if unknown := sorted(set(rules) - set(known)):
         return f": {unknown[0]} is no rule; use those of {', '.join(sorted(known))}"
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         return ": is no torch.nn.Module class; register the class itself"
@@ -183,8 +188,7 @@ def _problem(cls: type[nn.Module], label: str, rules: Rules) -> str | None:
         owner = REGISTRY[label].source or "this project"
         return f": that name is taken by a block of {owner}; register it under another name"
     parameters = inspect.signature(cls).parameters
-    absent = [p for p in rules.get("scale_also", ()) if p not in parameters]
-    if absent:
+    if absent := [p for p in rules.get("scale_also", ()) if p not in parameters]:
         return f": scale_also names {absent[0]!r}, no parameter of its constructor"
     return None
 
@@ -192,77 +196,3 @@ def _problem(cls: type[nn.Module], label: str, rules: Rules) -> str | None:
 def lookup(name: str) -> BlockSpec | None:
     """Return the block that a YAML names; None if there is none. 'torch.nn.X' and 'nn.X' are the same."""
     return REGISTRY.get(name.removeprefix("torch."))
-
-
-def load_plugins(paths: str | Path | Iterable[str | Path]) -> list[str]:
-    """Run the user's own Python files so that their blocks register.
-
-    A file that was loaded before is not run again. Only here is code run that the user names: no YAML and no
-    checkpoint can name a file. Our own blocks must be registered before, which importing `models.yolo` does.
-
-    Returns:
-        The absolute paths of the files, in order.
-
-    Raises:
-        UserError: a file is missing, or its code fails (the message names the line).
-    """
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    return [_load_plugin(Path(path)) for path in paths or []]
-
-
-def _load_plugin(path: Path) -> str:
-    """Run one plug-in file under its own module name."""
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(
-            f"--plugins {path}: no such Python file; give the path of a .py file that registers blocks"
-        )
-    path = path.resolve()
-    if path in _loaded:
-        return str(path)
-    before = set(REGISTRY)
-    module_name = f"yolo_plugin_{path.stem}_{len(_loaded)}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None  # None only for a name that does not end in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    _loading.append(str(path))
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        _forget(module_name, before)
-        raise
-    except Exception as error:  # noqa: BLE001 the user's code can raise anything; the message names its line
-        _forget(module_name, before)
-        raise UserError(f"--plugins {path}, {blame(error, path)}") from error
-    finally:
-        _loading.pop()
-    _loaded[path] = module_name
-    return str(path)
-
-
-def _forget(module_name: str, names_before: set[str]) -> None:
-    """Remove what a failed plug-in registered, so that the corrected file can be loaded."""
-    sys.modules.pop(module_name, None)
-    for name in set(REGISTRY) - names_before:
-        del REGISTRY[name]
-
-
-def _line_of(error: Exception, path: Path) -> int | str:
-    """Return the last line of a file in an error's traceback, else "?"."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        return error.lineno
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.lineno and Path(f.filename) == path]
-    return lines[-1] if lines else "?"
-
-
-def blame(error: Exception, path: Path) -> str:
-    """Describe an exception raised in a plug-in file: its line, kind and message."""
-    text = str(error).strip().splitlines()
-    return f"line {_line_of(error, path)}: {type(error).__name__}: {text[0] if text else 'no message'}"
-
-
-def plugins_of(names: Sequence[str]) -> list[str]:
-    """Return the plug-in files that the named blocks come from."""
-    return sorted({spec.source for name in names if (spec := lookup(name)) and spec.source})

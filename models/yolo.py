@@ -1,4 +1,4 @@
-"""The detector: a YAML's layers with their detection head. Run as a script it prints a model.
+"""Build a detector from a YAML; as a script, print its layers and cost.
 
 python models/yolo.py --cfg models/yolov5-mobilenetv2.yaml --line-profile
 """
@@ -21,15 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import models.common  # noqa: F401 registers the blocks, as models.heads and models.wrappers do
 from models.build.fusion import fuse_adjacent
 from models.build.rows import Row, check_keys, read_rows
 from models.build.shapes import build_layer, infer_shapes
 from models.heads import Detect
 from models.layers.activations import default_activation
 from models.layers.library_nets import named_config
-from models.registry import load_plugins, plugins_of
-from utils.cli import Options, from_keywords, given, guard, option, parse
+from models.plugins import load_plugins
+from utils.cli import Options, from_keywords, guard, option, parse
 from utils.device import describe, select_device
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
@@ -41,71 +40,100 @@ __all__ = ["DetectionModel", "Detect", "Row", "parse_model"]
 
 LOGGER = logging.getLogger("yolo.models")
 
-TTA_SCALES = (1.0, 0.83, 0.67)
-TTA_FLIPS = (False, True, False)
-TTA_PAD = 0.447  # grey of the padding, about the mean of ImageNet
+_TTA_SCALES = (1.0, 0.83, 0.67)
+_TTA_FLIPS = (False, True, False)
+_TTA_PAD = 0.447  # grey of the padding, about the mean of ImageNet
+
+
+def parse_model(
+    cfg: dict[str, Any], ch: int = 3, source: str = "model YAML"
+) -> tuple[nn.Sequential, list[Row]]:
+    """Check a model's YAML row by row, then build its layers on torch's default device.
+
+    Args:
+        cfg: the YAML as a dict; `nc` and `anchors` must be in it.
+        ch: channels of the input image.
+        source: what to call it in messages.
+
+    Returns:
+        The layers and a `Row` for each.
+
+    Raises:
+        UserError: one sentence with file, section, row, what was found and what was expected.
+    """
+    check_keys(cfg, source)
+    rows = read_rows(cfg, source)
+    with default_activation(cfg.get("activation")):
+        infer_shapes(rows, cfg, ch, source)
+        layers = nn.Sequential(*(build_layer(row) for row in rows))
+    return layers, rows
 
 
 class DetectionModel(nn.Module):
-    """A detector built from a YAML.
+    """Build a detector from a YAML.
+
+    Args:
+        cfg: a model YAML (a bare name is searched under models/), its contents, or 'timm:NAME' or
+            'torchvision:NAME' for that network under YOLOv5's neck.
+        ch: channels of the image, unless the YAML has `ch`.
+        nc, anchors: instead of the YAML's; anchors as lists per level or as a number per level.
 
     Attributes:
-        yaml: the YAML as a dict with what was overridden; building from it again gives the same network.
+        yaml: the YAML as a dict with `ch`, `nc` and `anchors` as given; it builds the same network again.
+        source: what the YAML is called in messages.
         rows: a `Row` per layer. model: the layers; their state_dict keys are YOLOv5's, 'model.N....'.
-        names: class index -> name. nc, ch: classes, channels of the image. stride: (nl,) pixels per cell.
+        names: class index -> name. nc, ch: classes, channels of the image.
+        mean, std: buffers (1, ch, 1, 1) that the input is normalised with; None where the YAML has none.
+        is_fused: whether `fuse` was called.
+
+    Raises:
+        UserError: the YAML cannot be built; the sentence names the row and what was expected.
     """
+
+    mean: Tensor | None
+    std: Tensor | None
 
     def __init__(
         self,
-        cfg: str | Path | dict[str, Any],
+        cfg: str | Path | dict[str, Any],  # Any: the values of a YAML are of any kind until they are checked
         ch: int = 3,
         nc: int | None = None,
-        anchors: Any = None,
+        anchors: Any = None,  # Any: lists, a number, an array or a tensor
     ) -> None:
-        """Args:
-            cfg: a model YAML (a bare name is searched under models/), its contents, or 'timm:NAME' or
-                'torchvision:NAME' for that network under YOLOv5's neck.
-            ch: channels of the image, unless the YAML has `ch`.
-            nc, anchors: instead of the YAML's; anchors as lists per level or as a number per level.
-
-        Raises:
-            UserError: the YAML cannot be built; the sentence names the row and what was expected.
-        """
         super().__init__()
         self.yaml, self.source = _read_config(cfg)
         self.yaml["ch"] = self.yaml.get("ch", ch)
         if nc is not None:
             self.yaml["nc"] = nc
         if anchors is not None:
-            self.yaml["anchors"] = _plain(anchors)
+            self.yaml["anchors"] = anchors.tolist() if hasattr(anchors, "tolist") else copy.deepcopy(anchors)
         self.model, self.rows = parse_model(self.yaml, self.yaml["ch"], self.source)
         self.ch: int = self.yaml["ch"]
         self.nc: int = self.yaml["nc"]
         self.names = {i: f"class{i}" for i in range(self.nc)}
         self.is_fused = False
         self._kept = {s for row in self.rows for s in row.sources if s != row.index - 1}
-        self._set_input_statistics()
+        for key in ("mean", "std"):
+            self.register_buffer(key, self._statistics(key), persistent=False)
         self._set_strides()
 
-    def _set_input_statistics(self) -> None:
-        """Mean and standard deviation of the input, per channel in 0..1, from the YAML; none: none."""
-        for key in ("mean", "std"):
-            values = self.yaml.get(key)
-            if values is None:
-                self.register_buffer(key, None, persistent=False)
-                continue
-            numbers = isinstance(values, list | tuple) and all(
-                isinstance(v, int | float) and math.isfinite(v) for v in values
+    def _statistics(self, key: str) -> Tensor | None:
+        """Return the YAML's mean or std of the input, (1, ch, 1, 1)."""
+        values = self.yaml.get(key)
+        if values is None:
+            return None
+        numbers = isinstance(values, list | tuple) and all(
+            isinstance(v, int | float) and math.isfinite(v) for v in values
+        )
+        if not numbers or len(values) != self.ch or (key == "std" and min(values) <= 0):
+            raise UserError(
+                f"{self.source}: {key}: {values!r}, expected {self.ch} numbers"
+                f"{' above 0' if key == 'std' else ''}, one per channel of the image in 0..1"
             )
-            if not numbers or len(values) != self.ch or (key == "std" and min(values) <= 0):
-                raise UserError(
-                    f"{self.source}: {key}: {values!r}, expected {self.ch} numbers"
-                    f"{' above 0' if key == 'std' else ''}, one per channel of the image in 0..1"
-                )
-            self.register_buffer(key, torch.tensor(values).float().view(1, -1, 1, 1), persistent=False)
+        return torch.tensor(values).float().view(1, -1, 1, 1)
 
     def _set_strides(self) -> None:
-        """Give the head its strides, anchors in their order of size."""
+        """Give the head its strides, and sort its anchors by size as the strides are."""
         row = self.rows[-1]
         strides = [self.rows[s].stride for s in row.sources]
         areas = [sum(w * h for w, h in zip(level[::2], level[1::2])) for level in row.args[1]]
@@ -116,21 +144,23 @@ class DetectionModel(nn.Module):
 
     @property
     def detect(self) -> Detect:
-        """The detection head."""
-        return self.model[-1]
+        """Return the detection head."""
+        head: Any = self.model[-1]  # Any: a plug-in's head need not be a Detect, only work like one
+        return head
 
     @property
     def stride(self) -> Tensor:
-        """Pixels per cell of each level, (nl,)."""
+        """Return the pixels per cell of each level, (nl,)."""
         return self.detect.stride
 
     @property
     def plugins(self) -> list[str]:
-        """The plug-in files whose blocks this model uses."""
-        return plugins_of([row.name for row in self.rows])
+        """Return the plug-in files whose blocks this model uses."""
+        return sorted({row.spec.source for row in self.rows if row.spec.source})
 
+    # Any: a list of maps in training, boxes and maps in evaluation; callers know which of the two they asked.
     def forward(self, x: Tensor, augment: bool = False) -> Any:
-        """Detect.
+        """Return the head's maps in training and its boxes in evaluation.
 
         Args:
             x: (N, ch, H, W) float RGB in 0..1, H and W multiples of the largest stride. A model of one
@@ -143,6 +173,7 @@ class DetectionModel(nn.Module):
         return self._forward_augmented(x) if augment else self._forward_once(x)
 
     def _forward_once(self, x: Tensor) -> Any:
+        """Run each layer on the results of its sources."""
         x = self._prepare(x)
         kept: dict[int, Tensor] = {}
         for row, layer in zip(self.rows, self.model):
@@ -153,7 +184,7 @@ class DetectionModel(nn.Module):
         return x
 
     def _prepare(self, x: Tensor) -> Tensor:
-        """RGB to luma for a model of one channel, then the model's own mean and standard deviation."""
+        """Normalise by mean and std; one channel gets the luma of RGB."""
         if self.ch == 1 and x.shape[1] == 3:
             x = to_luma(x)
         if self.mean is not None:
@@ -163,10 +194,11 @@ class DetectionModel(nn.Module):
         return x
 
     def _forward_augmented(self, x: Tensor) -> tuple[Tensor, None]:
-        """Three passes: full size, mirrored at 0.83, and 0.67, all told in the full image's pixels.
+        """Join the boxes of three passes: full size, mirrored at 0.83, and 0.67.
 
-        The full pass drops its coarsest level and the smallest pass its finest: large objects are found
-        better in the small image and small ones in the large. A head of one level keeps it in every pass.
+        All are in the full image's pixels. The full pass drops its coarsest level and the smallest pass its
+        finest: large objects are found better in the small image and small ones in the large. A head of one
+        level keeps it in every pass.
         """
         if self.training or self.detect.export:
             raise ValueError("augment=True needs a model in eval mode that is not being exported")
@@ -174,7 +206,7 @@ class DetectionModel(nn.Module):
         by_stride = self.stride.argsort().tolist()
         dropped = (by_stride[-1], None, by_stride[0]) if len(by_stride) > 1 else (None, None, None)
         passes = []
-        for scale, flip, drop in zip(TTA_SCALES, TTA_FLIPS, dropped):
+        for scale, flip, drop in zip(_TTA_SCALES, _TTA_FLIPS, dropped):
             image, (ratio_h, ratio_w) = _scaled(x.flip(3) if flip else x, scale, int(self.stride.max()))
             decoded, raws = self._forward_once(image)
             sizes = [math.prod(raw.shape[1:4]) for raw in raws]
@@ -187,29 +219,33 @@ class DetectionModel(nn.Module):
         return torch.cat(passes, 1), None
 
     def fuse(self) -> DetectionModel:
-        """Fold every BatchNorm that directly follows a convolution, in place; eval mode is set."""
+        """Fold every BatchNorm that directly follows a convolution, in place, and set eval mode."""
         self.eval()
         if not self.is_fused:
-            weight = self.detect.m[0].weight
+            weight = next(self.detect.parameters())
             side = int(max(row.stride for row in self.rows)) * 2
-            fuse_adjacent(self, torch.zeros(1, self.ch, side, side, dtype=weight.dtype, device=weight.device))
+            fuse_adjacent(self, weight.new_zeros(1, self.ch, side, side))
             self.is_fused = True
         return self
 
 
 def _scaled(x: Tensor, scale: float, multiple: int) -> tuple[Tensor, tuple[float, float]]:
-    """A batch scaled and padded at the right and bottom to a multiple; and the scale reached (h, w)."""
+    """Scale a batch and pad it at the right and bottom to a multiple.
+
+    Returns:
+        The batch, and the scale that whole pixels allowed (h, w).
+    """
     if scale == 1.0:
         return x, (1.0, 1.0)
     height, width = x.shape[2:]
     h, w = int(height * scale), int(width * scale)
     x = F.interpolate(x, size=(h, w), mode="bilinear", align_corners=False)
     padding = (0, -w % multiple, 0, -h % multiple)
-    return F.pad(x, padding, value=TTA_PAD), (h / height, w / width)
+    return F.pad(x, padding, value=_TTA_PAD), (h / height, w / width)
 
 
 def _read_config(cfg: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The YAML's contents, the caller's own to change, and what to call it in messages."""
+    """Return a copy of the YAML's contents, and what to call it in messages."""
     if isinstance(cfg, dict):
         return copy.deepcopy(cfg), "model configuration"
     named = named_config(str(cfg))
@@ -217,11 +253,6 @@ def _read_config(cfg: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]
         return named, str(cfg)
     path = find_file(cfg, "models")
     return load_yaml(path), str(path)
-
-
-def _plain(anchors: Any) -> Any:
-    """Anchors as numbers and lists, whatever array they came in."""
-    return anchors.tolist() if hasattr(anchors, "tolist") else copy.deepcopy(anchors)
 
 
 @dataclass(frozen=True)
@@ -247,9 +278,19 @@ def parse_opt(argv: Sequence[str] | None = None) -> ModelOptions:
     return parse(ModelOptions, argv)
 
 
-def run(**options: Any) -> DetectionModel:
-    """Print a model's layers and cost; returns the model. Options are the script's, with underscores."""
-    opt = from_keywords(ModelOptions, options)
+def run(**options: object) -> DetectionModel:
+    """Print a model's layers and cost, and return the model.
+
+    Options are those of the command line, with underscores.
+
+    Raises:
+        UserError: an option or a YAML that cannot be used.
+    """
+    return _report(from_keywords(ModelOptions, options))
+
+
+def _report(opt: ModelOptions) -> DetectionModel:
+    """Build the model and log its layers, its cost and on request its times."""
     load_plugins(opt.plugins)
     device = select_device(opt.device)
     model = DetectionModel(opt.cfg, nc=opt.nc).to(device)
@@ -268,13 +309,13 @@ def run(**options: Any) -> DetectionModel:
 
 
 def _log_profile(model: DetectionModel, imgsz: list[int], device: torch.device) -> None:
-    """Milliseconds of one image: forward as built, forward fused, and forward with backward."""
+    """Log the milliseconds of one image: forward as built, fused, and with backward."""
     image = torch.full((1, model.ch, *imgsz), 0.5, device=device)
     fused = copy.deepcopy(model).fuse()
     trained = copy.deepcopy(model).train()
 
     def step() -> None:
-        sum(raw.square().mean() for raw in trained(image)).backward()
+        torch.stack([raw.square().mean() for raw in trained(image)]).sum().backward()
         trained.zero_grad()
 
     model.eval()
@@ -290,32 +331,8 @@ def _log_profile(model: DetectionModel, imgsz: list[int], device: torch.device) 
 
 
 def main() -> None:
-    """The script."""
-    run(**given(ModelOptions))
-
-
-def parse_model(
-    cfg: dict[str, Any], ch: int = 3, source: str = "model YAML"
-) -> tuple[nn.Sequential, list[Row]]:
-    """Check a model's YAML row by row, then build its layers on torch's default device.
-
-    Args:
-        cfg: the YAML as a dict; `nc` and `anchors` must be in it.
-        ch: channels of the input image.
-        source: what to call it in messages.
-
-    Returns:
-        The layers and a `Row` for each.
-
-    Raises:
-        UserError: one sentence with file, section, row, what was found and what was expected.
-    """
-    check_keys(cfg, source)
-    rows = read_rows(cfg, source)
-    with default_activation(cfg.get("activation")):
-        infer_shapes(rows, cfg, ch, source)
-        layers = nn.Sequential(*(build_layer(row) for row in rows))
-    return layers, rows
+    """Print the model that the command line names."""
+    _report(parse_opt())
 
 
 if __name__ == "__main__":

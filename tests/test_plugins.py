@@ -20,7 +20,7 @@ import export
 import hubconf
 import train
 import val
-from models import registry
+from models import plugins, registry
 from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import TINY_MODEL, write_set
@@ -55,9 +55,9 @@ def forget(monkeypatch):
     def undo() -> None:
         registry.REGISTRY.clear()
         registry.REGISTRY.update(kept)
-        for module in registry._loaded.values():
+        for module in plugins._loaded.values():
             sys.modules.pop(module, None)
-        registry._loaded.clear()
+        plugins._loaded.clear()
 
     yield undo
     undo()
@@ -151,7 +151,7 @@ def test_a_slip_in_a_plugin_is_told_with_its_row_and_its_line(
     blocks = tmp_path / "slip.py"
     blocks.write_text(BLOCKS.replace(line, wrong))
     number = next(i for i, text in enumerate(blocks.read_text().splitlines(), 1) if wrong in text)
-    registry.load_plugins(blocks)
+    plugins.load_plugins(blocks)
     rows = [[-1, 1, "GatedConv", [16, 3, 2]], *TINY_MODEL["backbone"][1:]]
     with pytest.raises(UserError, match=rf"backbone row 1 .*{words}") as caught:
         DetectionModel(TINY_MODEL | {"backbone": rows})

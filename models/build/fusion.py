@@ -1,44 +1,45 @@
-"""Fold BatchNorm into the convolution it directly follows, wherever the data flows that way.
+"""Fold each BatchNorm into the convolution that it directly follows.
 
-Which convolution a BatchNorm follows is seen by running the network once and watching what every
-convolution's result is used for: not by class name, not by attribute name. So a Sequential, a pair of
-attributes and a user's own block all fold, and a BatchNorm behind a concatenation does not.
+The network runs once, and what uses each convolution's result is recorded. Names of classes and attributes
+do not matter: a Sequential, a pair of attributes and a user's own block all fold, and a BatchNorm after a
+concatenation does not.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class _FlowRecorder(TorchFunctionMode):
-    """Notes who consumes each convolution's result while a network runs.
+    """Record which modules use each convolution's result while a network runs.
 
-    Results are kept alive, so an id means one tensor for the whole run.
+    Results are kept alive, so that an id means one tensor for the whole run.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.produced: dict[int, tuple[nn.Module, Tensor]] = {}
+        self.produced: dict[int, tuple[_ConvNd, Tensor]] = {}
         self.consumers: dict[int, list[nn.Module | None]] = {}
         self.calls: dict[nn.Module, int] = {}
         self._inside: list[nn.Module] = []
         self._handles = []
         for module in model.modules():
-            if isinstance(module, CONVOLUTIONS + BATCH_NORMS):
+            if isinstance(module, _ConvNd | _BatchNorm):
                 self._handles.append(module.register_forward_pre_hook(self._enter))
                 self._handles.append(module.register_forward_hook(self._leave))
 
     def close(self) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -50,37 +51,37 @@ class _FlowRecorder(TorchFunctionMode):
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
         self._inside.pop()
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, _ConvNd):
             self.produced[id(result)] = (module, result)
 
     def note(self, tensor: Tensor) -> None:
-        """One use of a tensor, by the module being run or by other code."""
+        """Record one use of a tensor, by the module that runs or by other code."""
         if id(tensor) in self.produced:
             user = self._inside[-1] if self._inside else None
             self.consumers.setdefault(id(tensor), []).append(user)
 
+    # Any: torch calls it with whatever function runs and whatever that function takes.
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        # Inside a module the whole use was noted on entry; reading a shape or a dtype is no use.
+        # A convolution or BatchNorm was recorded on entry; reading a shape or a dtype is no use.
         if not self._inside and any(True for _ in _tensors(result)):
             for tensor in _tensors((args, kwargs)):
                 self.note(tensor)
         return result
 
-    def pairs(self, outputs: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
-        """(convolution, BatchNorm) that stand next to each other and are used once, for each other alone."""
+    def pairs(self, outputs: object) -> Iterator[tuple[_ConvNd, _BatchNorm]]:
+        """Yield (convolution, BatchNorm) where only the BatchNorm uses the result, and each ran once."""
         for tensor in _tensors(outputs):
             self.note(tensor)
         for key, (conv, _) in self.produced.items():
             users = self.consumers.get(key, [])
-            if len(users) == 1 and isinstance(users[0], BATCH_NORMS):
-                norm = users[0]
-                if self.calls[conv] == 1 and self.calls[norm] == 1:
-                    yield conv, norm
+            norm = users[0] if len(users) == 1 else None
+            if isinstance(norm, _BATCH_NORMS) and self.calls[conv] == self.calls[norm] == 1:
+                yield conv, norm
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested tuples, lists and dicts."""
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield all tensors in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
@@ -90,12 +91,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(list(value.values()))
 
 
-def adjacent_pairs(model: nn.Module, *inputs: Any) -> list[tuple[nn.Module, nn.Module]]:
-    """The (convolution, BatchNorm) pairs of a network that can be folded, found by one run in eval mode.
+def adjacent_pairs(model: nn.Module, *inputs: object) -> list[tuple[_ConvNd, _BatchNorm]]:
+    """Return the pairs (convolution, BatchNorm) of a network that can be folded.
 
     Args:
         model: in eval mode.
-        inputs: what its forward takes; small is enough.
+        inputs: what its forward takes for the one run; a small image is enough.
     """
     recorder = _FlowRecorder(model)
     try:
@@ -114,9 +115,9 @@ def adjacent_pairs(model: nn.Module, *inputs: Any) -> list[tuple[nn.Module, nn.M
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a subclass still computes what its weights say: torch's forward, one of ours, or padding first.
+    """Return whether a module's forward is torch's or ours, or only pads first.
 
-    timm has convolutions that standardise their weights on the way; folding into those would be wrong.
+    timm has convolutions that standardise their weights in forward; folding into those would be wrong.
     """
     kind = type(module)
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
@@ -124,55 +125,57 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _holds_its_weights(module: nn.Module) -> bool:
-    """Whether weight and bias are parameters themselves, and not computed at each run from others.
+    """Return whether weight and bias are parameters themselves.
 
-    Weight and spectral normalisation and pruning, as parametrizations or as hooks, take them off the module
-    and work them out anew; what is folded into them would be lost.
+    Weight and spectral normalisation and pruning compute them from other parameters at each run, which would
+    overwrite what is folded.
     """
     return module._parameters.keys() >= {"weight", "bias"}
 
 
 def _rest_of(norm: nn.Module) -> nn.Module | None:
-    """What timm's BatchNorm with an activation inside does after normalising; None for any other class."""
-    if type(norm).__name__ == "BatchNormAct2d" and isinstance(getattr(norm, "act", None), nn.Module):
-        return norm.act  # its dropout, too, rests in eval mode
-    return None
+    """Return the activation inside timm's BatchNormAct2d; None for any other class."""
+    act = getattr(norm, "act", None) if type(norm).__name__ == "BatchNormAct2d" else None
+    return act if isinstance(act, nn.Module) else None  # its dropout does nothing in eval mode
 
 
 def _ids(module: nn.Module) -> set[int]:
+    """Return the ids of a module's own parameters."""
     return {id(p) for p in module.parameters(recurse=False)}
 
 
 def _shared_parameters(model: nn.Module) -> set[int]:
-    """Parameters that more than one module holds: folding one would change the other."""
-    seen: set[int] = set()
-    shared: set[int] = set()
-    for module in model.modules():
-        ids = _ids(module)
-        shared |= ids & seen
-        seen |= ids
-    return shared
+    """Return the ids of parameters that several modules hold: folding one would change the other."""
+    holders = Counter(i for module in model.modules() for i in _ids(module))
+    return {i for i, count in holders.items() if count > 1}
 
 
-def fuse_adjacent(model: nn.Module, *inputs: Any) -> int:
-    """Fold every such pair in place; identities take the BatchNorms' places. Returns how many."""
+def fuse_adjacent(model: nn.Module, *inputs: object) -> int:
+    """Fold every pair of `adjacent_pairs` in place, and replace the BatchNorms by identities.
+
+    Returns:
+        How many pairs were folded.
+    """
     pairs = adjacent_pairs(model, *inputs)
     for conv, norm in pairs:
         fold(conv, norm)
-    _replace(model, {id(norm): _rest_of(norm) or nn.Identity() for _, norm in pairs})
+    rest = {id(norm): _rest_of(norm) or nn.Identity() for _, norm in pairs}
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in rest:
+                setattr(parent, name, rest[id(child)])
     return len(pairs)
 
 
-def _replace(model: nn.Module, norms: dict[int, nn.Module]) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if id(child) in norms:
-                setattr(parent, name, norms[id(child)])
-
-
 @torch.no_grad()
-def fold(conv: nn.Module, norm: nn.Module) -> None:
-    """Scale and shift a convolution as its BatchNorm in eval mode would; computed in float64."""
+def fold(conv: _ConvNd, norm: _BatchNorm) -> None:
+    """Scale and shift a convolution as its BatchNorm in eval mode would; computed in float64.
+
+    Raises:
+        ValueError: the BatchNorm keeps no running statistics.
+    """
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("a BatchNorm without running statistics cannot be folded")
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.double()
@@ -182,7 +185,9 @@ def fold(conv: nn.Module, norm: nn.Module) -> None:
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
     weight = conv.weight
-    if isinstance(conv, _TRANSPOSED):  # (c1, c2 / groups, ...): groups of inputs, each with its own outputs
+    if isinstance(
+        conv, _ConvTransposeNd
+    ):  # (c1, c2 / groups, ...): groups of inputs, each with its own outputs
         per_group = scale.view(conv.groups, 1, -1).expand(-1, conv.in_channels // conv.groups, -1)
         factors = per_group.reshape(conv.in_channels, -1)
     else:  # (c2, c1 / groups, ...)

@@ -1,4 +1,4 @@
-"""From a model YAML to layers: every row checked, its shapes inferred without weights, only then built."""
+"""Read the rows of a model YAML and check their form."""
 
 from __future__ import annotations
 
@@ -16,58 +16,70 @@ from utils.errors import UserError
 
 LOGGER = logging.getLogger("yolo.models")
 
-MOST_REPEATS = 1000  # beyond it a slip of the pen would build for minutes
+_MOST_REPEATS = 1000  # a larger number is a typing error that would build for minutes
 KEYS = (
-    "nc",
-    "depth_multiple",
-    "width_multiple",
-    "channel_multiple",
-    "anchors",
-    "backbone",
-    "head",
-    "ch",
-    "activation",
-    "inplace",
-    "mean",
-    "std",
-    "pretrained",
+    *("nc", "depth_multiple", "width_multiple", "channel_multiple", "anchors", "backbone", "head", "ch"),
+    *("activation", "inplace", "mean", "std", "pretrained"),
 )
+_REMEDY = {
+    "nc": "write 'nc: 80' (the number of classes)",
+    "anchors": "write one list of w,h pairs in pixels per detection level, or a number of anchors",
+    "backbone": "it lists the rows [from, number, module, args]",
+    "head": "it lists the rows after the backbone and ends with Detect",
+}
 
 
 @dataclass
 class Row:
-    """One row of the YAML, understood: what it builds and what comes out.
+    """One row of the YAML and the layer that it builds.
+
+    `read_rows` makes it; `infer_shapes` then completes `args` and fills the last five attributes.
 
     Attributes:
         index: number of the layer, counted from 0 through backbone and head.
         section, section_row: 'backbone' or 'head', and the row's number in it, counted from 1.
         from_: the YAML's `from` as written. sources: the layers it means (-1: the image).
-        number: copies after depth_multiple. name: the block. args: constructor arguments.
+        number: copies after depth_multiple. name: the block. spec: its rules.
+        args: the arguments, of any kind that a YAML has: first the row's, then the constructor's.
         out_channels, stride: of the output; both 0 for the detector's output. Of a row that gives several
             maps: of the last; `maps` has the shapes of all.
-        params: parameters of the layer.
+        params: parameters of the layer. shape: of the output for an image of the size that is tried.
     """
 
     index: int
     section: str
     section_row: int
     from_: int | list[int]
+    sources: tuple[int, ...]
     number: int
     name: str
+    spec: BlockSpec = field(repr=False)
     args: list[Any]
-    sources: tuple[int, ...] = ()
     out_channels: int = 0
     stride: float = 0
     params: int = 0
-    spec: BlockSpec = field(default=None, repr=False)
     shape: tuple[int, ...] = field(default=(), repr=False)
     maps: list[tuple[int, ...]] = field(default_factory=list, repr=False)
 
+    @property
+    def place(self) -> str:
+        """Return where the row is, in the words of an error."""
+        return _place(self.section, self.section_row, self.index, self.name)
+
+
+def _place(section: str, section_row: int, index: int, name: str) -> str:
+    """Return a row's section, number, layer and block."""
+    return f"{section} row {section_row} (layer {index}{f', {name}' if name else ''})"
+
 
 class RowError(Exception):
-    """What is wrong with a row, as found and expected; `parse_model` says where."""
+    """Say what is wrong with a row: what was found and what was expected.
+
+    The caller adds the file and the row.
+    """
 
 
+# Any: the values of a YAML are of any kind until they are checked here.
 def check_keys(cfg: dict[str, Any], source: str) -> None:
     """Check everything of a model's YAML but its rows.
 
@@ -79,9 +91,9 @@ def check_keys(cfg: dict[str, Any], source: str) -> None:
         if close:
             raise UserError(f"{source}: key {key!r} is not known; did you mean {close[0]!r}?")
         _warn_unknown(source, str(key))
-    for key in ("nc", "anchors", "backbone", "head"):
+    for key, remedy in _REMEDY.items():
         if cfg.get(key) is None:
-            raise UserError(f"{source}: key '{key}' is missing; {_REMEDY[key]}")
+            raise UserError(f"{source}: key '{key}' is missing; {remedy}")
     for key in ("backbone", "head"):
         if not isinstance(cfg[key], list) or not cfg[key]:
             raise UserError(f"{source}: '{key}' is {kind_of(cfg[key])}, expected a list of rows")
@@ -100,57 +112,51 @@ def check_keys(cfg: dict[str, Any], source: str) -> None:
         raise UserError(f"{source}: {error}") from None
 
 
-@functools.cache  # a training builds its YAML twice: first to look at it, then with the data's classes
+@functools.cache  # a training builds its YAML twice: first to check it, then with the data's classes
 def _warn_unknown(source: str, key: str) -> None:
     LOGGER.warning("%s: key %r is not known and does nothing; known are %s", source, key, ", ".join(KEYS))
 
 
-_REMEDY = {
-    "nc": "write 'nc: 80' (the number of classes)",
-    "anchors": "write one list of w,h pairs in pixels per detection level, or a number of anchors",
-    "backbone": "it lists the rows [from, number, module, args]",
-    "head": "it lists the rows after the backbone and ends with Detect",
-}
-
-
 def read_rows(cfg: dict[str, Any], source: str) -> list[Row]:
-    """The rows' form: four entries of the right kinds, a known block, sources in range."""
+    """Read the rows of backbone and head.
+
+    Args:
+        cfg: a YAML that `check_keys` has accepted.
+        source: what to call it in messages.
+
+    Raises:
+        UserError: a row without four entries of the right kinds, an unknown block, a source out of range, or
+            no `Detect` as the last row.
+    """
     rows: list[Row] = []
     for section in ("backbone", "head"):
         for number, raw in enumerate(cfg[section], 1):
-            row = Row(len(rows), section, number, -1, 1, "", [])
             try:
-                _read_row(row, raw, cfg)
+                rows.append(_read_row(section, number, len(rows), raw, cfg))
             except RowError as error:
-                raise row_error(row, source, error) from None
-            rows.append(row)
-    outputs = [row for row in rows if row.spec.output]
-    last = rows[-1]
-    if not outputs:
-        raise row_error(
-            last, source, f"the last row is {last.name} and no row is Detect; end the head with a Detect row"
+                name = raw[2] if isinstance(raw, list) and len(raw) == 4 and isinstance(raw[2], str) else ""
+                place = _place(section, number, len(rows), name)
+                raise UserError(f"{source}: {place}: {error}") from None
+    last, output = rows[-1], next((row for row in rows if row.spec.output), None)
+    if output is None:
+        raise UserError(
+            f"{source}: {last.place}: the last row is {last.name} and no row is Detect; "
+            "end the head with a Detect row"
         )
-    if outputs[0] is not last:
-        raise row_error(
-            outputs[0], source, f"{outputs[0].name} stands before other rows; it must be the one last row"
+    if output is not last:
+        raise UserError(
+            f"{source}: {output.place}: {output.name} is not the last row; move it to the end of the head"
         )
     return rows
 
 
-def row_error(row: Row, source: str, what: object) -> UserError:
-    """The sentence: file, section, row, then what was found and expected."""
-    name = f", {row.name}" if row.name else ""
-    return UserError(f"{source}: {row.section} row {row.section_row} (layer {row.index}{name}): {what}")
-
-
-def _read_row(row: Row, raw: Any, cfg: dict[str, Any]) -> None:
-    """Fill a row from [from, number, module, args]."""
+def _read_row(section: str, section_row: int, index: int, raw: object, cfg: dict[str, Any]) -> Row:
+    """Read one row [from, number, module, args]."""
     if not isinstance(raw, list) or len(raw) != 4:
         raise RowError(f"found {raw!r}, expected four entries [from, number, module, [args]]")
     from_, number, name, args = raw
     if not isinstance(name, str):
         raise RowError(f"module is {kind_of(name)} {name!r}, expected the name of a block")
-    row.name = name
     spec = lookup(name)
     if spec is None:
         close = difflib.get_close_matches(name, REGISTRY, 3, 0.5)
@@ -160,15 +166,19 @@ def _read_row(row: Row, raw: Any, cfg: dict[str, Any]) -> None:
         raise RowError(f"number is {number!r}, expected a whole number of repeats from 1")
     if not isinstance(args, list):
         raise RowError(f"args is {kind_of(args)} {args!r}, expected a list such as [64, 3, 2]")
-    row.spec, row.from_, row.args = spec, from_, [_literal(arg, cfg) for arg in args]
-    row.number = max(round(number * cfg.get("depth_multiple", 1.0)), 1) if number > 1 else 1
-    if row.number > MOST_REPEATS:
-        raise RowError(f"repeats {row.number} times after depth_multiple, expected at most {MOST_REPEATS}")
-    row.sources = _sources(row.index, from_, spec)
+    repeats = max(round(number * cfg.get("depth_multiple", 1.0)), 1) if number > 1 else 1
+    if repeats > _MOST_REPEATS:
+        raise RowError(f"repeats {repeats} times after depth_multiple, expected at most {_MOST_REPEATS}")
+    sources = _sources(index, from_, spec)
+    values = [_literal(arg, cfg) for arg in args]
+    return Row(index, section, section_row, from_, sources, repeats, name, spec, values)
 
 
 def _literal(value: Any, cfg: dict[str, Any]) -> Any:
-    """An argument as a value: 'nc', 'anchors', 'None', 'True' and 'False' are names, all else is itself."""
+    """Return an argument's value.
+
+    'nc', 'anchors', 'None', 'True' and 'False' are names of values; any other text is itself.
+    """
     names = {"nc": cfg["nc"], "anchors": cfg["anchors"], "None": None, "True": True, "False": False}
     if isinstance(value, list):
         return [_literal(item, cfg) for item in value]
@@ -176,7 +186,7 @@ def _literal(value: Any, cfg: dict[str, Any]) -> Any:
 
 
 def _sources(index: int, from_: Any, spec: BlockSpec) -> tuple[int, ...]:
-    """The layers a `from` means, as absolute numbers (-1: the image, for layer 0 only)."""
+    """Return the numbers of the layers that a `from` means (-1: the image)."""
     wanted = from_ if isinstance(from_, list) else [from_]
     if not wanted or not all(accepts(f, int) for f in wanted):
         raise RowError(

@@ -1,4 +1,4 @@
-"""Give each row its arguments, channels and stride before a weight exists."""
+"""Infer each row's arguments, channels and stride before a weight exists."""
 
 from __future__ import annotations
 
@@ -9,27 +9,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.build.rows import Row, RowError, row_error
+from models.build.rows import Row, RowError
 from models.build.values import accepts, kind_of, readable_hint
 from models.layers.activations import Activation, activation_factory
-from models.registry import blame
-from utils.errors import UserError
+from models.plugins import blame
+from utils.errors import UserError, first_line
 
-PROBE = 512  # pixels per side of the image that the rows' shapes are inferred with: strides up to 512
+_PROBE = 512  # pixels per side of the image that shapes are inferred with: strides up to 512
 
-_POSITIVE = frozenset({"c2", "k", "s", "g", "d", "n", "e", "heads", "layers", "gain", "stride", "expand"})
+# Parameters of constructors that must be above 0.
+_POSITIVE = {
+    *("c2", "k", "s", "g", "d", "n", "e", "heads", "layers", "gain", "stride", "expand", "out_channels"),
+    *("kernel_size", "groups", "dilation", "dim", "depth", "kernel", "patch", "mlp_dim", "mid"),
+}
+# What our own and torch's constructors and forwards raise for arguments that cannot work.
+_CANNOT = (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError)
 
-_POSITIVE |= {"out_channels", "kernel_size", "groups", "dilation"}
 
-_POSITIVE |= {"dim", "depth", "kernel", "patch", "mlp_dim", "mid"}
-
-
+# Any: the values of a YAML are of any kind until they are compared with the constructor's annotations.
 def infer_shapes(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> None:
-    """Give every row its constructor arguments, output channels and stride, running it without weights."""
+    """Complete the arguments of every row and fill its channels, stride and parameters.
+
+    Each row is built and run once without weights.
+
+    Args:
+        rows: those of `read_rows`; changed in place.
+        cfg: the YAML. ch: channels of the image. source: what to call the YAML in messages.
+
+    Raises:
+        UserError: a row that cannot be built or cannot take what its sources give.
+    """
     for row in rows:
-        shapes = [rows[s].shape if s >= 0 else (1, ch, PROBE, PROBE) for s in row.sources]
+        shapes = [rows[s].shape if s >= 0 else (1, ch, _PROBE, _PROBE) for s in row.sources]
         try:
             _check_lists(row, rows)
             if row.spec.picks:
@@ -39,15 +52,15 @@ def infer_shapes(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> 
                 _complete_output(row, [rows[s].stride for s in row.sources], cfg)
             _complete_args(row, [shape[1] for shape in shapes], cfg)
             if row.spec.output:
-                row.params = _count(_dry_build(row, "meta"))
+                row.params = _count(_build_alone(row, "meta"))
             else:
-                _dry_run(row, shapes)
+                _run_alone(row, shapes)
         except RowError as error:
-            raise row_error(row, source, error) from None
+            raise UserError(f"{source}: {row.place}: {error}") from None
 
 
 def _check_lists(row: Row, rows: list[Row]) -> None:
-    """A row that gives several maps is read by Index rows alone, and they read nothing else."""
+    """Check that Index rows, and no others, read a row of several maps."""
     for s in row.sources:
         name, maps = (rows[s].name, len(rows[s].maps)) if s >= 0 else ("the image", 0)
         if maps and not row.spec.picks:
@@ -57,7 +70,7 @@ def _check_lists(row: Row, rows: list[Row]) -> None:
 
 
 def _check_sizes(row: Row, rows: list[Row], shapes: Sequence[tuple[int, ...]]) -> None:
-    """All maps a row joins must have one size; the detector's output takes them as they come."""
+    """Check that maps to be joined have one size; the output takes any."""
     if row.spec.output or row.spec.picks or len({shape[2:] for shape in shapes}) == 1:
         return
     found = ", ".join(f"layer {s} has stride {rows[s].stride:g}" for s in row.sources)
@@ -65,7 +78,10 @@ def _check_sizes(row: Row, rows: list[Row], shapes: Sequence[tuple[int, ...]]) -
 
 
 def _complete_args(row: Row, channels: list[int], cfg: dict[str, Any]) -> None:
-    """Turn the row's arguments into the constructor's: width scaled, channels in front, repeats inside."""
+    """Turn the row's arguments into the constructor's.
+
+    Widths are scaled; input channels come in front; repeats inside a block come after its width.
+    """
     spec, given = row.spec, list(row.args)
     args = given
     if spec.channels == "in_out":
@@ -81,27 +97,31 @@ def _complete_args(row: Row, channels: list[int], cfg: dict[str, Any]) -> None:
         args = [*given, channels]
     names = list(spec.signature.parameters)[: len(args)]
     widths = [i for i, name in enumerate(names) if name in spec.scale_also and accepts(args[i], int)]
-    args = [_scaled_width(arg, cfg) if i in widths else arg for i, arg in enumerate(args)]
-    row.args = args
-    bound = _bind(row, args, len(args) - len(given))
+    row.args = [_scaled_width(arg, cfg) if i in widths else arg for i, arg in enumerate(args)]
+    bound = _bind(row, len(given))
     problem = spec.check(bound, channels) if spec.check else None
     if problem:
         raise RowError(problem)
 
 
 def _scaled_width(width: int, cfg: dict[str, Any]) -> int:
-    """A width times width_multiple, rounded up to a multiple of 8 or of the YAML's channel_multiple."""
-    divisor = cfg.get("channel_multiple", 8)
+    """Multiply a width by width_multiple and round it up to a multiple of channel_multiple (8)."""
+    divisor: int = cfg.get("channel_multiple", 8)
     return math.ceil(width * cfg.get("width_multiple", 1.0) / divisor) * divisor
 
 
-def _bind(row: Row, args: list[Any], added: int) -> dict[str, Any]:
-    """The arguments by the constructor's names, their number and kinds checked."""
+def _bind(row: Row, given: int) -> dict[str, Any]:
+    """Return the arguments by the constructor's names, after a check of their number and kinds.
+
+    Args:
+        row: with the constructor's arguments. given: how many of them the YAML wrote, for the message.
+    """
     signature, hints = row.spec.signature, row.spec.hints
     try:
-        bound = signature.bind(*args)
+        bound = signature.bind(*row.args)
     except TypeError:
-        raise RowError(f"found {_arguments(row, args, added)}; expected {_expected(row)}") from None
+        found = f"{given} argument{'' if given == 1 else 's'}"
+        raise RowError(f"found {found}; expected {_expected(row)}") from None
     for name, value in bound.arguments.items():
         if name in hints and not accepts(value, hints[name]):
             raise RowError(
@@ -113,27 +133,21 @@ def _bind(row: Row, args: list[Any], added: int) -> dict[str, Any]:
                 activation_factory(value)
             except ValueError as error:
                 raise RowError(str(error)) from None
-        least = value if isinstance(value, tuple | list) else [value]
-        if name in _POSITIVE and any(accepts(v, float) and v <= 0 for v in least):
+        values = value if isinstance(value, tuple | list) else [value]
+        if name in _POSITIVE and any(accepts(v, float) and v <= 0 for v in values):
             raise RowError(f"{name} is {value!r}, expected a number above 0")
     bound.apply_defaults()
     return dict(bound.arguments)
 
 
-def _arguments(row: Row, args: list[Any], added: int) -> str:
-    count = len(args) - added
-    return f"{count} argument{'' if count == 1 else 's'}"
-
-
 def _expected(row: Row) -> str:
-    """The row's own arguments in words: the constructor's parameters less those put in for it."""
-    parameters = list(row.spec.signature.parameters.values())
-    hidden = 2 if row.spec.channels == "in_out" and row.spec.repeat == "inside" else 0
-    parameters = parameters[row.spec.given_in_front :]
-    if hidden:
-        parameters = [parameters[0], *parameters[2:]]
-    if row.spec.channels == "sources":
-        parameters = parameters[:-1]
+    """Describe the arguments of a row: the constructor's parameters without those that we fill in."""
+    spec = row.spec
+    parameters = list(spec.signature.parameters.values())[spec.given_in_front :]
+    if spec.channels == "in_out" and spec.repeat == "inside":
+        del parameters[1]
+    if spec.channels == "sources":
+        del parameters[-1]
     words = [
         p.name if p.default is inspect.Parameter.empty else f"{p.name}={p.default!r}" for p in parameters
     ]
@@ -141,7 +155,7 @@ def _expected(row: Row) -> str:
 
 
 def _complete_output(row: Row, strides: list[float], cfg: dict[str, Any]) -> None:
-    """The detector's output: its nc and anchors are the model's, one level for each source, strides whole."""
+    """Check the output's nc and strides, and write its anchors as pixels per level."""
     for source, stride in zip(row.sources, strides):
         if stride != int(stride):
             raise RowError(f"layer {source} has stride {stride:g}, expected a whole number")
@@ -153,12 +167,16 @@ def _complete_output(row: Row, strides: list[float], cfg: dict[str, Any]) -> Non
 
 
 def pixel_anchors(anchors: Any, strides: Sequence[float]) -> list[list[float]]:
-    """Anchors as one flat list w, h, w, h, ... per level, in pixels.
+    """Return anchors as one flat list w, h, w, h, ... per level, in pixels.
 
-    A number means so many per level, to be fitted to the data: squares from 2 to under 4 strides till then.
+    A number means so many anchors per level, which training fits to the data. Until then they are squares
+    of 2 to 4 strides.
 
     Raises:
         RowError: not so many lists as levels, an odd number of values, unequal lengths, a value not above 0.
+
+    >>> pixel_anchors(1, [8, 16])
+    [[16.0, 16.0], [32.0, 32.0]]
     """
     levels = len(strides)
     if accepts(anchors, float):
@@ -182,11 +200,8 @@ def pixel_anchors(anchors: Any, strides: Sequence[float]) -> list[list[float]]:
     return [list(map(float, level)) for level in anchors]
 
 
-_CANNOT = (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError)
-
-
-def _dry_build(row: Row, device: str) -> nn.Module:
-    """Build a row to look at it; what its constructor refuses becomes the row's error."""
+def _build_alone(row: Row, device: str) -> nn.Module:
+    """Build a row's layer; what its constructor refuses becomes the row's error."""
     try:
         with torch.device(device):
             return build_layer(row).eval()
@@ -196,64 +211,61 @@ def _dry_build(row: Row, device: str) -> nn.Module:
         raise RowError(f"cannot be built with {row.args}: {_why(row, error)}") from None
 
 
-def _dry_run(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Infer a row's output shape, parameters and stride from those of its sources.
+def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Infer a row's output shape, parameters and stride from the shapes of its sources.
 
-    Without memory or arithmetic; a block that needs real numbers to run gets them once.
+    It runs on the meta device, without memory or arithmetic. A block whose code asks for a tensor's values
+    runs once on the CPU.
     """
-    layer = _dry_build(row, "meta")
+    layer = _build_alone(row, "meta")
     try:
         try:
-            y = _run(layer, row, shapes, "meta")
+            result = _forward(layer, row, shapes, "meta")
         except RuntimeError as error:
-            if "meta" not in str(error):  # a true mistake; otherwise the block asks for a tensor's values
+            if "meta" not in str(error):
                 raise
             with torch.random.fork_rng(devices=[]):
-                y = _run(_dry_build(row, "cpu"), row, shapes, "cpu")
+                result = _forward(_build_alone(row, "cpu"), row, shapes, "cpu")
     except _failures(row) as error:
         inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
         raise RowError(f"cannot take an input of {inputs} with {row.args}: {_why(row, error)}") from None
     if row.spec.many:
-        row.maps = [tuple(m.shape) for m in y]
-        y = y[-1]
-    if not isinstance(y, torch.Tensor) or y.ndim != 4 or 0 in y.shape:
+        row.maps = [tuple(m.shape) for m in result]
+        result = result[-1]
+    if not isinstance(result, Tensor) or result.ndim != 4 or 0 in result.shape:
         raise RowError("gives no map (N, C, H, W), which every row but the last must")
-    down, across = PROBE / y.shape[2], PROBE / y.shape[3]
+    down, across = _PROBE / result.shape[2], _PROBE / result.shape[3]
     if down != across:
         raise RowError(f"has stride {down:g} down but {across:g} across, expected one stride")
-    row.shape, row.out_channels, row.stride = tuple(y.shape), y.shape[1], down
+    row.shape, row.out_channels, row.stride = tuple(result.shape), result.shape[1], down
     row.params = _count(layer)
 
 
-def _run(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: str) -> Any:
-    """One forward of a row on empty maps."""
+def _forward(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: str) -> Any:
+    """Run a row on maps of zeros; Any, because a user's block may return anything."""
     maps = [torch.zeros(shape, device=device) for shape in shapes]
     with torch.no_grad():
         return layer(maps if row.spec.joins or row.spec.picks else maps[0])
 
 
 def _failures(row: Row) -> type[Exception] | tuple[type[Exception], ...]:
-    """What a row's block may raise without it being a defect of ours: in a plug-in's code, anything."""
+    """Return the exceptions that are the row's fault; a plug-in can raise any."""
     return Exception if row.spec.source else _CANNOT
 
 
 def _why(row: Row, error: Exception) -> str:
-    """What a block's error says; of a plug-in's block also where in its file it comes from."""
+    """Return what a block's error says, for a plug-in's block with file and line."""
     source = row.spec.source
-    return f"{source}, {blame(error, Path(source))}" if source else _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+    return f"{source}, {blame(error, Path(source))}" if source else first_line(error)
 
 
 def _count(layer: nn.Module) -> int:
+    """Count a layer's parameters."""
     return sum(p.numel() for p in layer.parameters())
 
 
 def build_layer(row: Row) -> nn.Module:
-    """The layer of a row; `number` copies in a Sequential unless the block repeats inside."""
+    """Build a row's layer; `number` copies unless the block repeats inside."""
     spec, args = row.spec, row.args
     if row.number == 1 or spec.repeat == "inside":
         return spec.cls(*args)

@@ -1,4 +1,7 @@
-"""Say whether a YAML value is of the kind that an annotation states."""
+"""Compare a YAML value with the annotation of a constructor's parameter.
+
+Any stands for both: a value can be of any kind, and an annotation can be a class, a union or an alias.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,19 @@ from typing import Any
 
 from torch import nn
 
+_UNIONS = (typing.Union, types.UnionType)
+
 
 def accepts(value: Any, hint: Any) -> bool:
-    """Whether a YAML value is of the kind an annotation states; annotations not known here accept all."""
+    """Return whether a value is of the kind that an annotation states.
+
+    An annotation that is not known here accepts every value.
+
+    >>> accepts([3, 5], tuple[int, ...]), accepts(True, int)
+    (True, False)
+    """
     origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
+    if origin in _UNIONS:
         return any(accepts(value, option) for option in typing.get_args(hint))
     if hint is None or hint is type(None):
         return value is None
@@ -23,19 +34,16 @@ def accepts(value: Any, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and value == value
-    if origin in (tuple, list) or hint in (tuple, list) or _is_sequence(origin or hint):
+    kind = origin or hint
+    if isinstance(kind, type) and issubclass(kind, Sequence):
         return _accepts_items(value, typing.get_args(hint))
     if isinstance(hint, type) and issubclass(hint, nn.Module):
         return isinstance(value, nn.Module)
     return True
 
 
-def _is_sequence(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Sequence) and kind is not str
-
-
 def _accepts_items(value: Any, kinds: tuple[Any, ...]) -> bool:
-    """Whether a YAML list fits tuple[int, ...], tuple[int, int] or Sequence[float]."""
+    """Return whether a list fits tuple[int, ...], tuple[int, int] or Sequence[float]."""
     if not isinstance(value, list | tuple):
         return False
     if not kinds:
@@ -45,19 +53,22 @@ def _accepts_items(value: Any, kinds: tuple[Any, ...]) -> bool:
     return len(value) == len(kinds) and all(accepts(item, kind) for item, kind in zip(value, kinds))
 
 
-def kind_of(value: Any) -> str:
-    """A value's kind in a user's words."""
+def kind_of(value: object) -> str:
+    """Return a value's kind in a user's words."""
     names = {bool: "true/false", int: "number", float: "number", str: "text", list: "list", dict: "mapping"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
 def readable_hint(hint: Any) -> str:
-    """An annotation in a user's words."""
+    """Return an annotation in a user's words.
+
+    >>> readable_hint(int | None)
+    'a whole number or None'
+    """
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
     if hint in names:
         return names[hint]
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    origin = typing.get_origin(hint)
+    if origin in _UNIONS:
         return " or ".join(readable_hint(h) for h in typing.get_args(hint) if h is not nn.Module)
-    if typing.get_origin(hint) in (tuple, list):
-        return "a list"
-    return getattr(hint, "__name__", str(hint))
+    return "a list" if origin in (tuple, list) else getattr(hint, "__name__", str(hint))

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import formats
 from models.formats import exporter as exporting
-from models.registry import load_plugins
+from models.plugins import load_plugins
 from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import NAMES, TINY_MODEL, write_set

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from models import registry
-from models.registry import load_plugins
+from models import plugins, registry
+from models.plugins import load_plugins
 from models.schema import SCHEMA
 from models.weights.checkpoint import load_checkpoint, plain, save_checkpoint, transfer
 from models.yolo import DetectionModel
@@ -256,7 +256,7 @@ def test_damaged_payloads_are_named(tmp_path, changes, sentence):
 
 def test_checkpoint_names_the_plugin_it_needs_and_never_runs_it_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
-    monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.setattr(plugins, "_loaded", {})
     plugin, path = tmp_path / "my_blocks.py", tmp_path / "x.pt"
     plugin.write_text(PLUGIN)
     load_plugins([plugin])
@@ -265,7 +265,7 @@ def test_checkpoint_names_the_plugin_it_needs_and_never_runs_it_by_itself(tmp_pa
     assert torch.load(path, weights_only=True)["plugins"] == {"Doubling": str(plugin.resolve())}
     assert load_checkpoint(path).model.rows[1].name == "Doubling"
     del registry.REGISTRY["Doubling"]
-    registry._loaded.clear()
+    plugins._loaded.clear()
     with pytest.raises(UserError, match=r"uses Doubling from a plug-in; add --plugins .*my_blocks\.py"):
         load_checkpoint(path)
     load_plugins([plugin])
