@@ -212,23 +212,9 @@ def _build_alone(row: Row, device: str) -> nn.Module:
 
 
 def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Infer a row's output shape, parameters and stride from the shapes of its sources.
-
-    It runs on the meta device, without memory or arithmetic. A block whose code asks for a tensor's values
-    runs once on the CPU.
-    """
+    """Infer a row's output shape, parameters and stride from the shapes of its sources."""
     layer = _build_alone(row, "meta")
-    try:
-        try:
-            result = _forward(layer, row, shapes, "meta")
-        except RuntimeError as error:
-            if "meta" not in str(error):
-                raise
-            with torch.random.fork_rng(devices=[]):
-                result = _forward(_build_alone(row, "cpu"), row, shapes, "cpu")
-    except _failures(row) as error:
-        inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
-        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_why(row, error)}") from None
+    result = _result_without_weights(layer, row, shapes)
     if row.spec.many:
         row.maps = [tuple(m.shape) for m in result]
         result = result[-1]
@@ -239,6 +225,24 @@ def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
         raise RowError(f"has stride {down:g} down but {across:g} across, expected one stride")
     row.shape, row.out_channels, row.stride = tuple(result.shape), result.shape[1], down
     row.params = _count(layer)
+
+
+def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]]) -> Any:
+    """Run a row on the meta device, without memory or arithmetic.
+
+    A block whose code asks for a tensor's values runs once on the CPU.
+    """
+    try:
+        try:
+            return _forward(layer, row, shapes, "meta")
+        except RuntimeError as error:
+            if "meta" not in str(error):
+                raise
+            with torch.random.fork_rng(devices=[]):
+                return _forward(_build_alone(row, "cpu"), row, shapes, "cpu")
+    except _failures(row) as error:
+        inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
+        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_why(row, error)}") from None
 
 
 def _forward(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: str) -> Any:
