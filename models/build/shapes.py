@@ -42,21 +42,26 @@ def infer_shapes(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> 
         UserError: a row that cannot be built or cannot take what its sources give.
     """
     for row in rows:
-        shapes = [rows[s].shape if s >= 0 else (1, ch, _PROBE, _PROBE) for s in row.sources]
         try:
-            _check_lists(row, rows)
-            if row.spec.picks:
-                shapes = rows[row.sources[0]].maps
-            _check_sizes(row, rows, shapes)
-            if row.spec.output:
-                _complete_output(row, [rows[s].stride for s in row.sources], cfg)
-            _complete_args(row, [shape[1] for shape in shapes], cfg)
-            if row.spec.output:
-                row.params = _count(_build_alone(row, "meta"))
-            else:
-                _run_alone(row, shapes)
+            _infer_shape(row, rows, cfg, ch)
         except RowError as error:
             raise UserError(f"{source}: {row.place}: {error}") from None
+
+
+def _infer_shape(row: Row, rows: list[Row], cfg: dict[str, Any], ch: int) -> None:
+    """Complete one row; the rows before it are complete."""
+    shapes = [rows[s].shape if s >= 0 else (1, ch, _PROBE, _PROBE) for s in row.sources]
+    _check_lists(row, rows)
+    if row.spec.picks:
+        shapes = rows[row.sources[0]].maps
+    _check_sizes(row, rows, shapes)
+    if row.spec.output:
+        _complete_output(row, [rows[s].stride for s in row.sources], cfg)
+    _complete_args(row, [shape[1] for shape in shapes], cfg)
+    if row.spec.output:
+        row.params = _count(_build_alone(row, "meta"))
+    else:
+        _run_alone(row, shapes)
 
 
 def _check_lists(row: Row, rows: list[Row]) -> None:
@@ -128,16 +133,21 @@ def _bind(row: Row, given: int) -> dict[str, Any]:
                 f"{name} is {kind_of(value)} {value!r}, "
                 f"expected {readable_hint(hints[name])}: {_expected(row)}"
             )
-        if hints.get(name) is Activation and isinstance(value, str):
-            try:
-                activation_factory(value)
-            except ValueError as error:
-                raise RowError(str(error)) from None
-        values = value if isinstance(value, tuple | list) else [value]
-        if name in _POSITIVE and any(accepts(v, float) and v <= 0 for v in values):
-            raise RowError(f"{name} is {value!r}, expected a number above 0")
+        _check_value(name, value, hints.get(name))
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def _check_value(name: str, value: Any, hint: object) -> None:
+    """Check that an activation is known and that sizes are above 0."""
+    if hint is Activation and isinstance(value, str):
+        try:
+            activation_factory(value)
+        except ValueError as error:
+            raise RowError(str(error)) from None
+    values = value if isinstance(value, tuple | list) else [value]
+    if name in _POSITIVE and any(accepts(v, float) and v <= 0 for v in values):
+        raise RowError(f"{name} is {value!r}, expected a number above 0")
 
 
 def _expected(row: Row) -> str:
