@@ -25,8 +25,8 @@ from models.registry import Arguments, register_block
 
 
 def autopad(
-    k: int | tuple[int, ...], p: int | tuple[int, ...] | None = None, d: int = 1
-) -> int | tuple[int, ...]:
+    k: int | tuple[int, int], p: int | tuple[int, int] | None = None, d: int = 1
+) -> int | tuple[int, int]:
     """Return the padding that keeps the size at stride 1, unless `p` is given.
 
     It is half of the kernel `k` after dilation `d`: autopad(3) == 1, autopad(3, d=2) == 2.
@@ -35,7 +35,7 @@ def autopad(
         return p
     if isinstance(k, int):
         return (d * (k - 1) + 1) // 2
-    return tuple((d * (x - 1) + 1) // 2 for x in k)
+    return (d * (k[0] - 1) + 1) // 2, (d * (k[1] - 1) + 1) // 2
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -1168,7 +1168,7 @@ class MobileViTAttention(nn.Module):
         p = self.patch
         rows, columns = (h + p - 1) // p, (w + p - 1) // p
         # A trace must hold for other sizes too, so it always resizes; to its own size this changes nothing.
-        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]  # torch has no types for it
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]  # torch has no types for it
         resize = tracing or h % p != 0 or w % p != 0
         if resize:
             x = F.interpolate(x, size=(rows * p, columns * p), mode="bilinear", align_corners=False)

@@ -96,6 +96,7 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
 UNCOUNTABLE = """
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from models.registry import register_block
 
@@ -107,7 +108,7 @@ class Shy(nn.Module):
         self.weight = nn.Parameter(torch.rand(c2, c1))
 
     def forward(self, x):
-        if hasattr(self, "total_ops"):  # thop's place for its count
+        if _get_current_dispatch_mode() is not None:  # the counter's
             raise ValueError("will not be watched")
         return torch.einsum("oc,...chw->...ohw", self.weight, x)
 """

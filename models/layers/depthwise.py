@@ -71,9 +71,9 @@ class StridedDepthwiseConv2d(nn.Conv2d):
 def convolution(
     c1: int,
     c2: int,
-    k: int | tuple[int, ...],
-    s: int | tuple[int, ...] = 1,
-    p: int | tuple[int, ...] = 0,
+    k: int | tuple[int, int],
+    s: int | tuple[int, int] = 1,
+    p: int | tuple[int, int] = 0,
     g: int = 1,
     d: int = 1,
 ) -> nn.Conv2d:

@@ -73,7 +73,7 @@ def _hub_options(repository: str, file: str) -> dict[str, Any]:
     if not _installed("huggingface_hub"):
         return {}  # timm then takes its other address, or says that it needs the client
     from huggingface_hub import constants, try_to_load_from_cache  # here: comes with timm
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]  # not in its __all__
 
     name, _, revision = repository.partition("@")
     cached = try_to_load_from_cache(name, file, revision=revision or None)

@@ -72,10 +72,10 @@ def _usable(
         UserError: there are no such maps, or it takes images of one size, or of few, whatever it is told.
     """
     label, why = f"timm/{name}", None
-    wanted = {"pretrained": False, "in_chans": c1, "features_only": True}
+    wanted: dict[str, Any] = {"pretrained": False, "in_chans": c1, "features_only": True}
     try:
         with torch.device("meta"):
-            info = timm_network(name, **wanted).feature_info
+            info: Any = timm_network(name, **wanted).feature_info  # Any: timm's FeatureInfo
         picked = _last_of_each(label, info.reduction(), strides)
         wanted["out_indices"] = tuple(info.out_indices[i] for i in picked)
     except _NO_MAPS as error:
@@ -215,7 +215,7 @@ def _stage_strides(
     handles = []
     for stage, module in stages:
 
-        def note(module: nn.Module, args: tuple, result: Any, stage: str = stage) -> None:
+        def note(module: nn.Module, args: tuple[object, ...], result: Any, stage: str = stage) -> None:
             if not isinstance(result, Tensor) or result.ndim != 4:
                 return
             for last, (h, w) in ((False, result.shape[2:]), (True, result.shape[1:3])):

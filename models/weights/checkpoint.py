@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import io
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,7 @@ class TransferReport:
 
     def __str__(self) -> str:
         """One line for the log."""
-        parts = {
+        parts: dict[str, Sequence[object]] = {
             "missing": self.missing,
             "of another shape": self.mismatched,
             "excluded": self.excluded,

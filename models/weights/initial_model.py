@@ -90,7 +90,8 @@ def start_model(
     weights = starting_weights(cfg, weights)
     start = load_checkpoint(weights) if weights else None
     with seeded(seed):
-        model = DetectionModel(cfg or start.model.yaml, nc=len(names), anchors=anchors_per_layer)
+        yaml = start.model.yaml if start is not None and not cfg else cfg
+        model = DetectionModel(yaml or "", nc=len(names), anchors=anchors_per_layer)
     if model.ch not in (1, 3):
         raise UserError(
             f"{cfg or weights}: ch is {model.ch}, but images have 3 channels (one: their luma); "

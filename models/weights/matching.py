@@ -32,7 +32,7 @@ class Leaf:
     shapes: dict[str, tuple[int, ...]] = field(hash=False)
 
     @property
-    def kind(self) -> tuple:
+    def kind(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """What must agree for two layers to be paired; a 1x1 convolution and a linear layer are one kind."""
         return tuple(sorted((key, _bare(shape)) for key, shape in self.shapes.items()))
 
@@ -97,7 +97,7 @@ def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = Fals
     run, seen, handles = Run(), set(), []
 
     def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple, result: Any) -> None:
+        def note(module: nn.Module, args: tuple[object, ...], result: Any) -> None:
             if keep_maps and isinstance(result, Tensor):
                 run.maps.append(result.clone())
             if name in seen or not _owns(module):
@@ -110,7 +110,7 @@ def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = Fals
         return note
 
     def before(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple) -> None:
+        def note(module: nn.Module, args: tuple[object, ...]) -> None:
             if name not in run.inputs and args and isinstance(args[0], Tensor):
                 run.inputs[name] = args[0].clone()
 
@@ -141,7 +141,9 @@ def reveal(network: nn.Module, forward: Callable[[], Any], seed: int = 0) -> Non
     statistics are those of one batch.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = [m for m in network.modules() if getattr(m, "running_mean", None) is not None]
+    norms: list[Any] = [  # Any: a BatchNorm of whatever library
+        m for m in network.modules() if getattr(m, "running_mean", None) is not None
+    ]
     with torch.no_grad():
         for module in network.modules():
             for name, p in module.named_parameters(recurse=False):

@@ -121,7 +121,7 @@ def read_file(path: Path) -> Any:
         )  # a file that may not be read says so here: what torch raises below is about its contents
     _refuse_other_archives(path)
     try:
-        with torch.serialization.safe_globals(SHELLS), warnings.catch_warnings():
+        with torch.serialization.safe_globals([*SHELLS]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and versions; what matters is raised
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 a malformed byte may surface as any exception: all mean the same
@@ -193,10 +193,14 @@ def _named(path: Path) -> Iterator[str]:
 
 def _globals_of(file: Any) -> Iterator[str]:
     """The names in one pickle, by reading its opcodes; of the stack only the texts matter here."""
-    from torch._weights_only_unpickler import IMPORT_MAPPING, NAME_MAPPING
+    from torch._weights_only_unpickler import (  # type: ignore[attr-defined]  # torch does not list them
+        IMPORT_MAPPING,
+        NAME_MAPPING,
+    )
 
-    pushed: list[Any] = [None, None]
+    pushed: list[Any] = [None, None]  # Any: a pickle's values
     memo: dict[int, Any] = {}
+    argument: Any  # of an opcode: text, a number or None
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "MEMOIZE":
             memo[len(memo)] = pushed[-1]

@@ -72,10 +72,10 @@ def load_backbone(model: DetectionModel, weights: str) -> BackboneReport:
     check_weights(weights)
     label, path = (_named(model), None) if weights == "imagenet" else _split(weights)
     if path is not None and label is None:
-        state = _checkpoint_state(path)
-        if state is not None:
-            return _transplant(model, *state, str(path))
-        state = read_weights(path)
+        own = _checkpoint_state(path)
+        if own is not None:
+            return _transplant(model, *own, str(path))
+        state: Mapping[str, Tensor] = read_weights(path)
         reference = _origin(model, path, state)
     else:
         reference = build_reference(label or equal_reference(model))

@@ -116,7 +116,7 @@ def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
 
 def _timm(name: str) -> tuple[nn.Module, Any, Any]:
     network = timm_network(name, pretrained=False)
-    cfg = network.pretrained_cfg
+    cfg: Any = network.pretrained_cfg  # Any: timm's own dictionary
     return network, cfg["mean"], cfg["std"]
 
 
@@ -255,6 +255,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: not such a file, or one that would need code to be run (it is not run).
     """
+    data: Any  # what a stranger's file holds
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # here: comes with timm, needed for its files alone
