@@ -1,1 +1,1 @@
-"""Layers below the blocks: activations, the depthwise convolution, networks of timm and torchvision."""
+"""Hold the layers below the blocks: activations, depthwise convolution, networks of other libraries."""

@@ -1,4 +1,4 @@
-"""Activations by name, and the one that a model's blocks use by default."""
+"""Name activations, and keep the one that a model's blocks use by default."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ _ACTIVATION_TEXT = re.compile(r"(?:torch\.)?(?:nn\.)?(\w+)(?:\(([^()]*)\))?")
 
 
 def activation_factory(text: str) -> Callable[[], nn.Module]:
-    """What makes the activation a YAML names: 'ReLU6', 'nn.SiLU()', 'nn.LeakyReLU(0.1)'; in place if it can.
+    """Return what makes the activation that a YAML names, in place where possible.
+
+    Names are such as 'ReLU6', 'nn.SiLU()' and 'nn.LeakyReLU(0.1)'.
 
     The text is looked up, never evaluated: a name of `ACTIVATIONS` and, in brackets, numbers only.
 
@@ -66,7 +68,9 @@ _default_activation: ContextVar[Callable[[], nn.Module]] = ContextVar(
 
 @contextlib.contextmanager
 def default_activation(text: str | None) -> Iterator[None]:
-    """While one model is being built, the activation its blocks use by default (None: SiLU).
+    """Set the default activation of the blocks of the model being built.
+
+    None is SiLU.
 
     Held in a context variable, so neither another model nor another thread sees it.
     """
@@ -79,7 +83,10 @@ def default_activation(text: str | None) -> Iterator[None]:
 
 
 def make_activation(act: Activation) -> nn.Module:
-    """The activation module for a block's `act`: True the model's default, False or None none, or by name."""
+    """Return the activation module for a block's `act`.
+
+    True is the model's default, False or None is none, and text is a name.
+    """
     if isinstance(act, nn.Module):
         return act
     if isinstance(act, str):

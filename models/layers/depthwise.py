@@ -1,4 +1,4 @@
-"""Depthwise convolution with a stride whose training is fast in bfloat16 on a CPU.
+"""Compute strided depthwise convolutions whose training is fast in bfloat16 on a CPU.
 
 There the library takes several times as long for the input's gradient of a strided depthwise convolution as
 for that of an unstrided one on the same map. Spreading the gradient over the strides, zeros between, makes it
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 
 class _StridedDepthwise(torch.autograd.Function):
-    """conv2d of one channel per group; its input gradient by way of an unstrided convolution."""
+    """Compute a depthwise conv2d whose input gradient uses an unstrided convolution."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-        """X (N, C, H, W), weight (C, 1, k, k) of one dtype -> (N, C, H', W')."""
+        """Convolve x (N, C, H, W) with a weight (C, 1, k, k)."""
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return torch.conv2d(x, weight, None, stride, padding, 1, weight.shape[0])
@@ -26,7 +26,7 @@ class _StridedDepthwise(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Gradients of x and weight."""
+        """Return the gradients of x and weight."""
         x, weight = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad[:2]
         grad_x = _gradients(_spread(grad, x, weight, ctx), x, weight, [1, 1], ctx, 0) if wants_x else None
@@ -35,7 +35,7 @@ class _StridedDepthwise(torch.autograd.Function):
 
 
 def _spread(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> Tensor:
-    """The gradient at the size of the unstrided result, zero where the stride skips."""
+    """Return the gradient at the unstrided size, zero where the stride skips."""
     height, width = (x.shape[i + 2] + 2 * ctx.padding[i] - weight.shape[i + 2] + 1 for i in (0, 1))
     memory = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
     spread = torch.empty(
@@ -46,7 +46,7 @@ def _spread(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> Tensor:
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], ctx: Any, which: int) -> Tensor:
-    """The library's gradient for the input (0) or the weight (1)."""
+    """Return the library's gradient for the input (0) or the weight (1)."""
     mask = [which == 0, which == 1, False]
     groups = weight.shape[0]
     return torch.ops.aten.convolution_backward(
@@ -55,10 +55,13 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], ctx: 
 
 
 class StridedDepthwiseConv2d(nn.Conv2d):
-    """nn.Conv2d in all but how its gradient is computed in bfloat16 on a CPU; names and results agree."""
+    """Work as nn.Conv2d, with another gradient in bfloat16 on a CPU.
+
+    Names in the state_dict and results are the same.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H', W')."""
+        """Map (N, C, H, W) to (N, C, H', W')."""
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         slow_here = x.device.type == "cpu" and dtype == torch.bfloat16 and self.bias is None
         if not (slow_here and torch.is_grad_enabled() and x.requires_grad):
@@ -77,7 +80,10 @@ def convolution(
     g: int = 1,
     d: int = 1,
 ) -> nn.Conv2d:
-    """A convolution without bias, of the kind that trains fastest; its state_dict is nn.Conv2d's."""
+    """Return the convolution without bias that trains fastest.
+
+    Its state_dict is nn.Conv2d's.
+    """
     strided = s != 1 and s != (1, 1)
     cls = StridedDepthwiseConv2d if strided and g == c1 == c2 and g > 1 and d == 1 else nn.Conv2d
     return cls(c1, c2, k, s, p, groups=g, dilation=d, bias=False)

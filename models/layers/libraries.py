@@ -1,4 +1,4 @@
-"""timm, an optional library: its networks, and their weights by its own download."""
+"""Load networks and weights of timm (optional) and torchvision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = "model.safetensors"  # what timm's repositories on the hub keep weights 
 
 
 def _installed(package: str) -> bool:
-    """Whether a package is there, without importing it."""
+    """Return whether a package is installed, without importing it."""
     try:
         return importlib.util.find_spec(package) is not None
     except (ValueError, ImportError):  # what is said of a name that is barred
@@ -22,7 +22,7 @@ def _installed(package: str) -> bool:
 
 
 def import_timm() -> Any:
-    """timm, which is optional.
+    """Return timm, which is optional.
 
     Raises:
         UserError: it is not installed, or something that it needs is not.
@@ -37,7 +37,7 @@ def import_timm() -> Any:
 
 
 def timm_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
-    """A network of timm, with its own weights on request.
+    """Return a network of timm, with its own weights on request.
 
     Raises:
         UserError: timm is not installed, or has no such network.
@@ -51,7 +51,7 @@ def timm_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
 
 
 def timm_state(name: str) -> dict[str, Tensor]:
-    """The weights of a network, fetched as timm fetches them; those fetched before need no network.
+    """Return a network's weights, fetched by timm or taken from its cache.
 
     Raises:
         UserError: there is no such network, or it comes without weights.
@@ -66,7 +66,7 @@ def timm_state(name: str) -> dict[str, Tensor]:
 
 
 def _hub_options(repository: str, file: str) -> dict[str, Any]:
-    """What timm has to be told to take weights from the hub's cache; nothing where they must be fetched.
+    """Return the options with which timm uses the hub's cache; none to fetch.
 
     The hub's client tries a dead network for minutes and reports each try, so it is asked once before.
     """
@@ -84,7 +84,7 @@ def _hub_options(repository: str, file: str) -> dict[str, Any]:
 
 
 def torchvision_weights(name: str) -> Any:
-    """Torchvision's default weights of a classifier: where they are, and how images are prepared for them.
+    """Return torchvision's default weights of a classifier, with their preparation of images.
 
     Raises:
         UserError: a name torchvision does not have, or one that classifies no images.

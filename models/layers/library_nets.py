@@ -1,4 +1,4 @@
-"""Whole networks of other libraries as one row, whose maps feed an ordinary neck.
+"""Use whole networks of other libraries as one row that gives several maps.
 
     [-1, 1, Timm, [mobilenetv4_conv_small]]     # 0: a list of maps at strides 8, 16, 32
     [0, 1, Index, [2]]                          # 1: the map at stride 32
@@ -31,7 +31,7 @@ _MAX_WIDTH = (128, 256, 512)  # of a written neck, per level: YOLOv5s's
 
 @register_block(channels="in", many=True, reference="timm")
 class Timm(nn.Module):
-    """A network of timm without its classifier.
+    """Give the maps of a network of timm, without its classifier.
 
     Args:
         c1: channels of the image. name: as timm knows it, with or without a weights' tag.
@@ -52,7 +52,7 @@ class Timm(nn.Module):
         self.resizes = sizes != [(_ODD[0] // s, _ODD[1] // s) for s in self.strides]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, c1, H, W) -> list of (N, Ci, H/si, W/si)."""
+        """Map (N, c1, H, W) to a list of (N, Ci, H/si, W/si)."""
         maps = list(self.net(x))
         if self.channels_last:
             maps = [m.permute(0, 3, 1, 2).contiguous() for m in maps]
@@ -66,7 +66,9 @@ class Timm(nn.Module):
 def _usable(
     name: str, c1: int, strides: tuple[int, ...]
 ) -> tuple[tuple[tuple[str, Any], ...], list[tuple[int, ...]]]:
-    """What timm has to be told to give these maps for images of any size, and the maps' shapes at _ODD.
+    """Return timm's options for maps of any image size, and the maps' shapes.
+
+    The shapes are those for an image of _ODD pixels.
 
     Raises:
         UserError: there are no such maps, or it takes images of one size, or of few, whatever it is told.
@@ -97,14 +99,14 @@ def _usable(
 
 
 def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tensor]:
-    """A network's maps of an image of _ODD pixels."""
+    """Return a network's maps of an image of _ODD pixels."""
     with torch.device(device), torch.no_grad():
         return timm_network(name, **options).eval()(torch.zeros(1, c1, *_ODD))
 
 
 @register_block(channels="in", many=True, reference="torchvision")
 class TorchVision(nn.Module):
-    """A classifier of torchvision, cut off behind its last map.
+    """Give the maps of a classifier of torchvision, cut after its last map.
 
     Args:
         c1: channels of the image, 3. name: as torchvision knows it.
@@ -134,7 +136,7 @@ class TorchVision(nn.Module):
             self.net.to(device)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) -> list of (N, Ci, H/si, W/si)."""
+        """Map (N, 3, H, W) to a list of (N, Ci, H/si, W/si)."""
         found = self.net(x)
         maps = [found[str(i)] for i in range(len(found))]
         return [
@@ -163,7 +165,7 @@ class Index(nn.Module):
 
 
 def _of_some_sizes(label: str, why: str | None, other: str) -> str:
-    """The sentence about a network that takes images of its own size or sizes only."""
+    """Return the sentence on a network that takes images of some sizes only."""
     return (
         f"{label}: does not take images of every size ({why}), which a detector needs; choose one that does, "
         f"such as {other}"
@@ -171,7 +173,7 @@ def _of_some_sizes(label: str, why: str | None, other: str) -> str:
 
 
 def _last_of_each(label: str, found: list[int], strides: tuple[int, ...]) -> list[int]:
-    """Positions of the last map of each stride."""
+    """Return the positions of the last map of each stride."""
     absent = [s for s in strides if s not in found]
     if absent:
         has = f"strides {', '.join(map(str, found))}" if found else "no whole strides"
@@ -181,7 +183,10 @@ def _last_of_each(label: str, found: list[int], strides: tuple[int, ...]) -> lis
 
 
 def _stages(network: nn.Module, every: bool) -> list[tuple[str, nn.Module]]:
-    """A classifier's stages: its children, those of `features` (or of every Sequential) taken one by one."""
+    """Return a classifier's stages.
+
+    They are its children; those of `features`, or of every Sequential, are taken one by one.
+    """
     stages = []
     for name, child in network.named_children():
         if isinstance(child, nn.Sequential) and (every or name == "features"):
@@ -192,7 +197,7 @@ def _stages(network: nn.Module, every: bool) -> list[tuple[str, nn.Module]]:
 
 
 def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> list[tuple[str, bool]]:
-    """The last stage of each stride, seen by running the network, and whether its channels are the last axis.
+    """Return the last stage of each stride, and whether its channels are the last axis.
 
     Raises:
         UserError: it does not take images of every size, or has no stage of one of the strides.
@@ -209,7 +214,7 @@ def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> lis
 def _stage_strides(
     name: str, network: nn.Module, stages: list[tuple[str, nn.Module]]
 ) -> OrderedDict[str, tuple[int, bool]]:
-    """Stride of each stage that gives a map, and whether its channels are its last axis."""
+    """Return each stage's stride, and whether its channels are its last axis."""
     height, width = _PROBE, _PROBE * 3 // 2  # no square, which would not show the axes
     found: OrderedDict[str, tuple[int, bool]] = OrderedDict()
     handles = []
@@ -238,12 +243,12 @@ def _stage_strides(
 
 
 def is_named(text: Any) -> bool:
-    """Whether a text stands for a network of another library rather than for a file."""
+    """Return whether a text names a network of another library, not a file."""
     return str(text).startswith(("timm:", "torchvision:"))
 
 
 def named_config(text: str) -> dict[str, Any] | None:
-    """The YAML that `timm:NAME` or `torchvision:NAME` stands for; None for any other text.
+    """Return the YAML that `timm:NAME` or `torchvision:NAME` means, else None.
 
     The neck is YOLOv5's, as wide as the maps allow and never wider than YOLOv5s's.
     """
@@ -267,13 +272,13 @@ def named_config(text: str) -> dict[str, Any] | None:
 
 
 def _channels(layer: nn.Module) -> list[int]:
-    """Channels of a wrapper's maps."""
+    """Return the channels of a wrapper's maps."""
     with torch.no_grad():
         return [m.shape[1] for m in layer(torch.zeros(1, 3, _PROBE, _PROBE))]
 
 
 def _statistics(source: str, name: str) -> tuple[Any, Any]:
-    """Mean and standard deviation of the input that a network's weights were trained with."""
+    """Return mean and standard deviation of the input that weights were trained with."""
     if source == "torchvision":
         rules = torchvision_weights(name).transforms()
         return rules.mean, rules.std
@@ -285,7 +290,10 @@ def _statistics(source: str, name: str) -> tuple[Any, Any]:
 
 
 def _neck(block: str, name: str, widths: list[int]) -> dict[str, Any]:
-    """YOLOv5's PAN over a wrapper's three maps; anchors are YOLOv5's for COCO."""
+    """Return YOLOv5's PAN over a wrapper's three maps.
+
+    The anchors are YOLOv5's for COCO.
+    """
     p3, p4, p5 = widths
     up = [-1, 1, "nn.Upsample", ["None", 2, "nearest"]]
     return {

@@ -1,1 +1,1 @@
-"""Weights: checkpoints, official files, ImageNet backbones, and what a training starts from."""
+"""Read and write weights: checkpoints, official files, ImageNet backbones."""

@@ -1,4 +1,4 @@
-"""Checkpoints: plain tensors, YAML and metadata; versioned, written whole, read without running code.
+"""Save and load checkpoints: plain tensors, YAML and metadata, without running code.
 
 A file is one dict (schema 1):
 
@@ -40,7 +40,7 @@ from utils.files import atomic_write, find_file
 
 @dataclass
 class Checkpoint:
-    """A checkpoint read back.
+    """Hold a checkpoint that was read.
 
     Attributes:
         model: the network rebuilt, float32, in eval mode, on the device asked for.
@@ -86,12 +86,12 @@ def save_checkpoint(
         "schema": SCHEMA,
         "project": PROJECT,
         "task": TASK,
-        "yaml": plain(model.yaml, "yaml"),
+        "yaml": plain_data(model.yaml, "yaml"),
         "names": {int(i): str(name) for i, name in model.names.items()},
         "plugins": needed_plugins(model.yaml),
         "state": _state(model, half),
-        "meta": plain(dict(meta), "meta"),
-        "training": None if training is None else plain(dict(training), "training"),
+        "meta": plain_data(dict(meta), "meta"),
+        "training": None if training is None else plain_data(dict(training), "training"),
     }
     buffer = io.BytesIO()  # serialised first: a disk error then surfaces as itself, not as torch's
     torch.save(payload, buffer)
@@ -106,7 +106,10 @@ def save_checkpoint(
 
 
 def _state(model: nn.Module, half: bool) -> dict[str, Tensor]:
-    """The model's state_dict on the CPU, each tensor in storage of its own, matrices halved on request."""
+    """Return the model's state_dict on the CPU, matrices in float16 on request.
+
+    Each tensor has storage of its own.
+    """
     matrices = {name for name, p in model.named_parameters() if p.ndim > 1} if half else set()
     state = {}
     for name, tensor in model.state_dict().items():
@@ -119,13 +122,13 @@ def _state(model: nn.Module, half: bool) -> dict[str, Tensor]:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU without gradient, which does not drag a larger storage into the file."""
+    """Return a tensor on the CPU without gradient, in storage of its own."""
     value = tensor.detach().cpu()
     return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
 
 
-def plain(value: Any, where: str) -> Any:
-    """A copy of nested data that holds nothing but tensors and Python's own types.
+def plain_data(value: Any, where: str) -> Any:
+    """Return a copy of nested data with tensors and Python's own types only.
 
     Args:
         value: the data; numpy scalars and arrays, paths, tuples and namespaces are turned into plain kinds.
@@ -139,17 +142,17 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         return _detached(value)
     if isinstance(value, np.generic):
-        return plain(value.item(), where)
+        return plain_data(value.item(), where)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return torch.from_numpy(np.array(value, order="C"))
     if isinstance(value, Namespace):
-        return plain(vars(value), where)
+        return plain_data(vars(value), where)
     if isinstance(value, Mapping):
-        return {plain(k, f"{where} key"): plain(v, f"{where}.{k}") for k, v in value.items()}
+        return {plain_data(k, f"{where} key"): plain_data(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, tuple):
-        return tuple(plain(v, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(plain_data(v, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(value, list):
-        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [plain_data(v, f"{where}[{i}]") for i, v in enumerate(value)]
     for kind in (bool, int, float, str):  # an enumeration or another subclass: its plain value
         if isinstance(value, kind):
             return kind(value)
@@ -159,7 +162,7 @@ def plain(value: Any, where: str) -> Any:
 
 
 def needed_plugins(yaml: Mapping[str, Any]) -> dict[str, str]:
-    """{block name: file} of the user's own blocks that a model's YAML names."""
+    """Return {block: file} of the user's own blocks that a model's YAML names."""
     used = {str(row[2]) for part in ("backbone", "head") for row in yaml.get(part, ()) if len(row) > 2}
     specs = {name: lookup(name) for name in sorted(used)}
     return {name: spec.source for name, spec in specs.items() if spec is not None and spec.source}
@@ -193,7 +196,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
 
 
 def _check_payload(path: Path, data: Any) -> None:
-    """Hold a payload to the schema; what is read later is of the kind it is read as."""
+    """Check the kind of each part of a payload."""
     if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
         if isinstance(data, dict) and data and all(isinstance(v, Tensor) for v in data.values()):
             found = "bare weights without the model's YAML"
@@ -219,7 +222,7 @@ def _check_payload(path: Path, data: Any) -> None:
 
 
 def _from_official(path: Path, official: OfficialFile, device: str | torch.device) -> Checkpoint:
-    """Our model with an official file's weights, anchors and names."""
+    """Return our model with an official file's weights, anchors and names."""
     model = _rebuild(path, official.yaml, official.state, official.names)
     ours = {type(m).__name__ for m in model.modules() if type(m).__module__ == "torch.nn.modules.activation"}
     if official.activations and ours != official.activations:
@@ -233,7 +236,7 @@ def _from_official(path: Path, official: OfficialFile, device: str | torch.devic
 def _rebuild(
     path: Path, yaml: dict[str, Any], state: dict[str, Tensor], names: dict[int, str]
 ) -> DetectionModel:
-    """Build the YAML's network and fill every tensor of it from `state`, or say which does not fit."""
+    """Build the YAML's network and fill every tensor of it from `state`."""
     try:
         with seeded(0):  # the initial weights are overwritten: loading must not move the caller's generator
             # Keys that do nothing were told of when the YAML was read: no reason to refuse the weights.
@@ -257,7 +260,7 @@ def _rebuild(
 
 @dataclass
 class TransferReport:
-    """What became of each tensor of a model when weights were carried over by name and shape.
+    """Hold what became of each tensor of a model in a transfer.
 
     Attributes:
         matched: names taken over.
@@ -277,11 +280,11 @@ class TransferReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every tensor of the model was filled."""
+        """Return whether every tensor of the model was filled."""
         return len(self.matched) == self.total
 
     def __str__(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         parts: dict[str, Sequence[object]] = {
             "missing": self.missing,
             "of another shape": self.mismatched,
@@ -295,7 +298,7 @@ class TransferReport:
 def transfer(
     model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Iterable[str] = ()
 ) -> TransferReport:
-    """Copy into a model, in place, every tensor that has the same name and the same shape.
+    """Copy tensors of equal name and shape into a model, in place.
 
     Args:
         model: the network to fill.

@@ -1,4 +1,4 @@
-"""The network a training run starts from: a YAML's or a checkpoint's, with whatever weights fit it."""
+"""Build the network that a training starts from."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def starting_weights(cfg: str | Path, weights: str | Path | None) -> str | Path:
 
 
 def check_config(cfg: str | Path, backbone_weights: str | None = None) -> None:
-    """Refuse a model YAML that cannot be built, or weights that are not there, before a data set is fetched.
+    """Refuse a wrong model YAML or missing weights before data are fetched.
 
     Args:
         cfg: a model YAML; '' for none. backbone_weights: as in `start_model`.
@@ -73,7 +73,7 @@ def start_model(
     seed: int = 0,
     backbone_weights: str | None = None,
 ) -> DetectionModel:
-    """Build the network for a data set and carry over the weights whose name and shape fit.
+    """Build the network for a data set, with the weights that fit.
 
     Args:
         cfg: a model YAML; '' takes the network of `weights`.

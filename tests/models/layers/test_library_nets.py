@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 
 import pytest
 import torch
@@ -131,34 +130,3 @@ def test_unknown_names_and_networks_without_a_pyramid():
         DetectionModel("timm:mobilenetv4_conv_smal")
     with pytest.raises(UserError, match=r"strides 16, 16, 16, none 8"):
         DetectionModel("timm:vit_tiny_patch16_224")
-
-
-class _Barred:
-    """A finder that knows of no timm, and says so as some do."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "timm":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-def test_without_timm_one_sentence_whoever_says_so(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [_Barred(), *sys.meta_path])
-    with pytest.raises(UserError, match=r"timm is not installed; 'pip install timm'"):
-        DetectionModel("timm:mobilenetv4_conv_small")
-
-
-@needs_timm
-def test_a_timm_that_lacks_what_it_needs_is_one_sentence(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "timm"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "timm.models", None)
-    with pytest.raises(UserError, match=r"timm cannot be imported \(.*pip install -U timm"):
-        DetectionModel("timm:mobilenetv4_conv_small")
-
-
-def test_without_timm_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"timm is not installed; 'pip install timm'"):
-        DetectionModel("timm:mobilenetv4_conv_small")

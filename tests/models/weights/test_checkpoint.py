@@ -17,7 +17,7 @@ from torch import nn
 from models import plugins, registry
 from models.plugins import load_plugins
 from models.schema import SCHEMA
-from models.weights.checkpoint import load_checkpoint, plain, save_checkpoint, transfer
+from models.weights.checkpoint import load_checkpoint, plain_data, save_checkpoint, transfer
 from models.yolo import DetectionModel
 from utils.errors import UserError
 
@@ -138,10 +138,10 @@ def test_a_view_does_not_drag_its_storage_along(tmp_path):
 
 
 def test_plain_says_where_it_found_what_it_cannot_keep():
-    assert plain({"a": (1, Fruit.APPLE)}, "meta") == {"a": (1, 3)}
-    assert type(plain(Fruit.APPLE, "meta")) is int
+    assert plain_data({"a": (1, Fruit.APPLE)}, "meta") == {"a": (1, 3)}
+    assert type(plain_data(Fruit.APPLE, "meta")) is int
     with pytest.raises(TypeError, match=r"meta\.opt\[1\]: .*not Module"):
-        plain({"opt": [1, nn.Module()]}, "meta")
+        plain_data({"opt": [1, nn.Module()]}, "meta")
 
 
 def test_fused_model_is_not_saved(tmp_path):

