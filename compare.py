@@ -25,7 +25,7 @@ import val
 from models.backends import load_backend
 from models.formats.base import Backend
 from models.formats.onnx import onnx_obstacle
-from models.layers.library_nets import is_named
+from models.layers.timm_torchvision_rows import is_named
 from models.plugins import load_plugins
 from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.releases import fetch_missing

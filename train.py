@@ -23,7 +23,7 @@ import torch
 
 from models.backends import ModelBackend, load_backend
 from models.formats.base import Backend
-from models.layers.library_nets import is_named
+from models.layers.timm_torchvision_rows import is_named
 from models.plugins import load_plugins
 from models.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.weights.initial_model import check_config, start_model, starting_weights
@@ -56,17 +56,13 @@ from utils.profiling import count_parameters, gflops
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import choose_batch_size
 from utils.training.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
+from utils.training.early_stopping import EarlyStopping
+from utils.training.ema import ModelEMA
+from utils.training.freeze import FrozenLayers
 from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loggers import EpochBar, ResultsCsv, TensorBoard
 from utils.training.loss import DetectionLoss
-from utils.training.optim import (
-    EarlyStopping,
-    FrozenLayers,
-    LRSchedule,
-    ModelEMA,
-    add_nominal_batch,
-    build_optimizer,
-)
+from utils.training.optim import LRSchedule, add_nominal_batch, build_optimizer
 from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
 from utils.training.run_folder import (
     CheckpointSaver,

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.layers.libraries import timm_network
+from models.layers.timm_torchvision import timm_network
 from models.weights.initial_model import start_model
 from models.weights.matching import copy_pairs, leaves, pair
 from models.weights.references import build_reference, imagenet_state

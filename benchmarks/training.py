@@ -35,9 +35,10 @@ from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import amp_dtype, autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
+from utils.training.ema import ModelEMA
 from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loss import DetectionLoss
-from utils.training.optim import LRSchedule, ModelEMA, build_optimizer
+from utils.training.optim import LRSchedule, build_optimizer
 from utils.training.trainer import BatchReport, Trainer
 
 CPU = torch.device("cpu")

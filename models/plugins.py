@@ -14,7 +14,7 @@ from pathlib import Path
 # Our own blocks register first. Otherwise a plug-in that imports them would register them as its own.
 import models.common
 import models.heads
-import models.layers.library_nets  # noqa: F401
+import models.layers.timm_torchvision_rows  # noqa: F401
 from models.registry import REGISTRY, registering_for
 from utils.errors import UserError, first_line
 

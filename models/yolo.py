@@ -26,7 +26,7 @@ from models.build.rows import Row, check_keys, read_rows
 from models.build.shapes import build_layer, infer_shapes
 from models.heads import Detect
 from models.layers.activations import default_activation
-from models.layers.library_nets import named_config
+from models.layers.timm_torchvision_rows import named_config
 from models.plugins import load_plugins
 from utils.cli import Options, from_keywords, guard, option, parse
 from utils.device import describe, select_device

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.libraries import timm_network, timm_state, torchvision_weights
+from models.layers.timm_torchvision import timm_network, timm_state, torchvision_weights
 from utils.device import seeded
 from utils.errors import UserError
 

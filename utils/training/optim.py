@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import math
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils.errors import UserError
 from utils.training.hyp import NOMINAL_BATCH
@@ -107,7 +106,7 @@ def backbone_rows(model: nn.Module) -> list[int]:
     return [row.index for row in rows if row.section == BACKBONE]
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def row_layers(model: nn.Module) -> list[nn.Module]:
     """Return a DetectionModel's layers, one per row."""
     return list(model.get_submodule("model").children())
 
@@ -118,7 +117,7 @@ def _scaled_groups(model: nn.Module, scale: float | None) -> list[dict[str, Any]
     groups = param_groups(model)
     if scale is None:
         return [{"params": group} for group in groups]
-    layers = _layers(model)
+    layers = row_layers(model)
     inside = {id(p) for number in backbone_rows(model) for p in layers[number].parameters()}
     rest = [{"params": [p for p in group if id(p) not in inside]} for group in groups]
     own = [{"params": [p for p in group if id(p) in inside], "lr_scale": scale} for group in groups]
@@ -214,143 +213,3 @@ class LRSchedule:
             nominal = self.hyp.get("nominal_batch", NOMINAL_BATCH)
             accumulate = max(round(1 + (nominal / self.batch_size - 1) * share), 1)
         return accumulate
-
-
-class ModelEMA:
-    """Keep a running average of the model's float state, BatchNorm statistics and anchors included.
-
-    decay(n) = 0.9999 (1 - exp(-n / 2000)) after n updates, so that a new average follows the model closely.
-
-    Args:
-        model: the model that is averaged, on its device, without DDP wrapper.
-        decay, tau: of the formula above, 0.9999 and 2000.
-        updates: n at the start.
-    """
-
-    def __init__(
-        self, model: nn.Module, *, decay: float = 0.9999, tau: float = 2000.0, updates: int = 0
-    ) -> None:
-        self.model = copy.deepcopy(model).eval()
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        self.decay = decay
-        self.tau = tau
-        self.updates = updates
-        source = model.state_dict()
-        # A shared tensor is listed once, or each update would move it twice.
-        unique = {key for key, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
-        own = {k: v for k, v in self.model.state_dict().items() if k in unique and v.is_floating_point()}
-        self._averages, self._values = list(own.values()), [source[key] for key in own]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the model."""
-        self.updates += 1
-        decay = self.decay * (1 - math.exp(-self.updates / self.tau))
-        torch._foreach_lerp_(self._averages, self._values, 1.0 - decay)
-
-    def load(self, state: dict[str, Tensor], updates: int) -> None:
-        """Continue from a saved average."""
-        self.model.load_state_dict(state)
-        self.updates = updates
-
-
-class EarlyStopping:
-    """Tell when `patience` epochs have passed without a better fitness.
-
-    An equal fitness counts as better.
-
-    Args:
-        patience: epochs; 0 never stops.
-
-    >>> stopper = EarlyStopping(patience=2)
-    >>> [stopper(epoch, fitness) for epoch, fitness in enumerate([0.5, 0.4, 0.3])], stopper.best_epoch
-    ([False, False, True], 0)
-    """
-
-    def __init__(self, patience: int = 100) -> None:
-        self.patience = patience if patience > 0 else math.inf
-        self.best_fitness = -math.inf
-        self.best_epoch = 0
-
-    def __call__(self, epoch: int, fitness: float) -> bool:
-        """Record an epoch's fitness; return whether it is time to stop."""
-        if fitness >= self.best_fitness:
-            self.best_fitness = fitness
-            self.best_epoch = epoch
-        return epoch - self.best_epoch >= self.patience
-
-    def state_dict(self) -> dict[str, float]:
-        """Return what a resumed run needs."""
-        return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Continue from a saved state."""
-        self.best_fitness = float(state["best_fitness"])
-        self.best_epoch = int(state["best_epoch"])
-
-
-class FrozenLayers:
-    """Freeze rows of a model: they get no gradients, and compute as in validation.
-
-    So their BatchNorm keeps its statistics, and they have no dropout. In YOLOv5 the statistics keep moving,
-    which ruins pretrained ones on small batches.
-
-    Args:
-        model: a DetectionModel; its rows are `model.model[i]`.
-        spec: the values of --freeze: one number n freezes the first n rows, several numbers exactly those
-            rows, and 'backbone' (alone or with row numbers) all rows of the backbone.
-
-    Raises:
-        UserError: a row that the model does not have, or no row left to train.
-    """
-
-    def __init__(self, model: nn.Module, spec: list[int | str]) -> None:
-        rows = _layers(model)
-        given = [n for n in spec if isinstance(n, int)]
-        flag = f"--freeze {' '.join(map(str, spec))}"
-        for word in spec:
-            if word != BACKBONE and not isinstance(word, int):
-                raise UserError(
-                    f"--freeze {word}: is no row; give row numbers, or {BACKBONE} for all of its rows"
-                )
-        if BACKBONE in spec:
-            self.numbers = sorted({*given, *backbone_rows(model)})
-        else:
-            self.numbers = list(range(given[0])) if len(given) == 1 else sorted(set(given))
-        if any(not 0 <= n < len(rows) for n in self.numbers) or any(n < 0 for n in given):
-            raise UserError(
-                f"{flag}: the model's rows are 0 to {len(rows) - 1}; give one number n for the first n rows, "
-                f"several row numbers, or {BACKBONE}"
-            )
-        if len(self.numbers) == len(rows):
-            raise UserError(f"{flag}: that leaves nothing to train; freeze fewer rows")
-        self.model = model
-        self.modules = [rows[number] for number in self.numbers]
-        self.output = rows[-1]
-        for module in self.modules:
-            module.requires_grad_(False)
-
-    def __bool__(self) -> bool:
-        """Return whether any row is frozen."""
-        return bool(self.numbers)
-
-    def train_rest(self) -> None:
-        """Put the model into training mode, and its frozen rows into evaluation mode.
-
-        The last row, Detect, is always in training mode: otherwise it returns decoded boxes, which the loss
-        cannot use.
-        """
-        self.model.train()
-        for module in self.modules:
-            if module is not self.output:
-                module.eval()
-
-    def __str__(self) -> str:
-        """Return one line for the log."""
-        parameters = sum(p.numel() for module in self.modules for p in module.parameters())
-        rows = f"row {self.numbers[0]}" if len(self.numbers) == 1 else f"{len(self.numbers)} rows"
-        return (
-            f"frozen: {rows}, {parameters:,} parameters; they and their BatchNorm statistics stay as they are"
-        )

@@ -16,7 +16,8 @@ from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
 from utils.errors import UserError
 from utils.files import ROOT, increment_dir, load_yaml, save_yaml
-from utils.training.optim import EarlyStopping, ModelEMA
+from utils.training.early_stopping import EarlyStopping
+from utils.training.ema import ModelEMA
 from utils.training.options import TrainOptions
 from utils.training.trainer import Trainer
 

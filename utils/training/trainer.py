@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from utils.dataset.detection_dataset import Batch
 from utils.device import autocast
 from utils.errors import UserError
+from utils.training.ema import ModelEMA
+from utils.training.freeze import FrozenLayers
 from utils.training.loss import LossFunction
-from utils.training.optim import FrozenLayers, LRSchedule, ModelEMA
+from utils.training.optim import LRSchedule
 
 LOGGER = logging.getLogger("yolo.train")
 

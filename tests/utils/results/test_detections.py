@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.hub import ROOT, TINY, folder, load, model, rgb  # noqa: F401
+from tests.hub import (
+    ROOT,  # noqa: F401
+    TINY,  # noqa: F401
+    folder,  # noqa: F401
+    load,  # noqa: F401
+    model,  # noqa: F401
+    rgb,  # noqa: F401
+)
 from utils.errors import UserError
 
 

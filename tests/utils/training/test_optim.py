@@ -11,10 +11,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.training.hyp import load_hyp
 from utils.training.optim import (
-    EarlyStopping,
-    FrozenLayers,
     LRSchedule,
-    ModelEMA,
     accumulation,
     add_nominal_batch,
     build_optimizer,
@@ -102,17 +99,6 @@ def test_a_shared_parameter_is_stepped_once_and_not_decayed_if_it_is_a_norms(tur
     torch.testing.assert_close(single.weight.detach(), start - step)
 
 
-def test_a_shared_parameter_is_averaged_once() -> None:
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
-    model[1].weight = model[0].weight
-    ema = ModelEMA(model, decay=0.5, tau=1e-6)
-    start = model[0].weight.detach().clone()
-    with torch.no_grad():
-        model[0].weight += 1
-    ema.update()
-    torch.testing.assert_close(ema.model[1].weight, start + 0.5)
-
-
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_only_weights_decay_scaled_to_the_real_step(name: str) -> None:
     optimizer = build_optimizer(Tiny(), name, HYP, batch_size=24)  # 3 batches of 24: 72 of nominal 64
@@ -191,84 +177,6 @@ def test_no_warm_up_when_going_on_from_a_finished_run() -> None:
     assert LRSchedule(HYP, 100, 50, 16, warm_up=False).apply(optimizer, 0, 0) == 4
     assert {g["lr"] for g in optimizer.param_groups} == {0.01}
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.937)
-
-
-def test_average_follows_weights_statistics_and_anchors() -> None:
-    torch.manual_seed(0)
-    model = Tiny()
-    ema = ModelEMA(model)
-    keys = ("model.0.0.weight", "model.0.1.running_var", "anchors")
-    average = {k: model.state_dict()[k].clone() for k in keys}
-    for n in (1, 2, 3):
-        with torch.no_grad():
-            for value in model.state_dict().values():
-                if value.is_floating_point():
-                    value.add_(n)
-        ema.update()
-        decay = 0.9999 * (1 - math.exp(-n / 2000))
-        average = {k: decay * average[k] + (1 - decay) * model.state_dict()[k] for k in keys}
-    for key in keys:
-        assert torch.allclose(ema.model.state_dict()[key], average[key], rtol=1e-5)
-    assert not any(p.requires_grad for p in ema.model.parameters()) and not ema.model.training
-
-
-def test_early_stop_after_patience_epochs_without_a_better_one() -> None:
-    stopper = EarlyStopping(3)
-    values = [0.1, 0.3, 0.2, 0.3, 0.1, 0.2, 0.0]  # the tie at epoch 3 counts as better
-    assert [stopper(i, v) for i, v in enumerate(values)] == [False] * 6 + [True]
-    other = EarlyStopping(3)
-    other.load_state_dict(EarlyStopping(3).state_dict() | {"best_fitness": 0.3, "best_epoch": 3})
-    assert other(6, 0.1)
-    assert not any(EarlyStopping(0)(i, -i) for i in range(500))
-
-
-def test_frozen_rows_stand_still() -> None:
-    model = Tiny()
-    frozen = FrozenLayers(model, [1])
-    frozen.train_rest()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    model.model[1](model.model[0](torch.randn(2, 3, 9, 9))).sum().backward()
-    assert model.model[0][0].weight.grad is None and model.model[1][0].weight.grad is not None
-    after = model.state_dict()
-    assert torch.equal(before["model.0.1.running_mean"], after["model.0.1.running_mean"])
-    assert not torch.equal(before["model.1.1.running_mean"], after["model.1.1.running_mean"])
-
-
-def test_nothing_of_frozen_rows_is_dropped_at_random() -> None:
-    model = Tiny()
-    model.model[1].append(torch.nn.Dropout(0.5))
-    frozen = FrozenLayers(model, [0, 1])
-    frozen.train_rest()
-    x = torch.randn(2, 3, 9, 9)
-    assert torch.equal(model.model[1](model.model[0](x)), model.eval().model[1](model.model[0](x)))
-    assert str(frozen).startswith("frozen: 2 rows, ")
-
-
-def test_a_frozen_output_still_gives_maps_to_learn_from() -> None:
-    model = Tiny()
-    last = len(model.model) - 1
-    frozen = FrozenLayers(model, [0, last])
-    frozen.train_rest()
-    assert [module.training for module in model.model][:: max(last, 1)] == [False, True]
-
-
-def test_freeze_says_what_it_takes() -> None:
-    for spec in (["neck"], ["backbone", "head"]):
-        with pytest.raises(
-            UserError, match=r"--freeze (neck|head): is no row; give row numbers, or backbone"
-        ):
-            FrozenLayers(Tiny(), spec)
-
-
-@pytest.mark.parametrize(("spec", "numbers"), [([0], []), ([2], [0, 1]), ([0, 3], [0, 3])])
-def test_freeze_takes_a_count_or_rows(spec: list[int], numbers: list[int]) -> None:
-    assert FrozenLayers(Tiny(), spec).numbers == numbers
-
-
-@pytest.mark.parametrize("spec", [[5], [-1], [0, 4], [4]])
-def test_freeze_refuses_what_is_not_there(spec: list[int]) -> None:
-    with pytest.raises(UserError, match="--freeze"):
-        FrozenLayers(Tiny(), spec)
 
 
 def test_the_step_is_nesterov_momentum_whatever_the_memory_format() -> None:

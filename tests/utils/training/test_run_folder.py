@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from utils.dataset.config import DatasetConfig
 from utils.errors import UserError
 from utils.files import save_yaml
+from utils.training.early_stopping import EarlyStopping
+from utils.training.ema import ModelEMA
 from utils.training.hyp import load_hyp
-from utils.training.optim import EarlyStopping, LRSchedule, ModelEMA, build_optimizer
+from utils.training.optim import LRSchedule, build_optimizer
 from utils.training.options import TrainOptions
 from utils.training.run_folder import (
     CheckpointSaver,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from utils.errors import UserError
+from utils.training.ema import ModelEMA
 from utils.training.hyp import load_hyp
-from utils.training.optim import LRSchedule, ModelEMA, build_optimizer
+from utils.training.optim import LRSchedule, build_optimizer
 from utils.training.trainer import Trainer, epoch_seed, first_bad_layer
 
 HYP = load_hyp("hyp.scratch-low.yaml") | {"nominal_batch": 4}

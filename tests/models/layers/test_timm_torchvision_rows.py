@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from models.layers.library_nets import Timm, TorchVision
+from models.layers.timm_torchvision_rows import Timm, TorchVision
 from models.weights.pretrained import load_backbone
 from models.yolo import DetectionModel
 from utils.errors import UserError

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers.libraries import import_timm, timm_network, torchvision_weights
+from models.layers.timm_torchvision import import_timm, timm_network, torchvision_weights
 from models.registry import Arguments, register_block
 from utils.device import seeded
 from utils.errors import UserError
