@@ -67,4 +67,4 @@ def _fetch(name: str) -> None:
         "%s is not here: fetching %.1f MB from %s to %s; the licence of these weights is AGPL-3.0",
         *(name, asset.size / 1e6, url, place),
     )
-    fetch(url, place, asset.size, asset.sha256, limit=asset.size)
+    fetch(url, place, asset.size, f"sha256:{asset.sha256}", limit=asset.size)

@@ -25,7 +25,7 @@ def test_voc_archives_become_the_data_set_that_its_yaml_names(tmp_path, monkeypa
         voc_folder(tmp_path / "VOCdevkit" / f"VOC{year}", items, {s: [f"{year}_{s}"] for s in splits})
     asked = []
 
-    def fetch(url, dest, size, md5):
+    def fetch(url, dest, size, digest):
         asked.append(url)
         with tarfile.open(dest, "w") as archive:
             archive.add(tmp_path / "VOCdevkit", "VOCdevkit")
@@ -53,7 +53,7 @@ def test_coco_archives_are_taken_up_where_an_earlier_run_stopped(tmp_path, monke
     }
     asked, failing = [], ["train2017.zip"]
 
-    def fetch(url, dest, size, md5):
+    def fetch(url, dest, size, digest):
         asked.append(dest.name)
         if dest.name in failing:
             raise UserError(f"{url}: cannot be fetched")
