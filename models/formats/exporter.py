@@ -141,6 +141,7 @@ class Decoded(nn.Module):
         self.eval()  # exporters put back the mode they found here, in every module below
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the decoded boxes (N, boxes, 5 + nc) of images (N, ch, H, W)."""
         return self.model(images)
 
 

@@ -109,13 +109,13 @@ def crop_box(image: np.ndarray, xyxy: np.ndarray, gain: float = 1.02, pad: float
 
 
 def label_lines(det: np.ndarray, shape: tuple[int, int], *, corners: bool = False, conf: bool = False) -> str:
-    """Return detections (n,6) in pixels of an image (h, w) as label text.
+    r"""Return detections (n,6) in pixels of an image (h, w) as label text.
 
     A row is `class xc yc w h [conf]`, or with `corners` `class x1 y1 x2 y2 [conf]`; both are normalised.
 
     Example:
         >>> label_lines(np.array([[20, 10, 60, 30, 0.9, 2]]), (50, 100), conf=True)
-        '2 0.4 0.4 0.4 0.4 0.9\\n'
+        '2 0.4 0.4 0.4 0.4 0.9\n'
     """
     height, width = shape[:2]
     boxes = det[:, :4] if corners else xyxy2xywh(det[:, :4])
