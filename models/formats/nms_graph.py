@@ -74,7 +74,7 @@ class Suppressed(nn.Module):
         iou_thres: Tensor | None = None,
         max_det: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the detections (N, max_det, 6) of images (N, ch, H, W), and their counts (N,)."""
+        """Return the detections (N, max_det, 6) of images (N, ch, H, W), and their counts."""
         decoded = self.model(images)
         if conf_thres is None or iou_thres is None:
             conf_thres = torch.tensor(self.nms.conf_thres, dtype=torch.float32, device=decoded.device)
