@@ -174,10 +174,13 @@ def new_run(options: Mapping[str, object]) -> Start:
 
 
 def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` checks the values
-    """Load the checkpoint that --resume names, with its options and first epoch."""
+    """Load the checkpoint that --resume names, with its options and first epoch.
+
+    A run folder may come from a stranger, so the plug-ins that its opt.yaml names are not run.
+    """
     path = find_checkpoint(options["resume"])
     saved = RunFolder.of(path).read_options()
-    load_plugins(options.get("plugins") or saved.get("plugins", ()))
+    load_plugins(options.get("plugins") or ())
     checkpoint = load_checkpoint(path)
     if checkpoint.official:
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")

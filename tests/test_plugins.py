@@ -78,7 +78,9 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
         load_checkpoint(first)
     assert torch.load(first, weights_only=True)["plugins"] == {"GatedConv": str(blocks)}
 
-    last = train.run(resume=str(first)).last  # opt.yaml knows the plug-in
+    with pytest.raises(UserError, match=r"uses GatedConv from a plug-in; add --plugins .*my_blocks\.py"):
+        train.run(resume=str(first))  # opt.yaml names the file, and a folder may come from a stranger
+    last = train.run(resume=str(first), plugins=[str(blocks)]).last
     forget()
     assert val.run(weights=str(last), **common).seen == 4
     forget()
@@ -91,6 +93,26 @@ def test_a_users_block_goes_all_the_way(tmp_path: Path, forget) -> None:
     net = cv2.dnn.readNetFromONNX(str(file.path))  # the file needs no plug-in
     net.setInput(np.zeros((1, 3, 96, 96), np.float32))
     assert net.forward().shape[2] == 7
+
+
+def test_a_strangers_run_folder_runs_no_code(tmp_path: Path, forget) -> None:
+    """Neither opt.yaml nor the checkpoint can name a file that --resume then runs."""
+    data, trap = write_set(tmp_path, train=8, val=4), tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    options = {"imgsz": 64, "epochs": 2, "batch_size": 4, "workers": 0, "device": "cpu", "save_period": 1}
+    save_yaml(tmp_path / "tiny.yaml", TINY_MODEL)
+    options |= {"cfg": str(tmp_path / "tiny.yaml"), "data": str(data), "noplots": True}
+    folder = train.run(project=str(tmp_path / "runs"), **options).save_dir
+    saved = folder / "weights" / "epoch0.pt"
+    payload = torch.load(saved, weights_only=True)
+    payload["plugins"], payload["meta"]["opt"]["plugins"] = {"Conv": str(trap)}, [str(trap)]
+    torch.save(payload, saved)
+    for opt_yaml in (load_yaml(folder / "opt.yaml") | {"plugins": [str(trap)]}, None):
+        (folder / "opt.yaml").unlink()
+        if opt_yaml:
+            save_yaml(folder / "opt.yaml", opt_yaml)
+        train.run(resume=str(saved))
+        assert not (tmp_path / "ran").exists()
 
 
 UNCOUNTABLE = """

@@ -330,6 +330,7 @@ def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) ->
     """
     known = {name: spec.default for name, spec in specs(TrainOptions).items()}
     del known["hyp"]  # the checkpoint holds the hyperparameters
+    del known["plugins"]  # a folder may come from a stranger: only the user names code that runs
     options = known | {name: value for name, value in saved.items() if name in known}
     given = typed(TrainOptions, given, "run() got ")
     for name, value in given.items():
