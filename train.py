@@ -16,8 +16,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -50,18 +51,30 @@ from utils.errors import UserError
 from utils.evaluation.evaluate import EvalOptions, ValResult, evaluate, log_table
 from utils.evaluation.metrics import Metrics, fitness, save_metrics
 from utils.evaluation.plots import plot_images, plot_labels, plot_results
-from utils.files import save_yaml
+from utils.files import remove_dead_parts, save_yaml
 from utils.image_size import fit_side
 from utils.profiling import count_parameters, gflops
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import choose_batch_size
-from utils.training.distributed import from_main, main_first, parallelise, process_group, synchronise_norms
+from utils.training.distributed import (
+    broadcast_state,
+    from_main,
+    has_lost_another,
+    in_order,
+    main_first,
+    mean_counts,
+    mean_over_ranks,
+    parallelise,
+    process_group,
+    shared_file,
+    synchronise_norms,
+)
 from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
 from utils.training.freeze import FrozenLayers
 from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loggers import EpochBar, ResultsCsv, TensorBoard
-from utils.training.loss import DetectionLoss
+from utils.training.loss import DetectionLoss, LossFunction, MeanCounts
 from utils.training.optim import LRSchedule, add_nominal_batch, build_optimizer
 from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
 from utils.training.run_folder import (
@@ -73,8 +86,9 @@ from utils.training.run_folder import (
     options_to_save,
     resumed_epoch,
     resumed_options,
+    tell_changed_data,
 )
-from utils.training.trainer import EpochResult, Trainer, ValidationLoss
+from utils.training.trainer import Trainer, ValidationLoss
 
 LOGGER = logging.getLogger("yolo.train")
 
@@ -96,11 +110,16 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Start:
-    """Hold a run's options; for a resumed run, its checkpoint and first epoch too."""
+    """Hold a run's options; for a resumed run, its checkpoint and first epoch too.
+
+    Attributes:
+        trained: whether every epoch is done, and only the final validation is missing.
+    """
 
     opt: TrainOptions
     checkpoint: Checkpoint | None = None
     first_epoch: int = 0
+    trained: bool = False
 
     @property
     def warm_up(self) -> bool:
@@ -110,11 +129,11 @@ class Start:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Hold the images of a run. Only the main process validates, so only it has `val`."""
+    """Hold the images of a run."""
 
     config: DatasetConfig
     train: ImageSet
-    val: ImageSet | None
+    val: ImageSet
 
 
 @dataclass(frozen=True)
@@ -137,16 +156,15 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class Loaders:
-    """Hold the batches of a run; only the main process has `val`."""
+    """Hold this process's share of the batches."""
 
     train: Loader
-    val: Loader | None
+    val: Loader
 
     def close(self) -> None:
         """End the workers of both."""
         self.train.close()
-        if self.val is not None:
-            self.val.close()
+        self.val.close()
 
 
 def run(**options: object) -> TrainResult:
@@ -164,6 +182,13 @@ def run(**options: object) -> TrainResult:
             return train_from(start, device)
         except torch.OutOfMemoryError:
             raise _out_of_memory(start.opt, device) from None
+        except (RuntimeError, OSError) as error:
+            if not has_lost_another(error):
+                raise
+            raise UserError(
+                f"process {rank()} of {world_size()} stops because another process of this run has ended; "
+                "see that one's message, then continue with --resume, on fewer processes too"
+            ) from None
 
 
 def new_run(options: Mapping[str, object]) -> Start:
@@ -185,8 +210,10 @@ def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` c
     if checkpoint.official:
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")
     opt = resumed_options(saved or checkpoint.meta.get("opt", {}), options)
-    first = resumed_epoch(path, checkpoint.meta, checkpoint.training, opt.epochs, "epochs" in options)
-    return Start(opt, checkpoint, first)
+    first, trained = resumed_epoch(
+        path, checkpoint.meta, checkpoint.training, opt.epochs, told="epochs" in options
+    )
+    return Start(opt, checkpoint, first, trained)
 
 
 def train_from(start: Start, device: torch.device) -> TrainResult:
@@ -204,11 +231,12 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
         if is_main() and start.checkpoint is None:
             fit_anchors(opt, model, data, settings)
         trainer = build_trainer(start, model, frozen, settings, len(loaders.train), device)
-        recorder = build_recorder(start, trainer, loaders, data, folder, settings)
-        epochs = EpochLoop(opt, trainer, loaders.train, data, recorder).run(start.first_epoch)
-        if recorder is None:
-            return TrainResult(folder.path, folder.best, folder.last, Metrics(), time.time() - started)
-        return validate_best(start, recorder, data, settings, epochs=epochs, started=started)
+        recorder = build_recorder(start, trainer, data, folder, settings)
+        validator = build_validator(opt, trainer, loaders.val, data, settings)
+        epochs = start.first_epoch
+        if not start.trained:
+            epochs = EpochLoop(opt, trainer, loaders.train, data, validator, recorder).run(epochs)
+        return validate_best(start, recorder, validator, data, settings, epochs=epochs, started=started)
 
 
 def prepare_process(opt: TrainOptions) -> None:
@@ -249,7 +277,7 @@ def prepare_data(start: Start) -> TrainingData:
     with main_first():  # only one process fetches and verifies
         config = load_dataset(opt.data, single_cls=opt.single_cls)
         images = load_images(config, "train", workers=opt.workers, require_labels=True)
-        val = load_images(config, "val", workers=opt.workers) if is_main() else None
+        val = load_images(config, "val", workers=opt.workers)
     return TrainingData(config, images, val)
 
 
@@ -257,7 +285,7 @@ def place_network(model: DetectionModel, opt: TrainOptions, device: torch.device
     """Move the network to its device, channels_last, with SyncBatchNorm for --sync-bn."""
     model = model.to(device).to(memory_format=torch.channels_last)
     if opt.sync_bn:
-        synchronise_norms(model)
+        synchronise_norms(model, device)
     return model
 
 
@@ -304,6 +332,10 @@ def make_folder(
         save_yaml(folder.hyp, recipe)
         if is_named(opt.cfg):
             save_yaml(folder.path / f"{cfg_name(opt.cfg)}.yaml", model.yaml)
+    for place in (folder.path, folder.last.parent):
+        remove_dead_parts(place)
+    if not start.trained:
+        folder.metrics.unlink(missing_ok=True)  # of an earlier run in this folder; this one has not finished
     folder.write_options(options_to_save(opt, settings.hyp, settings.batch_size))
     LOGGER.info("%s; saving to %s", describe(device), folder.path)
     return folder
@@ -312,7 +344,7 @@ def make_folder(
 def build_loaders(
     opt: TrainOptions, settings: RunSettings, data: TrainingData, device: torch.device
 ) -> Loaders:
-    """Build the training loader and, on the main process, the validation loader."""
+    """Build the loaders of this process's share of the training and validation images."""
     workers = workers_beside(device, opt.workers)
     share = settings.batch_size // world_size()
     train_options = BatchOptions(
@@ -332,8 +364,6 @@ def build_loaders(
         rank=rank(),
         world_size=world_size(),
     )
-    if data.val is None:
-        return Loaders(train, None)
     val_options = BatchOptions(
         settings.imgsz,
         share * 2,
@@ -343,7 +373,8 @@ def build_loaders(
         cache=None if opt.noval else "ram" if opt.cache == "val" else opt.cache,
         seed=opt.seed,
     )
-    return Loaders(train, build_loader(data.val, val_options, workers=workers * 2))
+    val = build_loader(data.val, val_options, workers=workers * 2, rank=rank(), world_size=world_size())
+    return Loaders(train, val)
 
 
 def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, settings: RunSettings) -> None:
@@ -370,13 +401,12 @@ def build_trainer(
     Args:
         batches: batches per epoch.
     """
-    opt, hyp, detect = start.opt, settings.hyp, model.detect
+    opt, hyp = start.opt, settings.hyp
     if frozen:
         LOGGER.info("%s", frozen)
-    gains = scale_gains(hyp, nl=detect.nl, nc=detect.nc, imgsz=settings.imgsz)
     trainer = Trainer(
         model=model,
-        loss=DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing),
+        loss=build_loss(model, opt, settings, counts=mean_counts if world_size() > 1 else None),
         optimizer=build_optimizer(model, opt.optimizer, hyp, settings.batch_size, opt.backbone_lr),
         schedule=LRSchedule(hyp, opt.epochs, batches, settings.batch_size, opt.cos_lr, warm_up=start.warm_up),
         device=device,
@@ -399,28 +429,51 @@ def build_trainer(
     return trainer
 
 
+def build_loss(
+    model: DetectionModel, opt: TrainOptions, settings: RunSettings, counts: MeanCounts | None = None
+) -> DetectionLoss:
+    """Build the loss; with `counts`, for a share of each batch."""
+    detect = model.detect
+    gains = scale_gains(settings.hyp, nl=detect.nl, nc=detect.nc, imgsz=settings.imgsz)
+    return DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing, mean_counts=counts)
+
+
+def build_validator(
+    opt: TrainOptions, trainer: Trainer, loader: Loader, data: TrainingData, settings: RunSettings
+) -> Validator:
+    """Build what measures the average on this process's share of the validation images."""
+    model = cast("DetectionModel", trainer.ema.model if trainer.ema else copy.deepcopy(trainer.model).eval())
+    return Validator(
+        loader,
+        data.config.names,
+        single_cls=opt.single_cls,
+        batch_size=settings.batch_size * 2,
+        model=model,
+        loss=build_loss(model, opt, settings),
+        device=trainer.device,
+        amp=trainer.amp,
+    )
+
+
 def build_recorder(
-    start: Start,
-    trainer: Trainer,
-    loaders: Loaders,
-    data: TrainingData,
-    folder: RunFolder,
-    settings: RunSettings,
+    start: Start, trainer: Trainer, data: TrainingData, folder: RunFolder, settings: RunSettings
 ) -> Recorder | None:
     """Build the recorder of the main process; None on every other process."""
     opt, checkpoint = start.opt, start.checkpoint
-    if trainer.ema is None or loaders.val is None:
+    if trainer.ema is None:
         return None
     facts = {
         "opt": options_to_save(opt, settings.hyp, settings.batch_size),
         "hyp": settings.hyp,
         "seed": opt.seed,
         "versions": versions(),
+        "images": data.train.fingerprint(),
     }
     saved_epochs, best_saved = -1, False
     if checkpoint is None:
         state = RunState(trainer, trainer.ema, EarlyStopping(opt.patience))
     else:
+        tell_changed_data(checkpoint.path, checkpoint.meta.get("images"), facts["images"])
         state = RunState.resumed(
             trainer,
             trainer.ema,
@@ -441,24 +494,52 @@ def build_recorder(
         saved_epochs=saved_epochs,
         best_saved=best_saved,
     )
-    validate = Validator(loaders.val, data.config.names, opt.single_cls)
-    return Recorder(opt, state, saver, validate, start.first_epoch)
+    return Recorder(opt, state, saver, start.first_epoch)
 
 
 @dataclass(frozen=True)
 class Validator:
-    """Measure a network on the validation images."""
+    """Measure networks on the validation images; every process does its share.
+
+    The results are whole on the main process only.
+
+    Attributes:
+        loader: this process's share.
+        batch_size: images per batch of all processes together.
+        model: the average; elsewhere than on the main process a place for its values.
+        loss: of the average's raw maps.
+        amp: reduced precision of the average, or None.
+    """
 
     loader: Loader
     names: dict[int, str]
     single_cls: bool
+    batch_size: int
+    model: DetectionModel
+    loss: LossFunction
+    device: torch.device
+    amp: torch.dtype | None
 
-    def __call__(
-        self, backend: Backend, *, loss: ValidationLoss | None = None, plots: Path | None = None
+    def average(self) -> tuple[ValResult, tuple[float, ...]]:
+        """Return the metrics of the average, and its losses (box, obj, cls)."""
+        broadcast_state(self.model)
+        backend = ModelBackend(self.model, self.device, amp=self.amp, keep_maps=True)
+        loss = ValidationLoss(self.loss, backend.raw_maps, self.device)
+        found = self._evaluate(backend, loss=loss)
+        return found, mean_over_ranks(loss.mean(), loss.batches)
+
+    def checkpoint(self, path: Path, plots: Path | None) -> ValResult:
+        """Return the metrics of a checkpoint of the main process, and draw into `plots`."""
+        with shared_file(path) as file:
+            backend = load_backend(file, self.device)
+        return self._evaluate(backend, plots=plots if is_main() else None)
+
+    def _evaluate(
+        self, backend: Backend, loss: ValidationLoss | None = None, plots: Path | None = None
     ) -> ValResult:
-        """Return the metrics; pass every batch to `loss`, and draw into the folder `plots`."""
-        options = EvalOptions(single_cls=self.single_cls, plots_dir=plots)
-        return evaluate(backend, self.loader, self.names, options, on_batch=loss)
+        options = EvalOptions(single_cls=self.single_cls, plots_dir=plots, progress=is_main())
+        together = partial(in_order, batch=self.batch_size)
+        return evaluate(backend, self.loader, self.names, options, on_batch=loss, gather=together)
 
 
 class Recorder:
@@ -468,27 +549,26 @@ class Recorder:
         opt: the run's options.
         state: network, average and best fitness.
         saver: saves the run's checkpoints.
-        validate: measures the average.
         first_epoch: 0, or the first epoch of a resumed run.
     """
 
-    def __init__(
-        self,
-        opt: TrainOptions,
-        state: RunState,
-        saver: CheckpointSaver,
-        validate: Validator,
-        first_epoch: int,
-    ) -> None:
-        self.opt, self.state, self.saver, self.validate = opt, state, saver, validate
+    def __init__(self, opt: TrainOptions, state: RunState, saver: CheckpointSaver, first_epoch: int) -> None:
+        self.opt, self.state, self.saver = opt, state, saver
         self.folder = saver.folder
         self.csv = ResultsCsv(self.folder.results, first_epoch)
         self.board = TensorBoard(self.folder.path, first_epoch)
 
-    def end_epoch(self, epoch: int, result: EpochResult) -> bool:
-        """Validate, record and save a trained epoch; return whether it is the last."""
+    def end_epoch(
+        self, epoch: int, losses: tuple[float, ...], found: ValResult | None, val_losses: tuple[float, ...]
+    ) -> bool:
+        """Record and save a trained epoch; return whether it is the last.
+
+        Args:
+            losses, val_losses: box, obj, cls of training and validation.
+            found: the average's metrics; None if it was not validated.
+        """
         stopper, is_last = self.state.stopper, epoch + 1 == self.opt.epochs
-        score = self._score(epoch, result, validate=is_last or not self.opt.noval)
+        score = self._record(epoch, losses, found, val_losses)
         stop = (score is not None and stopper(epoch, score)) or is_last
         self.saver.save_epoch(self.state, epoch, score, is_last=stop)
         if stop and not is_last:
@@ -499,25 +579,22 @@ class Recorder:
             )
         return stop
 
-    def _score(self, epoch: int, result: EpochResult, validate: bool) -> float | None:
+    def _record(
+        self, epoch: int, losses: tuple[float, ...], found: ValResult | None, val_losses: tuple[float, ...]
+    ) -> float | None:
         """Write the epoch's row, and return its fitness; None without validation."""
-        trainer = self.state.trainer
-        rates = [group["lr"] for group in trainer.optimizer.param_groups[:3]]
-        values, losses, score = [float("nan")] * 4, [float("nan")] * 3, None
-        if validate:
-            average, device = self.state.average.model, trainer.device
-            backend = ModelBackend(average, device, amp=trainer.amp, keep_maps=True)
-            loss = ValidationLoss(trainer.loss, backend.raw_maps, device)
-            found = self.validate(backend, loss=loss)
+        rates = [group["lr"] for group in self.state.trainer.optimizer.param_groups[:3]]
+        values, score = [float("nan")] * 4, None
+        if found is not None:
             m = found.metrics
-            values, losses = [m.precision, m.recall, m.map50, m.map], list(loss.mean())
+            values = [m.precision, m.recall, m.map50, m.map]
             self.state.maps, score = found.maps, fitness(m)
             LOGGER.info(
                 "epoch %d: precision %.3f, recall %.3f, mAP50 %.4f, mAP50-95 %.4f",
                 epoch + 1,
                 *values,
             )
-        row = [epoch, *result.losses, *values, *losses, *rates]
+        row = [epoch, *losses, *values, *val_losses, *rates]
         self.csv.append(row)
         self.board.scalars(row)
         return score
@@ -532,6 +609,7 @@ class EpochLoop:
         trainer: trains one epoch.
         loader: this process's batches.
         data: with --image-weights, its labels decide how often each image is shown.
+        validator: measures the average after an epoch.
         recorder: the main process's; None on the others.
     """
 
@@ -539,24 +617,27 @@ class EpochLoop:
     trainer: Trainer
     loader: Loader
     data: TrainingData
+    validator: Validator
     recorder: Recorder | None
 
     def run(self, first_epoch: int) -> int:
         """Train from `first_epoch` on, and return the number of epochs of the run.
 
-        Ctrl-C leaves a last.pt to resume from, and is raised again.
+        Ctrl-C, SIGTERM and the loss of another process leave a last.pt to resume from; they are raised again.
         """
         recorder, epoch = self.recorder, first_epoch
         before = recorder.state.stopper.state_dict() if recorder else {}
         if recorder and not self.opt.noplots and first_epoch == 0:
             plot_labels(self.data.train, self.data.config.names, recorder.folder.path)
         try:
+            if recorder and first_epoch == 0:
+                recorder.saver.save_start(recorder.state)
             for epoch in range(first_epoch, self.opt.epochs):
                 before = recorder.state.stopper.state_dict() if recorder else {}
                 if self._train(epoch):
                     break
-        except KeyboardInterrupt:
-            if recorder:
+        except (KeyboardInterrupt, RuntimeError, OSError) as error:
+            if recorder and (isinstance(error, KeyboardInterrupt) or has_lost_another(error)):
                 recorder.saver.save_interrupted(recorder.state, epoch, before)
             raise
         finally:
@@ -583,7 +664,13 @@ class EpochLoop:
         )
         with closing(bar):
             result = self.trainer.train_epoch(self._batches(epoch), epoch, bar)
-        return from_main(lambda: recorder is not None and recorder.end_epoch(epoch, result))
+        losses = mean_over_ranks(result.losses)
+        found, val_losses = None, (float("nan"),) * 3
+        if not opt.noval or epoch + 1 == opt.epochs:
+            found, val_losses = self.validator.average()
+        return from_main(
+            lambda: recorder is not None and recorder.end_epoch(epoch, losses, found, val_losses)
+        )
 
     def _batches(self, epoch: int) -> Iterable[Batch]:
         """Return the loader; the main process draws the first batches of a new run."""
@@ -603,7 +690,8 @@ def _drawn(loader: Loader, folder: Path, names: dict[int, str]) -> Iterator[Batc
 
 def validate_best(
     start: Start,
-    recorder: Recorder,
+    recorder: Recorder | None,
+    validator: Validator,
     data: TrainingData,
     settings: RunSettings,
     *,
@@ -616,22 +704,26 @@ def validate_best(
         epochs: of the whole run.
         started: time of the run's start, in seconds.
     """
-    opt, folder, state = start.opt, recorder.folder, recorder.state
-    seconds, best = time.time() - started, recorder.saver.own_best()
+    opt, seconds = start.opt, time.time() - started
+    folder, best = from_main(lambda: (recorder.folder, recorder.saver.own_best()) if recorder else None)
     LOGGER.info(
         "%d epochs in %.3f hours; validating %s",
         epochs - start.first_epoch,
         seconds / 3600,
         best or folder.last,
     )
-    backend = load_backend(best or folder.last, state.trainer.device)
-    found = recorder.validate(backend, plots=None if opt.noplots else folder.path)
+    found = validator.checkpoint(best or folder.last, None if opt.noplots else folder.path)
+    if recorder is None:
+        return TrainResult(folder.path, best, folder.last, Metrics(), seconds)
     log_table(found, data.config, verbose=True)
-    save_metrics(
+    if not opt.noplots:
+        plot_results(folder.results)
+    model = validator.model
+    save_metrics(  # last: a resumed run takes a folder that has it as finished
         folder.metrics,
         found.metrics,
-        parameters=count_parameters(state.trainer.model),
-        gflops=gflops(state.average.model, settings.imgsz),
+        parameters=count_parameters(model),
+        gflops=gflops(model, settings.imgsz),
         speed=found.speed,
         imgsz=settings.imgsz,
         nc=data.config.nc,
@@ -641,8 +733,6 @@ def validate_best(
         seconds=seconds,
         epochs=epochs,
     )
-    if not opt.noplots:
-        plot_results(folder.results)
     LOGGER.info("results saved to %s", folder.path)
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
 

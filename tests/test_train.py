@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from utils.training.hyp import load_hyp
 from utils.training.loggers import read_results
 from utils.training.trainer import Trainer
 
+TIMED = re.compile("ms|seconds|date|speed")
 UNREACHABLE = "http://127.0.0.1:9/absent.zip"
 
 
@@ -250,13 +252,10 @@ def test_classes_are_compared_before_a_data_set_is_fetched(
 @pytest.mark.parametrize(
     ("written", "scores", "best_epoch"),
     [
-        (
-            0,
-            [0.5, 0.3, 0.4, 0.1],
-            1,
-        ),  # while best.pt of the first is written, which starts again and is worse
-        (3, [0.1, 0.5, 0.5, 0.2], 1),  # between best.pt and last.pt of the second, which starts again
-        (2, [0.9, 0.5, 0.5, 0.2], 0),  # the best epoch was saved before
+        (0, [0.3, 0.4, 0.1], 1),  # while last.pt is written before the first epoch
+        (1, [0.5, 0.3, 0.4, 0.1], 1),  # while best.pt of the first is, which starts again and is worse
+        (4, [0.1, 0.5, 0.5, 0.2], 1),  # between best.pt and last.pt of the second, which starts again
+        (3, [0.9, 0.5, 0.5, 0.2], 0),  # the best epoch was saved before
     ],
 )
 def test_the_best_epoch_is_kept_wherever_ctrl_c_falls(
@@ -277,6 +276,49 @@ def test_the_best_epoch_is_kept_wherever_ctrl_c_falls(
     result = train.run(resume=str(tmp_path / "exp" / "weights" / "last.pt"))
     assert result.best == tmp_path / "exp" / "weights" / "best.pt"
     assert load_checkpoint(result.best).meta["epoch"] == best_epoch
+
+
+def test_a_run_ended_in_its_final_validation_is_finished_by_resume(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    log.set_level("INFO", "yolo")
+    whole = train.run(**options(folder, tmp_path, noplots=False))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "save_metrics", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        train.run(**options(folder, tmp_path, noplots=False, name="broken"))
+    broken = tmp_path / "broken"
+    for path in (broken / "results.png", *broken.glob("*_curve.png")):
+        path.unlink()
+    result = train.run(resume=str(broken / "weights" / "last.pt"))
+    assert "all 2 epochs are trained; validating the best" in log.text
+    assert result.best == broken / "weights" / "best.pt" and result.metrics.map == whole.metrics.map
+    reports = [json.loads((path / "metrics.json").read_text()) for path in (whole.save_dir, broken)]
+    assert all(a == b for (k, a), b in zip(reports[0].items(), reports[1].values()) if not TIMED.match(k))
+    files = [{p.name for p in run.iterdir() if "tfevents" not in p.name} for run in (broken, whole.save_dir)]
+    assert files[0] == files[1]
+    with pytest.raises(UserError, match="has finished its 2 epochs"):
+        train.run(resume=str(broken / "weights" / "last.pt"))
+
+
+def test_a_longer_interrupted_run_and_changed_images_are_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    write_set(tmp_path / "set")
+    write_model(tmp_path / "set")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(tmp_path / "set", tmp_path))
+    last = tmp_path / "exp" / "weights" / "last.pt"
+    label = sorted((tmp_path / "set" / "labels" / "train").glob("*.txt"))[0]
+    label.write_text("1 0.5 0.5 0.25 0.25\n")
+    result = train.run(resume=str(last), epochs=3)
+    images = len(list((tmp_path / "set" / "images" / "train").iterdir()))
+    told = (
+        f"the training images have changed since the run began (still {images}, with other files or labels)"
+    )
+    assert told in log.text
+    rows = read_results(result.save_dir / "results.csv")
+    assert [row[0] for row in rows] == [0, 1, 2]
 
 
 def test_another_runs_best_is_neither_reported_nor_lost(
@@ -302,7 +344,7 @@ def test_full_disk_keeps_the_old_checkpoint(
     original, last = os.fsync, tmp_path / "exp" / "weights" / "last.pt"
 
     def full(descriptor: int) -> None:
-        if last.exists():
+        if len(read_results(tmp_path / "exp" / "results.csv")) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(descriptor)
 
@@ -458,7 +500,7 @@ def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.
         ({"seed": 10**23, "data": "nowhere.yaml"}, "--seed 100000000000000000000000: must be at most 1844"),
         ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
         ({"rect": True, "image_weights": True}, "use one"),
-        ({"sync_bn": True}, "--sync-bn needs several GPUs"),
+        ({"sync_bn": True}, "--sync-bn needs several processes"),
         ({"freeze": [99]}, "--freeze 99"),
         ({"amp": "fp16"}, "--amp fp16"),
         ({"cfg": "", "weights": ""}, "needs --cfg"),
@@ -533,6 +575,79 @@ def test_two_processes_train_one_model(folder: Path, tmp_path: Path, idle: bool)
     rows = read_results(tmp_path / "exp" / "results.csv")
     assert len(rows) == 2 and sum(rows[1][1:4]) > 0
     assert not (tmp_path / "exp2").exists()
+
+
+def start_two(folder: Path, project: Path, *extra: str, script: Path = ROOT / "train.py") -> list[str]:
+    """The command of a training in two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command += [str(script), "--noplots", "--device", "cpu", "--workers", "0", "--imgsz", "96"]
+    command += ["--cfg", str(folder / "tiny.yaml"), "--data", str(folder / "shapes.yaml")]
+    return [*command, "--batch-size", "8", "--project", str(project), *extra]
+
+
+def test_two_processes_give_what_one_gives(folder: Path, tmp_path: Path) -> None:
+    """Weights, metrics and losses, without augmentation; only sums come in another order."""
+    save_yaml(tmp_path / "hyp.yaml", LEARN_HYP)
+    same = {"hyp": str(tmp_path / "hyp.yaml"), "epochs": 3, "save_period": 1, "amp": "off"}
+    one = train.run(**options(folder, tmp_path, name="one", **same)).save_dir
+    words = ["--hyp", same["hyp"], "--epochs", "3", "--save-period", "1", "--amp", "off"]
+    command = start_two(folder, tmp_path, *words, "--sync-bn", "--name", "two")
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = tmp_path / "two"
+    for epoch in range(2):
+        a, b = (load_checkpoint(path / "weights" / f"epoch{epoch}.pt") for path in (one, two))
+        pairs = zip(a.training["model"].values(), b.training["model"].values(), strict=True)
+        assert max(float((x - y).abs().max()) for x, y in pairs) < 1e-4
+    rows = [read_results(path / "results.csv") for path in (one, two)]
+    values = torch.tensor(rows)
+    torch.testing.assert_close(values[1, :, :8], values[0, :, :8], rtol=2e-3, atol=2e-4)
+    # A validation loss is the mean over shares of the images; a mean over objects would need them all.
+    torch.testing.assert_close(values[1, :, 8:], values[0, :, 8:], rtol=3e-2, atol=2e-4)
+    # One process alone measures the same file to the last bit.
+    report = json.loads((two / "metrics.json").read_text())
+    (two / "metrics.json").unlink()
+    alone = train.run(resume=str(two / "weights" / "last.pt"))
+    again = json.loads((two / "metrics.json").read_text())
+    assert report["images"] == 8 and report["map50"] == alone.metrics.map50 > 0
+    assert all(report[key] == value for key, value in again.items() if not TIMED.match(key))
+
+
+DIES = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import train
+from utils.cli import guard
+from utils.training.trainer import Trainer
+step = Trainer._step
+def die(self, images, targets, epoch, batch):
+    if self.rank == {rank} and (epoch, batch) == (1, 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, images, targets, epoch, batch)
+Trainer._step = die
+guard(train.main)
+"""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_dead_process_ends_the_others_and_one_goes_on(folder: Path, tmp_path: Path, rank: int) -> None:
+    script = tmp_path / "dies.py"
+    script.write_text(DIES.format(root=str(ROOT), rank=rank))
+    command = start_two(folder, tmp_path, "--epochs", "3", script=script)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode != 0
+    told = re.findall(r"error: (?!Exception)(.*)", done.stderr)
+    told = [line for line in told if not line.startswith("<")]  # torchrun's own table
+    assert len(told) == 1, done.stderr
+    assert f"process {1 - rank} of 2 stops because another process" in told[0] or "SIGTERM" in told[0]
+    assert "train.py" not in done.stderr  # no traceback of ours, only torchrun's
+    last = tmp_path / "exp" / "weights" / "last.pt"
+    assert load_checkpoint(last).training["epochs"] == 1
+    assert train.run(resume=str(last)).metrics.map50 >= 0
+    assert len(read_results(tmp_path / "exp" / "results.csv")) == 3
 
 
 def test_a_network_by_name_trains_and_resumes(folder: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import io
 import logging
 import numbers
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -403,6 +404,14 @@ class _LevelFormatter(logging.Formatter):
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
+class Terminated(KeyboardInterrupt):
+    """Report SIGTERM, which a scheduler sends; whoever handles Ctrl-C handles it too."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
 def guard(main: Callable[[], object]) -> None:
     """Run a script's `main`; a user's mistake ends in one sentence and exit code 1.
 
@@ -412,10 +421,13 @@ def guard(main: Callable[[], object]) -> None:
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
     setup_logging()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
     except UserError as error:
         _stop(str(error))
+    except Terminated:
+        _stop("stopped by SIGTERM", code=143)
     except KeyboardInterrupt:
         _stop("stopped from the keyboard", code=130)
     except OSError as error:
@@ -441,6 +453,7 @@ _USERS_OS_ERRORS = {
 
 
 def _stop(sentence: str, code: int = 1) -> NoReturn:
-    """Print an error and exit."""
+    """Print an error and exit; from here on SIGTERM ends the process at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print(f"error: {sentence}", file=sys.stderr)  # noqa: T201 the last word belongs on stderr, logging or not
     sys.exit(code)

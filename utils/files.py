@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
+import re
 import shutil
 import tempfile
 import uuid
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,8 +75,8 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = f".{path.name[:_TEMPORARY_NAME]}."  # not the whole name: that may be as long as names can be
-    temporary = path.with_name(f"{beside}{uuid.uuid4().hex}.part")
+    beside = f".{path.name[:_TEMPORARY_NAME]}"  # not the whole name: that may be as long as names can be
+    temporary = path.with_name(f"{beside}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
     try:
         # Not tempfile's, which nobody else may read: to give it an ordinary file's rights the process's umask
         # would have to be read, and that means changing it under the feet of other threads.
@@ -86,6 +89,40 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def remove_dead_parts(folder: Path) -> None:
+    """Remove the temporary files that killed processes of this machine left in a folder.
+
+    Call it before this process writes there: a container may give it the number of the killed one.
+    """
+    if os.name != "posix":  # elsewhere there is no harmless way to ask whether a process lives
+        return
+    for path in folder.glob(".*.part"):
+        found = _PART.search(path.name)
+        if found and found[1] == _machine() and not _is_another_alive(int(found[2])):
+            path.unlink(missing_ok=True)
+
+
+_PART = re.compile(r"\.([0-9a-f]{8})-(\d{1,9})-[0-9a-f]{8}\.part$")
+
+
+def _machine() -> str:
+    """Return eight hexadecimal digits that tell this machine from others on a shared disk."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_another_alive(pid: int) -> bool:
+    """Return whether another process of this number runs."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
 
 
 def atomic_text(path: str | Path, text: str) -> None:

@@ -74,7 +74,7 @@ def in_processes(
         ) from None
     except BaseException:  # Ctrl-C, too: nobody wants what is under way
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # not terminate(), which a handler that the fork brought along would catch
+            process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -92,4 +92,5 @@ def start_worker() -> None:
     OpenCV gets 0 and not 1: with 1 it waits for the threads of the pool that the fork did not bring along.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler, which the fork brought along
     cv2.setNumThreads(0)

@@ -75,9 +75,10 @@ class BatchSampler(Sampler[list[Key]]):
         count: images in all.
         batch_size: images per batch of this rank.
         shuffle: a new order each epoch; of whole batches when `order` is given.
-        even: every rank gets equally many images (batches, when `order` is given), by repeating the first
-            ones; otherwise each image comes once, in one of the ranks.
-        order: (count,) images whose batches are fixed: those of `rect_batches`.
+        even: every rank gets equally many images, by repeating the first ones (of the batch, when `order` is
+            given); otherwise each image comes once, in one of the ranks.
+        order: (count,) images whose batches are fixed: those of `rect_batches`, each of `world_size` times
+            `batch_size` images that the ranks share, so that a batch has one shape on all of them.
 
     Attributes:
         epoch: set it before iterating.
@@ -118,7 +119,8 @@ class BatchSampler(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         if self.order is not None:
-            return self._share(-(-self.count // self.batch_size))
+            full, rest = divmod(self.count, self.batch_size * self.world_size)
+            return full + (rest > (0 if self.even else self.rank))
         return -(-self._share(self.count) // self.batch_size)
 
     def _share(self, total: int) -> int:
@@ -163,13 +165,15 @@ class BatchSampler(Sampler[list[Key]]):
             yield self._keys(indices[start:stop], repeats[start:stop])
 
     def _fixed_batches(self, order: np.ndarray) -> Iterator[list[Key]]:
-        """Yield the batches of rectangles, whose images are fixed."""
-        batches = np.arange(-(-self.count // self.batch_size))
+        """Yield this rank's share of the batches of rectangles, whose images are fixed."""
+        step = self.batch_size * self.world_size
+        starts = np.arange(0, self.count, step)
         if self.shuffle:
-            batches = self._generator().permutation(batches)
-        for batch, repeat in zip(*self._mine(batches)):
-            images = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self._keys(images, np.full(len(images), repeat))
+            starts = self._generator().permutation(starts)
+        for start in starts:
+            images, repeats = self._mine(order[start : start + step])
+            if len(images):
+                yield self._keys(images, repeats)
 
     def _keys(self, indices: np.ndarray, repeats: np.ndarray) -> list[Key]:
         """Return the keys of images that came `repeats` times before in this epoch."""

@@ -84,6 +84,7 @@ class DetectionDataset(Dataset[Item]):
     Args:
         images: the verified images of a split.
         options: how they become batches.
+        processes: how many share each batch of rectangles.
 
     Attributes:
         rect: the rectangles of the batches; None without `options.rect`.
@@ -92,16 +93,15 @@ class DetectionDataset(Dataset[Item]):
             drawing images by weight also reaches workers that are already running.
     """
 
-    def __init__(self, images: ImageSet, options: BatchOptions) -> None:
+    def __init__(self, images: ImageSet, options: BatchOptions, processes: int = 1) -> None:
         self.images, self.options = images, options
         self.augment = options.hyp is not None
         # A hyp YAML may also hold what is no number; augmentation reads none of that.
         self.hyp = {k: float(v) for k, v in (options.hyp or {}).items() if isinstance(v, int | float)}
         self.rect = None
         if options.rect:
-            self.rect = rect_batches(
-                images.sizes, options.imgsz, options.batch_size, options.stride, options.pad
-            )
+            together = options.batch_size * processes
+            self.rect = rect_batches(images.sizes, options.imgsz, together, options.stride, options.pad)
         self.frame = options.frame or (options.imgsz, options.imgsz)
         self.mosaic = self.augment and not options.rect
         self.population = torch.arange(len(images))

@@ -6,6 +6,7 @@ the pages, because no reference count is ever written; spawned workers get them 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -227,6 +228,20 @@ class ImageSet:
         """
         index = self._row(index)
         return _segments(self._points, self._point_offsets, self.offsets[index], self.offsets[index + 1])
+
+    def fingerprint(self) -> dict[str, int | str]:
+        """Return the number of images and a digest of their names, bytes, sizes and labels.
+
+        The folder is not part of it, so a data set may be moved.
+        """
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            path = self.path(index)
+            bytes_ = os.path.getsize(path) if os.path.exists(path) else -1
+            digest.update(f"{os.path.basename(path)}\0{bytes_}\0".encode("utf-8", "surrogateescape"))
+        for array in (self.sizes, self.all_labels, self.offsets):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return {"images": len(self), "digest": digest.hexdigest()}
 
     def _row(self, index: int) -> int:
         """Return an index counted from the front.

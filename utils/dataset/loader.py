@@ -255,7 +255,7 @@ def build_loader(
         raise UserError("there is no usable image to load; check the paths in the dataset's YAML")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: a seed cannot be negative; use 0 or more")
-    dataset = DetectionDataset(images, options)
+    dataset = DetectionDataset(images, options, world_size)
     sampler = BatchSampler(
         len(images),
         options.batch_size,

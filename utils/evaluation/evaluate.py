@@ -125,6 +125,7 @@ def evaluate(
     *,
     on_image: Callable[[ImageResult], None] | None = None,
     on_batch: Callable[[Tensor], None] | None = None,
+    gather: Callable[[Iterable[ImageResult]], Iterable[ImageResult]] = iter,
 ) -> ValResult:
     """Run a network over a labelled set and measure it.
 
@@ -136,28 +137,18 @@ def evaluate(
         on_image: called for every image, in order.
         on_batch: called with the targets (M, 6) of every batch that the network has just seen, such as a
             `utils.training.trainer.ValidationLoss`.
+        gather: given the images of this process, yields those to measure: where several processes share a
+            validation, all on one of them.
     """
     wanted = replace(options.nms, agnostic=options.single_cls, multi_label=True)
     detector = Detector(backend, backend.nearest(wanted), augment=options.augment)
     stats, confusion = DetectionStats(), ConfusionMatrix(len(names))
     with torch.no_grad():
-        bar = tqdm(loader, desc="validating", disable=not options.progress, leave=False)
-        for number, (images, targets, paths, shapes) in enumerate(bar):
-            labels = _pixel_targets(targets, images) if options.hybrid else ()
-            found = detector(images, shapes, labels=labels)
-            if on_batch is not None:
-                on_batch(targets)
-            if options.single_cls:
-                _merge_classes(found)
-            for image in _native_results(found, targets, paths, shapes):
-                stats.add(image.detections, image.labels)
-                confusion.add(image.detections, image.labels)
-                if on_image is not None:
-                    on_image(image)
-            if options.plots_dir is not None and number < PLOTTED_BATCHES:
-                for kind, drawn in (("labels", targets), ("pred", found.letterboxed)):
-                    file = options.plots_dir / f"val_batch{number}_{kind}.jpg"
-                    plot_images(images, drawn, paths, file, names)
+        for image in gather(_detect_all(detector, loader, names, options, on_batch)):
+            stats.add(image.detections, image.labels)
+            confusion.add(image.detections, image.labels)
+            if on_image is not None:
+                on_image(image)
     metrics = stats.compute(dict(names))
     _plot_figures(metrics, confusion, names, options.plots_dir)
     return ValResult(
@@ -168,6 +159,29 @@ def evaluate(
         maps=metrics.maps(len(names)),
         speed=detector.speed,
     )
+
+
+def _detect_all(
+    detector: Detector,
+    loader: Iterable[Batch],
+    names: Mapping[int, str],
+    options: EvalOptions,
+    on_batch: Callable[[Tensor], None] | None,
+) -> Iterator[ImageResult]:
+    """Yield every image of the loader with what was found in it, and draw the first batches."""
+    bar = tqdm(loader, desc="validating", disable=not options.progress, leave=False)
+    for number, (images, targets, paths, shapes) in enumerate(bar):
+        labels = _pixel_targets(targets, images) if options.hybrid else ()
+        found = detector(images, shapes, labels=labels)
+        if on_batch is not None:
+            on_batch(targets)
+        if options.single_cls:
+            _merge_classes(found)
+        yield from _native_results(found, targets, paths, shapes)
+        if options.plots_dir is not None and number < PLOTTED_BATCHES:
+            for kind, drawn in (("labels", targets), ("pred", found.letterboxed)):
+                file = options.plots_dir / f"val_batch{number}_{kind}.jpg"
+                plot_images(images, drawn, paths, file, names)
 
 
 def _merge_classes(found: Found) -> None:

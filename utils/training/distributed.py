@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.device import is_main, local_rank, world_size
@@ -19,6 +22,7 @@ from utils.errors import UserError
 _T = TypeVar("_T")
 
 TIMEOUT = timedelta(hours=3)  # the others wait while the main process scans a large data set
+_LOST = ("closed by peer", "reset by peer", "broken pipe", "connection refused", "gloo", "nccl", "timed out")
 
 
 @contextlib.contextmanager
@@ -63,19 +67,145 @@ def from_main(make: Callable[[], _T]) -> _T:
     return cast("_T", box[0])
 
 
-def synchronise_norms(model: nn.Module) -> None:
+def from_all(value: _T) -> list[_T]:
+    """Return the values of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[_T | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return cast("list[_T]", values)
+
+
+def mean_over_ranks(values: Sequence[float], weight: float = 1.0) -> tuple[float, ...]:
+    """Return the mean of each value over all processes.
+
+    Args:
+        weight: how much this process's values count, such as its number of batches.
+    """
+    if world_size() == 1:
+        return tuple(values)
+    shares = from_all((weight, tuple(values)))
+    total = sum(share for share, _ in shares)
+    return tuple(sum(w * v[i] for w, v in shares if w) / total for i in range(len(values)))
+
+
+def mean_counts(counts: list[int], device: torch.device) -> list[float]:
+    """Return the mean of each count over all processes.
+
+    Every process must call it equally often.
+    """
+    if world_size() == 1:
+        return [float(count) for count in counts]
+    total = torch.tensor(counts, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return [float(count) for count in total / world_size()]
+
+
+def in_order(mine: Iterable[_T], batch: int) -> Iterator[_T]:
+    """Yield the items of all processes on the main one, in the order of a single process.
+
+    The other processes yield none.
+
+    Args:
+        mine: this process's items; of each batch of all it has every world_size()-th.
+        batch: items per batch over all processes.
+    """
+    if world_size() == 1:
+        yield from mine
+        return
+    shares: list[list[_T]] | None = [[] for _ in range(world_size())] if is_main() else None
+    dist.gather_object(list(mine), shares)
+    if shares is not None:
+        rest = [iter(share) for share in shares]
+        for number in range(sum(map(len, shares))):
+            yield next(rest[number % batch % world_size()])
+
+
+def broadcast_state(model: nn.Module) -> None:
+    """Give every process the weights and statistics of the main process's model."""
+    if world_size() > 1:
+        for value in model.state_dict().values():
+            dist.broadcast(value, src=0)
+
+
+@contextlib.contextmanager
+def shared_file(path: Path) -> Iterator[Path]:
+    """Give the other processes a temporary copy of the main process's file.
+
+    They may run on another machine, which does not see the file.
+    """
+    if world_size() == 1:
+        yield path
+        return
+    data = from_main(path.read_bytes)
+    if is_main():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(data)
+        yield copy
+
+
+def has_lost_another(error: BaseException) -> bool:
+    """Return whether an error means that another process of this run has ended."""
+    if world_size() == 1:
+        return False
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(words in text for words in _LOST)
+
+
+class GroupBatchNorm(nn.BatchNorm2d):
+    """Normalise by the statistics of the images of all processes, on a CPU too.
+
+    PyTorch's SyncBatchNorm computes the same, but on GPUs only.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised maps (N, C, H, W)."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        values = input.float()
+        images = torch.tensor(float(len(input)), device=input.device)
+        dist.all_reduce(images)
+        count = float(images) * input.shape[2] * input.shape[3]
+        mean = all_reduce(values.sum((0, 2, 3))) / count
+        centred = values - mean[:, None, None]
+        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                seen = cast("Tensor", self.num_batches_tracked).add_(1)  # it comes with the two
+                share = 1.0 / float(seen) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean.to(self.running_mean), share)
+                unbiased = variance * (count / max(count - 1, 1))
+                self.running_var.lerp_(unbiased.to(self.running_var), share)
+        scale = torch.rsqrt(variance + self.eps)
+        if self.affine:
+            scale = scale * self.weight
+        result = centred * scale[:, None, None]
+        if self.affine:
+            result = result + self.bias[:, None, None]
+        return result.to(input.dtype)
+
+
+def synchronise_norms(model: nn.Module, device: torch.device) -> None:
     """Replace each BatchNorm inside a model by one over the images of all processes.
 
     Their state is kept.
 
     Raises:
-        UserError: a BatchNorm subclass that computes more, which PyTorch's SyncBatchNorm would leave out.
+        UserError: a BatchNorm subclass that computes more, which the synchronised one would leave out.
     """
     kinds = {type(m): name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     own = {kind: name for kind, name in kinds.items() if not kind.__module__.startswith("torch.nn.")}
-    if not own:
+    cuda = device.type == "cuda"
+    if not own and cuda:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    elif all(kind.__module__.startswith("timm.") for kind in own):
+    elif not own:
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = GroupBatchNorm  # the state stays, and so do all references to it
+    elif cuda and all(kind.__module__.startswith("timm.") for kind in own):
         # It keeps the activation inside timm's norms.
         from timm.layers.norm_act import convert_sync_batchnorm
 
@@ -83,7 +213,8 @@ def synchronise_norms(model: nn.Module) -> None:
     else:
         kind, name = next(iter(own.items()))
         raise UserError(
-            f"--sync-bn: {name} is a {kind.__name__}, which has no synchronised form; leave it out"
+            f"--sync-bn: {name} is a {kind.__name__}, which has no synchronised form on {device.type}; "
+            "leave it out"
         )
 
 

@@ -6,7 +6,7 @@ centre. The box loss is 1 - CIoU; objectness and classes have binary cross-entro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,9 @@ FOCAL_ALPHA = 0.25
 
 LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(raw maps, targets) -> (loss, items), such as `DetectionLoss`."""
+
+MeanCounts = Callable[[list[int], torch.device], list[float]]
+"""Counts of this process -> their means over all, such as `utils.training.distributed.mean_counts`."""
 
 
 class DetectLayer(AnchoredLayer, Protocol):
@@ -75,6 +78,8 @@ class DetectionLoss:
         hyp: gains `box`, `obj`, `cls` (already scaled to layers, classes and image size, see `scale_gains`),
             `obj_pw`, `cls_pw`, `anchor_t`, `fl_gamma`.
         label_smoothing: epsilon; class targets become 1 - eps/2 and eps/2.
+        mean_counts: the mean of the matches per layer over all processes, of which each has a share of the
+            batch. Their mean gradient is then that of the whole batch. None: this process is alone.
 
     Example: one layer of 2 x 2 cells with one anchor of 1 x 1 cell; its box loss is 0 for a perfect box.
 
@@ -90,7 +95,15 @@ class DetectionLoss:
     (0.0, 2.7726, 0.0)
     """
 
-    def __init__(self, detect: DetectLayer, hyp: dict[str, float], *, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        detect: DetectLayer,
+        hyp: dict[str, float],
+        *,
+        label_smoothing: float = 0.0,
+        mean_counts: MeanCounts | None = None,
+    ) -> None:
+        self.mean_counts = mean_counts
         self.detect = detect
         self.hyp = hyp
         self.positive = 1.0 - 0.5 * label_smoothing
@@ -115,8 +128,9 @@ class DetectionLoss:
         logits, rows = _PickCells.apply(matches, *raws)
         objectness = torch.zeros_like(logits)
         box = cls = logits.new_zeros(())
+        counts = self.mean_counts(matches.counts, rows.device) if self.mean_counts else matches.counts
         if len(rows):
-            share = _layer_shares(matches.counts, rows.device)
+            share = _layer_shares(matches.counts, counts, rows.device)
             xy, wh = rows[:, 0:4].sigmoid().mul(2).split(2, 1)
             predicted = torch.cat((xy - 0.5, wh * wh * matches.anchors), 1)
             iou = complete_iou(predicted, matches.boxes)
@@ -201,10 +215,10 @@ class DetectionLoss:
         )
 
 
-def _layer_shares(counts: list[int], device: torch.device) -> Tensor:
+def _layer_shares(counts: list[int], divisors: Sequence[float], device: torch.device) -> Tensor:
     """Return weights of the matched rows (K,) with which a sum adds the layers' means."""
-    counted = torch.tensor(counts, device=device)
-    return torch.repeat_interleave(1.0 / counted.clamp(min=1), counted, output_size=sum(counts))
+    weights = torch.tensor([1.0 / divisor if divisor else 0.0 for divisor in divisors], device=device)
+    return torch.repeat_interleave(weights, torch.tensor(counts, device=device), output_size=sum(counts))
 
 
 def _cell_numbers(matches: Matches, raws: list[Tensor]) -> Tensor:

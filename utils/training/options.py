@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import torch
-
 from utils.cli import WORKERS_HELP, Options, from_keywords, given, option, typed
 from utils.device import AMP_MODES, world_size
 from utils.errors import UserError
@@ -129,7 +127,7 @@ class TrainOptions(TrainingOptions):
     exist_ok: bool = option(False, help="write into project/name even if it exists")
     nosave: bool = option(False, help="save only after the last epoch")
     noval: bool = option(False, help="validate only after the last epoch")
-    sync_bn: bool = option(False, help="SyncBatchNorm, with several GPUs")
+    sync_bn: bool = option(False, help="BatchNorm over the images of all processes")
     local_rank: int = option(-1, flags=("--local_rank",), help="set by launchers older than torchrun")
 
     def check(self) -> None:
@@ -137,9 +135,9 @@ class TrainOptions(TrainingOptions):
         super().check()
         if self.backbone_weights and self.weights:
             raise UserError("--weights and --backbone-weights both fill the backbone; use one")
-        if self.sync_bn and (world_size() == 1 or self.device == "cpu" or not torch.cuda.is_available()):
+        if self.sync_bn and world_size() == 1:
             raise UserError(
-                "--sync-bn needs several GPUs; start with 'torchrun --nproc_per_node N train.py ...'"
+                "--sync-bn needs several processes; start with 'torchrun --nproc_per_node N train.py ...'"
             )
         if world_size() > 1 and (self.batch_size < 1 or self.batch_size % world_size()):
             raise UserError(

@@ -14,6 +14,7 @@ import torch
 
 from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
+from utils.device import world_size
 from utils.errors import UserError
 from utils.files import ROOT, increment_dir, load_yaml, save_yaml
 from utils.training.early_stopping import EarlyStopping
@@ -177,11 +178,18 @@ class CheckpointSaver:
         if score is not None and state.stopper.best_epoch == epoch:
             self._save(self.folder.best, state, epoch, resumable=False)
             self.best_saved = True
+        # So is epochN.pt.
+        if self.save_period > 0 and epoch % self.save_period == 0:
+            self._save(self.folder.epoch(epoch), state, epoch, resumable=True)
         # The final last.pt needs no state to resume from, and is as small as best.pt.
         self._save(self.folder.last, state, epoch, resumable=not is_last)
         self.saved_epochs = epoch + 1
-        if self.save_period > 0 and epoch % self.save_period == 0:
-            self._save(self.folder.epoch(epoch), state, epoch, resumable=True)
+
+    def save_start(self, state: RunState) -> None:
+        """Save last.pt before the first epoch, so that a run killed in it can be resumed."""
+        if not self.only_last:
+            self._save(self.folder.last, state, -1, resumable=True)
+            self.saved_epochs = 0
 
     def save_interrupted(self, state: RunState, epoch: int, before: Mapping[str, float]) -> None:
         """Make sure that last.pt can be resumed after a stop in `epoch`.
@@ -340,6 +348,8 @@ def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) ->
                 f"--resume continues with the run's own options, and with {name} = {options.get(name)!r}; "
                 f"only {changeable} may be changed (start a new run instead)"
             )
+    if world_size() == 1:  # an ordinary norm sees the whole batch
+        options["sync_bn"] = False
     return from_keywords(TrainOptions, options | given, "opt.yaml: ")
 
 
@@ -374,15 +384,37 @@ def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConf
     )
 
 
+def tell_changed_data(path: Path, saved: object, now: Mapping[str, int | str]) -> None:
+    """Warn when the training images are not those with which a run began.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved: the fingerprint in its metadata; older checkpoints have none.
+        now: `ImageSet.fingerprint` of the images that it continues with.
+    """
+    if not isinstance(saved, dict) or saved == now:
+        return
+    had, has = saved.get("images"), now["images"]
+    what = f"{had} then, {has} now" if had != has else f"still {has}, with other files or labels"
+    LOGGER.warning(
+        "%s: the training images have changed since the run began (%s), so the result differs from that of "
+        "an uninterrupted run",
+        path,
+        what,
+    )
+
+
 def resumed_epoch(
     path: Path,
     meta: Mapping[str, Any],  # Any: values of a checkpoint
     training: Mapping[str, Any] | None,
     epochs: int,
+    *,
     told: bool,
-) -> int:
-    """Return the epoch (from 0) with which a checkpoint's run continues.
+) -> tuple[int, bool]:
+    """Return the epoch (from 0) with which a checkpoint's run continues, and whether all are trained.
 
+    A run that was ended during its final validation has no metrics.json: only that validation is missing.
     A finished run keeps no optimizer state. It continues only if --epochs says for how long.
 
     Args:
@@ -395,6 +427,9 @@ def resumed_epoch(
     """
     done = training["epochs"] if training else int(meta.get("epoch", -1)) + 1
     last = path.with_name("last.pt")
+    if training is None and not told and path.name == last.name and not RunFolder.of(path).metrics.is_file():
+        LOGGER.info("%s: all %d epochs are trained; validating the best", path, done)
+        return done, True
     if training is None and not told and path.name != last.name:
         where = last if last.is_file() else "the run's last.pt"
         raise UserError(
@@ -415,4 +450,4 @@ def resumed_epoch(
         )
     else:
         LOGGER.info("%s: continuing with epoch %d/%d", path, done + 1, epochs)
-    return done
+    return done, False

@@ -279,9 +279,14 @@ class ValidationLoss:
         maps = [raw.float() for raw in self._raw_maps()]
         self._items.append(self._loss(maps, targets.to(self._device))[1].float().cpu())
 
+    @property
+    def batches(self) -> int:
+        """Return how many batches were counted."""
+        return len(self._items)
+
     def mean(self) -> tuple[float, ...]:
-        """Return the means (box, obj, cls) over the batches."""
-        return tuple(torch.stack(self._items).mean(0).tolist())
+        """Return the means (box, obj, cls) over the batches; zeros without any."""
+        return tuple(torch.stack(self._items).mean(0).tolist()) if self._items else (0.0, 0.0, 0.0)
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:

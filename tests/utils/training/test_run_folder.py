@@ -278,8 +278,10 @@ def test_the_data_must_have_the_classes_that_were_learnt() -> None:
 
 def test_a_run_continues_with_the_epoch_after_its_last(tmp_path: Path) -> None:
     last, best = tmp_path / "last.pt", tmp_path / "best.pt"
-    assert resumed_epoch(last, {"epoch": 1}, {"epochs": 2}, 5, told=False) == 2
-    assert resumed_epoch(last, {"epoch": 1}, None, 5, told=True) == 2
+    assert resumed_epoch(last, {"epoch": 1}, {"epochs": 2}, 5, told=False) == (2, False)
+    assert resumed_epoch(last, {"epoch": 1}, None, 5, told=True) == (2, False)
+    assert resumed_epoch(last, {"epoch": 1}, None, 2, told=False) == (2, True)  # without its metrics.json
+    (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(UserError, match="has finished its 2 epochs"):
         resumed_epoch(last, {"epoch": 1}, None, 2, told=False)
     with pytest.raises(UserError, match="has finished its 2 epochs"):
