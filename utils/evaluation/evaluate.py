@@ -168,7 +168,7 @@ def _detect_all(
     options: EvalOptions,
     on_batch: Callable[[Tensor], None] | None,
 ) -> Iterator[ImageResult]:
-    """Yield every image of the loader with what was found in it, and draw the first batches."""
+    """Yield each image with what was found in it, and draw the first batches."""
     bar = tqdm(loader, desc="validating", disable=not options.progress, leave=False)
     for number, (images, targets, paths, shapes) in enumerate(bar):
         labels = _pixel_targets(targets, images) if options.hybrid else ()

@@ -102,7 +102,7 @@ def mean_counts(counts: list[int], device: torch.device) -> list[float]:
 
 
 def in_order(mine: Iterable[_T], batch: int) -> Iterator[_T]:
-    """Yield the items of all processes on the main one, in the order of a single process.
+    """Yield the items of all processes, in the order of one, on the main process.
 
     The other processes yield none.
 

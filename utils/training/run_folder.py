@@ -186,7 +186,7 @@ class CheckpointSaver:
         self.saved_epochs = epoch + 1
 
     def save_start(self, state: RunState) -> None:
-        """Save last.pt before the first epoch, so that a run killed in it can be resumed."""
+        """Save last.pt before the first epoch, which a killed run then starts again."""
         if not self.only_last:
             self._save(self.folder.last, state, -1, resumable=True)
             self.saved_epochs = 0
@@ -412,7 +412,7 @@ def resumed_epoch(
     *,
     told: bool,
 ) -> tuple[int, bool]:
-    """Return the epoch (from 0) with which a checkpoint's run continues, and whether all are trained.
+    """Return the epoch (from 0) with which a run continues, and whether all are trained.
 
     A run that was ended during its final validation has no metrics.json: only that validation is missing.
     A finished run keeps no optimizer state. It continues only if --epochs says for how long.
