@@ -2,10 +2,10 @@
 
     python benchmarks/kills.py --kills 150 --writes 60
 
-Each trial trains a tiny network for some epochs in a forked process, kills it, sometimes kills the resumed run
-too, resumes until it ends, and compares weights, running averages, results.csv and metrics.json (but for times)
-bit for bit. --kills draws moments uniformly from the length of a run; --writes kills before or after the flush
-and the rename of a file, one place after another.
+Each trial trains a tiny network for some epochs in a forked process, kills it, sometimes kills the resumed
+run too, resumes until it ends, and compares weights, running averages, results.csv and metrics.json (but for
+times) bit for bit. --kills draws moments uniformly from the length of a run; --writes kills before or after
+the flush and the rename of a file, one place after another.
 """
 
 from __future__ import annotations
