@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.layers.timm_torchvision import import_timm, timm_network, torchvision_weights
 from models.registry import Arguments, register_block
 from utils.device import seeded
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 STRIDES = (8, 16, 32)
 _PROBE = 128  # pixels per side of the image a network's strides are read with
@@ -81,7 +81,7 @@ def _usable(
         picked = _last_of_each(label, info.reduction(), strides)
         wanted["out_indices"] = tuple(info.out_indices[i] for i in picked)
     except _NO_MAPS as error:
-        raise UserError(f"{label}: gives no feature maps ({_first_line(error)})") from None
+        raise UserError(f"{label}: gives no feature maps ({first_line(error)})") from None
     for freed in ({}, {"strict_img_size": False}):
         options = wanted | freed
         try:
@@ -94,7 +94,7 @@ def _usable(
                     maps = _maps(name, options, c1, "cpu")
             return tuple(options.items()), [tuple(m.shape[1:]) for m in maps]
         except _NO_MAPS as error:
-            why = why or _first_line(error)
+            why = why or first_line(error)
     raise UserError(_of_some_sizes(label, why, "mobilenetv4_conv_small"))
 
 
@@ -130,7 +130,7 @@ class TorchVision(nn.Module):
                     network, return_nodes={n: str(i) for i, n in enumerate(nodes)}
                 )
             except (ValueError, RuntimeError, TypeError) as error:
-                raise UserError(f"torchvision/{name}: gives no feature maps ({_first_line(error)})") from None
+                raise UserError(f"torchvision/{name}: gives no feature maps ({first_line(error)})") from None
         device = torch.get_default_device()
         if device.type == "meta":
             self.net.to(device)
@@ -234,7 +234,7 @@ def _stage_strides(
         with torch.no_grad():
             network(torch.zeros(1, 3, height, width))
     except _NO_MAPS as error:
-        raise UserError(_of_some_sizes(f"torchvision/{name}", _first_line(error), "resnet18")) from None
+        raise UserError(_of_some_sizes(f"torchvision/{name}", first_line(error), "resnet18")) from None
     finally:
         for handle in handles:
             handle.remove()
@@ -330,8 +330,3 @@ def _neck(block: str, name: str, widths: list[int]) -> dict[str, Any]:
             [[12, 15, 18], 1, "Detect", ["nc", "anchors"]],
         ],
     }
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:160] if text else type(error).__name__

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models.layers.timm_torchvision import timm_network, timm_state, torchvision_weights
 from utils.device import seeded
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 SOURCES = ("torchvision", "timm", "efficientnet-lite")
 # What a backbone or a file that names no reference is compared with, in this order.
@@ -232,7 +232,7 @@ def imagenet_state(label: str) -> Mapping[str, Tensor]:
         raise
     except Exception as error:  # noqa: BLE001 each downloader has errors of its own; all mean the same here
         raise UserError(
-            f"the weights of {label} are not here and could not be fetched ({_first_line(error)}); with a "
+            f"the weights of {label} are not here and could not be fetched ({first_line(error)}); with a "
             f'network run python -c "import {source}; {what}", or give their file: '
             f"--backbone-weights {label}=FILE"
         ) from error
@@ -280,7 +280,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # noqa: BLE001 zip, pickle and safetensors each have errors of their own
         raise UserError(
-            f"--backbone-weights {path}: holds no plain tensors ({_first_line(error)}); save the network's "
+            f"--backbone-weights {path}: holds no plain tensors ({first_line(error)}); save the network's "
             "state_dict"
         ) from error
     for key in ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict"):
@@ -299,8 +299,3 @@ def _without_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
