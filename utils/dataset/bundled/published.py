@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.dataset.convert.voc_xml import convert_voc
+from utils.dataset.convert.annotated import ConvertOptions
+from utils.dataset.convert.voc_xml import read_voc
+from utils.dataset.convert.yolo_labels import write_dataset
 from utils.downloads import fetch, file_name, unpack
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
@@ -58,11 +60,12 @@ def fetch_voc(folder: Path) -> None:
             f"{folder}/images/train2007, val2007, train2012, val2012 and test2007 exist"
         ) from None
     shutil.rmtree(out, ignore_errors=True)
-    names = list(load_yaml(_VOC_YAML)["names"].values())
+    names = tuple(load_yaml(_VOC_YAML)["names"].values())
     for year, splits in ((2007, ("train", "val", "test")), (2012, ("train", "val"))):
         root = kit / f"VOC{year}"
-        lists = {f"{split}{year}": root / "ImageSets" / "Main" / f"{split}.txt" for split in splits}
-        convert_voc(root, out, lists, names, drop_difficult=True)
+        lists = tuple(f"{split}{year}=ImageSets/Main/{split}.txt" for split in splits)
+        options = ConvertOptions(root, out, split=lists, names=names, drop_difficult=True)
+        write_dataset(read_voc(options), out, name=None)
     _finish(work, out, folder)
 
 

@@ -1,1 +1,1 @@
-"""Pascal VOC and COCO annotations to YOLO labels."""
+"""Data sets of other tools to images, YOLO labels and a dataset YAML."""

@@ -18,9 +18,11 @@ def voc_folder(root, items, lists=None, size=(100, 50)):
     for stem, objects in items.items():
         write_image(root / "JPEGImages" / f"{stem}.jpg", (100, 50))
         width, height = size
+        (root / "Annotations" / f"{stem}.xml").parent.mkdir(exist_ok=True)
         (root / "Annotations" / f"{stem}.xml").write_text(
             f"<annotation><filename>{stem}.jpg</filename><size><width>{width}</width><height>{height}</height>"
-            f"</size>{''.join(objects)}</annotation>"
+            f"</size>{''.join(objects)}</annotation>",
+            encoding="utf-8",
         )
     for split, stems in (lists or {"train": items}).items():
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")

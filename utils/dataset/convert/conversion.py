@@ -1,0 +1,87 @@
+"""Convert a data set of another tool: unpack, find out the format, read, write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from utils.dataset.convert.annotated import ConvertOptions, ConvertReport, FolderIndex, SourceFormat
+from utils.dataset.convert.coco_json import COCO
+from utils.dataset.convert.kitti_txt import KITTI
+from utils.dataset.convert.open_images_csv import OPEN_IMAGES
+from utils.dataset.convert.voc_xml import VOC
+from utils.dataset.convert.yolo_labels import temporary_folder, write_dataset
+from utils.dataset.convert.yolo_txt import DARKNET, LABEL_STUDIO, LABELIMG
+from utils.downloads import is_archive, unpack
+from utils.errors import UserError
+
+LOGGER = logging.getLogger("yolo.convert")
+
+SOURCE_FORMATS = {f.name: f for f in (VOC, COCO, DARKNET, LABELIMG, LABEL_STUDIO, KITTI, OPEN_IMAGES)}
+
+
+def convert_dataset(options: ConvertOptions) -> dict[str, ConvertReport]:
+    """Convert a data set to images, YOLO labels and a dataset YAML.
+
+    It returns a report for each split.
+
+    Raises:
+        UserError: there is no such data set, or `write_dataset` refuses it. Nothing is written then.
+    """
+    if not options.path.exists():
+        raise UserError(f"{options.path}: no such file or folder; check the path")
+    name = options.name or options.out.resolve().name
+    try:
+        with _unpacked(options) as path:
+            auto = options.kind == "auto"
+            found = _recognise(path, options.path) if auto else SOURCE_FORMATS[options.kind]
+            source = found.read(replace(options, path=path))
+            reports = write_dataset(
+                source, options.out, name=name, copy=options.copy, allow_loss=options.allow_loss
+            )
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{error.filename or options.out}: {reason}; check the path, its rights and the space on its disk"
+        ) from None
+    LOGGER.info("%s: ready for --data", options.out / f"{name}.yaml")
+    return reports
+
+
+@contextmanager
+def _unpacked(options: ConvertOptions) -> Iterator[Path]:
+    """Unpack an archive beside OUT while the block runs.
+
+    A folder that holds only one folder is replaced by that one.
+    """
+    with ExitStack() as stack:
+        path = options.path
+        if path.is_file() and is_archive(path.name):
+            path = unpack(path, stack.enter_context(temporary_folder(options.out)))
+        while path.is_dir():
+            inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
+            if len(inside) != 1 or not inside[0].is_dir():
+                break
+            path = inside[0]
+        yield path
+
+
+def _recognise(path: Path, shown: Path) -> SourceFormat:
+    """Return the only format at this path, and log what was found of it."""
+    found = {f.name: what for f in SOURCE_FORMATS.values() if (what := f.find(path))}
+    said = " and ".join(f"{SOURCE_FORMATS[name].title} ({what})" for name, what in found.items())
+    if len(found) == 1:
+        LOGGER.info("%s: %s", shown, said)
+        return SOURCE_FORMATS[next(iter(found))]
+    if found:
+        words = " or ".join(f"'{name}'" for name in found)
+        raise UserError(f"{shown}: more than one format is there, {said}; say {words} instead of 'auto'")
+    if path.is_dir() and (yaml := FolderIndex(path, {".yaml", ".yml"}).paths):
+        raise UserError(
+            f"{shown}: nothing to convert; {yaml[0].name} may be its dataset YAML, so give that to --data"
+        )
+    titles = ", ".join(f.title for f in SOURCE_FORMATS.values())
+    raise UserError(f"{shown}: none of the known formats ({titles}) is there; check the path")
