@@ -175,7 +175,7 @@ class _CocoFile:
         self._numbers = {key: i for i, key in enumerate(ordered)}
 
     def _placeholder(self, categories: dict[str, dict[str, Any]]) -> str:
-        """Return the id of an unused class that is the supercategory of all others, or ''."""
+        """Return the id of an unused class that is every other's supercategory, or ''."""
         used = {_key(item.get("category_id")) for items in self._objects.values() for item in items}
         for key, category in categories.items():
             others = [other.get("supercategory") for k, other in categories.items() if k != key]
