@@ -31,10 +31,11 @@ from models.plugins import load_plugins
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.weights.releases import fetch_missing
 from utils.cli import RunOptions, from_keywords, given, guard, option, parse
+from utils.dataset.config import dataset_yaml, read_names
 from utils.detector import Detector
 from utils.device import cores_are_scarce, select_device, tune_allocator
 from utils.errors import UserError
-from utils.files import ROOT, find_file, increment_dir, load_yaml
+from utils.files import ROOT, increment_dir, load_yaml
 from utils.image_size import fit_size
 from utils.images import single_threaded_opencv
 from utils.nms import NmsOptions
@@ -322,15 +323,8 @@ def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
     """Return the class names of a dataset YAML, for files without names; None without `data`."""
     if not data:
         return None
-    path = find_file(data, "data")
-    names = load_yaml(path).get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not names or not all(isinstance(k, int) for k in names):
-        raise UserError(
-            f"{path}: 'names' must be a list of class names or a mapping from 0, 1, 2, ... to names"
-        )
-    return {index: str(name) for index, name in names.items()}
+    path = dataset_yaml(data)
+    return read_names(path, load_yaml(path, names_as_text=True))
 
 
 def _recorder(

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import string
 import tarfile
 import tempfile
 import time
@@ -24,7 +25,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, BinaryIO, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from tqdm import tqdm
 
@@ -196,7 +197,8 @@ def _receive(url: str, part: Path, size: int | None, limit: int | None = None) -
     headers = {"User-Agent": "yolo-datasets/1", "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 (fetch has looked at the scheme)
+    spelled = quote(url, safe=string.punctuation)  # HTTP takes ASCII only
+    request = urllib.request.Request(spelled, headers=headers)  # noqa: S310 (fetch has looked at the scheme)
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError as error:

@@ -12,22 +12,32 @@ import tempfile
 import uuid
 import zlib
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
+from PIL import Image
 
 from utils.errors import UserError
 
+with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
 ROOT = Path(__file__).resolve().parents[1]
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".dng", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp", ".pfm"}
-)
+_FORMATS = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
+_SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS}
+IMAGE_FORMATS = tuple(sorted(_FORMATS & Image.OPEN.keys()))
+"""What images are read as, whatever their suffix; no format for which Pillow starts another program."""
 VIDEO_SUFFIXES = frozenset(
     {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
+IMAGE_SUFFIXES = frozenset({".dng"} | _SUFFIXES) - VIDEO_SUFFIXES
 
+_MOST_NODES = 1_000_000  # of a YAML with its aliases written out
 _TEMPORARY_NAME = 40  # characters of a file's name that the temporary one beside it bears
 
 
@@ -43,6 +53,18 @@ def datasets_dir() -> Path:
 def user_cache_dir() -> Path:
     """Return the user's cache folder: $XDG_CACHE_HOME, %LOCALAPPDATA% or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache")
+
+
+def own_or_user_folder(folder: Path, kind: str) -> Path:
+    """Return the folder for a cache: the given one, if it can be written.
+
+    Otherwise it is one of its own in the user's cache folder. A folder whose mode allows nobody to write
+    is left alone even by root, who could write all the same.
+    """
+    with contextlib.suppress(OSError):
+        if os.access(folder, os.W_OK) and (os.name != "posix" or folder.stat().st_mode & 0o222):
+            return folder
+    return user_cache_dir() / kind / sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
 
 
 def increment_dir(project: str | Path, name: str, exist_ok: bool = False) -> Path:
@@ -130,8 +152,13 @@ def atomic_text(path: str | Path, text: str) -> None:
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
+def load_yaml(path: str | Path, *, names_as_text: bool = False) -> dict[str, Any]:
     """Read a YAML mapping with the safe loader.
+
+    Args:
+        path: the file.
+        names_as_text: keep the words under the key `names` as written; YAML itself makes truth values of
+            yes and no, and a number of 007.
 
     Raises:
         UserError: missing, unreadable, a tab, a syntax error (with its line), nested too deep, or not a
@@ -145,7 +172,15 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
     try:
-        data = yaml.safe_load(io.StringIO(text))
+        loader = _Loader(io.StringIO(text))
+        node = loader.get_single_node()
+        if node and _written_out(node, {}) > _MOST_NODES:
+            raise UserError(f"{path}: its aliases repeat parts without end; write the values out")
+        if names_as_text and isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == "names":
+                    _keep_words(value)
+        data = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         raise UserError(_yaml_sentence(path, text, error)) from None
     except RecursionError:
@@ -159,6 +194,39 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
             f"{path}: holds {found} where 'key: value' lines are expected; see the files in data/"
         )
     return data
+
+
+class _Loader(yaml.SafeLoader):
+    """Name the line of a value that is not what its form or tag says."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        """Return the value of a node; yaml calls this."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                problem=f"no {kind}", problem_mark=node.start_mark
+            ) from None
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of nodes when every alias is written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # as long as it is counted: a node inside itself has no end
+        values = node.value if isinstance(node, yaml.CollectionNode) else ()
+        parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _keep_words(node: yaml.Node) -> None:
+    """Make the scalars of a sequence, and the values of a mapping, text."""
+    values = node.value if isinstance(node, yaml.CollectionNode) else ()
+    for value in values:
+        word = value[1] if isinstance(value, tuple) else value
+        if isinstance(word, yaml.ScalarNode):
+            word.tag = "tag:yaml.org,2002:str"
 
 
 def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
@@ -210,6 +278,19 @@ def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
     raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); check the path")
 
 
+def spellings(path: str, *, shortened: bool = True) -> list[str]:
+    """Return a path as written, and the spellings that its writer may have meant.
+
+    These have slashes for backslashes and, if `shortened`, no leading `../` or `data/`.
+
+    >>> spellings("../images"), spellings("../images", shortened=False)
+    (['../images', 'images'], ['../images'])
+    """
+    plain = path.replace("\\", "/") if os.sep == "/" else path
+    bare, leads = plain.removeprefix("./"), ("../", "data/") if shortened else ()
+    return list(dict.fromkeys((path, plain, *(bare[len(lead) :] for lead in leads if bare.startswith(lead)))))
+
+
 def read_path_list(listed: Path, root: Path | None = None) -> list[tuple[int, str, Path]]:
     """Return number, text and file of each line of a list of paths.
 
@@ -217,7 +298,7 @@ def read_path_list(listed: Path, root: Path | None = None) -> list[tuple[int, st
 
     A relative path is looked for beside the list, then below `root` (the data set's folder), then in the
     working folder; a leading `./` means beside the list only. Where nothing is found, the first place is
-    returned. Backslashes of lists from Windows are understood.
+    returned. Backslashes of lists from Windows are understood; with a `root` also other `spellings`.
 
     Raises:
         UserError: the list cannot be read, or is not text.
@@ -233,9 +314,8 @@ def read_path_list(listed: Path, root: Path | None = None) -> list[tuple[int, st
 
 
 def _listed_file(name: str, beside: Path, root: Path | None) -> Path:
-    names = [name] if os.sep == "\\" else list(dict.fromkeys((name, name.replace("\\", "/"))))
     places = []
-    for spelled in names:
+    for spelled in spellings(name, shortened=root is not None):
         places.append(beside / spelled)
         if not spelled.startswith("./"):
             places += [*([root / spelled] if root else []), Path(spelled)]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
+from utils.files import IMAGE_FORMATS
 
-JPEG_START = b"\xff\xd8"
+PIXELS_VARIABLE = "YOLOV5_MAX_PIXELS"
+"""The environment variable with the most pixels that an image may have; without it Pillow's limit holds."""
+
+_JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -59,75 +66,84 @@ def decode_image(data: bytes) -> np.ndarray:
     """
     if not data:
         raise ValueError("is empty")
-    if not data.startswith(JPEG_START):
+    if not data.startswith(_JPEG_START):
         return _decode_with_pillow(data)
-    if not jpeg_has_end(data):
+    jpeg = jpeg_header(data)
+    if jpeg.width * jpeg.height > pixel_limit():
+        raise ValueError(_too_large())
+    if not jpeg.ends:
         return _decode_unfinished_jpeg(data)
     # OpenCV decodes a JPEG about twice as fast as Pillow and turns it by its EXIF orientation in all
     # versions. It does not do so for every other format and version, and its CMYK is one level too light.
-    if _jpeg_channels(data) == 4:
-        return _decode_with_pillow(data)
-    image = _decode_with_opencv(data, cv2.IMREAD_COLOR)
+    image = None if jpeg.channels == 4 else _decode_with_opencv(data, cv2.IMREAD_COLOR)
     return _decode_with_pillow(data) if image is None else image
 
 
-def check_jpeg(data: bytes) -> str:
-    """Check that `decode_image` takes the bytes of a JPEG, at less than half its cost.
+def inspect_image(data: bytes) -> tuple[int, int, str]:
+    """Return width and height after EXIF rotation, and a note on what is odd.
 
-    The same decoder unpacks every byte, but computes only an eighth of the height and width.
-
-    Returns:
-        A note on what is odd, or ''.
+    Every byte is decoded, so `decode_image` reads what is accepted here. Of a JPEG only an eighth of the
+    height and width is computed, which takes less than half the time. Without oddities the note is ''.
 
     Raises:
         ValueError: what is wrong with the data.
     """
-    if not jpeg_has_end(data):
+    if not data.startswith(_JPEG_START):
+        height, width = decode_image(data).shape[:2]
+        with contextlib.suppress(ValueError), _open_with_pillow(data) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                return width, height, f"only the first of its {frames} pages or frames is read"
+        return width, height, ""
+    with _open_with_pillow(data) as image:
+        width, height = image.size[:: -1 if image.getexif().get(_ORIENTATION_TAG) in _SWAPPED else 1]
+    jpeg = jpeg_header(data)
+    if not jpeg.ends:
         _decode_unfinished_jpeg(data)
-        return "JPEG without its end marker, kept because it still decodes"
+        return width, height, "JPEG without its end marker, kept because it still decodes"
     # In colour all the same: in grey the decoder would step over what it refuses in the colour channels.
-    if _jpeg_channels(data) == 4 or _decode_with_opencv(data, cv2.IMREAD_REDUCED_COLOR_8) is None:
+    if jpeg.channels == 4 or _decode_with_opencv(data, cv2.IMREAD_REDUCED_COLOR_8) is None:
         _decode_with_pillow(data)
-    return ""
+    return width, height, ""
 
 
-def jpeg_has_end(data: bytes) -> bool:
-    """Return whether the picture of a JPEG has its end marker, whatever bytes follow it.
+class JpegHeader(NamedTuple):
+    """Hold what a JPEG says of its picture; 0 is unknown.
 
-    The marker cannot occur within the picture, but it can in the segments before: a thumbnail inside EXIF has
-    an end marker of its own.
+    Attributes:
+        width: before EXIF rotation, as `height`.
+        channels: 1 grey, 3 colours, 4 inks.
+        ends: whether the picture has its end marker, whatever bytes follow it.
     """
-    for marker, at in _jpeg_segments(data):
+
+    width: int = 0
+    height: int = 0
+    channels: int = 0
+    ends: bool = False
+
+
+def jpeg_header(data: bytes) -> JpegHeader:
+    """Read the segments of a JPEG up to its picture.
+
+    The end marker cannot occur within the picture, but it can in the segments before: a thumbnail inside EXIF
+    has an end marker of its own.
+    """
+    found, at = JpegHeader(), 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
         if marker == _JPEG_SCAN:
-            return data.endswith(_JPEG_END) or data.find(_JPEG_END, at) >= 0
-    return False
-
-
-def _jpeg_channels(data: bytes) -> int:
-    """Return how many channels a JPEG states: 1 grey, 3 colours, 4 inks, 0 unknown."""
-    for marker, at in _jpeg_segments(data):
+            return found._replace(ends=data.find(_JPEG_END, at) >= 0)
         if marker in _JPEG_FRAMES:  # marker, length (2 bytes), precision, height (2), width (2), channels
-            return data[at + 9] if at + 9 < len(data) else 0
-    return 0
-
-
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield marker and place of each segment up to that of the picture."""
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xFF:  # a fill byte
-            at += 1
-            continue
-        yield data[at + 1], at
-        if data[at + 1] == _JPEG_SCAN:
-            return
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            height, width = (int.from_bytes(data[at + k : at + k + 2], "big") for k in (5, 7))
+            found = JpegHeader(width, height, data[at + 9])
+        # A marker after 0xFF is a fill byte.
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return found
 
 
 def _decode_unfinished_jpeg(data: bytes) -> np.ndarray:
     """Decode a JPEG without end marker; refuse one that is cut short.
 
-    That one has a flat corner at its bottom right. `check_jpeg` uses the same rule.
+    That one has a flat corner at its bottom right.
     """
     image = _decode_with_pillow(data.rstrip(b"\0") + _JPEG_END)
     corner = image[-16:, -16:]
@@ -147,38 +163,51 @@ def _decode_with_opencv(data: bytes, flags: int) -> np.ndarray | None:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
-    with _pillow_in_words(), Image.open(io.BytesIO(data)) as image:
+    with _open_with_pillow(data) as image:
         image.load()
         return pillow_to_bgr(ImageOps.exif_transpose(image))
 
 
-def stated_size(data: bytes) -> tuple[int, int]:
-    """Return width and height in pixels after EXIF rotation, without decoding the image.
-
-    Raises:
-        ValueError: what is wrong with the data.
-    """
-    with _pillow_in_words(), Image.open(io.BytesIO(data)) as image:
-        width, height = image.size
-        turned = image.getexif().get(_ORIENTATION_TAG) in _SWAPPED
-    return (height, width) if turned else (width, height)
-
-
 @contextlib.contextmanager
-def _pillow_in_words() -> Iterator[None]:
-    """Turn what Pillow raises at a damaged image into a ValueError."""
+def _open_with_pillow(data: bytes) -> Iterator[Image.Image]:
+    """Open an image without decoding it; what Pillow raises at it becomes a ValueError."""
+    pixel_limit()  # Pillow is to hold to it, too
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notes on odd metadata, which say nothing about the picture
         try:
-            yield
+            with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                yield image
         except UnidentifiedImageError:  # its own words name a buffer in memory
             raise ValueError("is not an image of a known format") from None
         except Image.DecompressionBombError:
-            raise ValueError("has more pixels than Pillow's limit") from None
+            raise ValueError(_too_large()) from None
         except MemoryError:
             raise NoMemoryLeft("cannot be decoded for lack of memory") from None
         except _PILLOW_FAULTS as error:
             raise ValueError(f"cannot be decoded as an image ({error})".replace("\n", " ")) from None
+
+
+def pixel_limit() -> int:
+    """Return how many pixels an image may have.
+
+    It is twice Pillow's MAX_IMAGE_PIXELS, as in Pillow, unless the environment variable sets another.
+
+    Raises:
+        UserError: the variable holds no number.
+    """
+    given = os.environ.get(PIXELS_VARIABLE)
+    if given is not None:
+        if not given.isdecimal():
+            raise UserError(f"{PIXELS_VARIABLE}={given}: is no whole number; give a number of pixels")
+        Image.MAX_IMAGE_PIXELS = -(-int(given) // 2)
+    return sys.maxsize if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def _too_large() -> str:
+    """Say that an image has too many pixels, and what to do."""
+    return (
+        f"has more than {pixel_limit()} pixels; the environment variable {PIXELS_VARIABLE} raises the limit"
+    )
 
 
 def pillow_to_bgr(image: Image.Image) -> np.ndarray:

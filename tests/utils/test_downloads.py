@@ -394,3 +394,9 @@ def test_several_archives_of_one_name_complete_each_other(server, remote, tmp_pa
     )
     load_dataset(yaml)
     assert _tree(tmp_path / "fetched") == {"pets/i/a.txt": b"1", "pets/labels/a.txt": b"2"}
+
+
+def test_an_address_with_letters_beyond_ascii_is_fetched(server, tmp_path):
+    server.bodies["/downloads%C3%A9/my%20set.bin"] = b"found"
+    fetch(f"{server.url}/downloads\u00e9/my%20set.bin", tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == b"found"

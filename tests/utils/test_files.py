@@ -182,3 +182,31 @@ def test_the_users_cache_folder(tmp_path, monkeypatch):
     assert files.user_cache_dir() == tmp_path / "local"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert files.user_cache_dir() == tmp_path / "xdg"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a: 1\n2020-02-30: x\n", 2), ("!!bool x: 1\n", 1), ("a:\n  - !!timestamp y\n", 2)]
+)
+def test_a_value_that_is_not_what_its_form_says_is_named(tmp_path, text, line):
+    (tmp_path / "d.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"d\.yaml, line {line}: is not valid YAML \(no (timestamp|bool)"):
+        files.load_yaml(tmp_path / "d.yaml")
+
+
+@pytest.mark.parametrize("end", ["names: *a30", "a31: &a31 [*a31]"])
+def test_aliases_without_end_are_refused_at_once(tmp_path, end):
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 31)), end]
+    (tmp_path / "d.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="aliases repeat parts without end"):
+        files.load_yaml(tmp_path / "d.yaml")
+    (tmp_path / "d.yaml").write_text("\n".join(lines[:10]))
+    assert len(files.load_yaml(tmp_path / "d.yaml")) == 10
+
+
+def test_a_cache_of_what_cannot_be_written_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "open").mkdir()
+    (tmp_path / "closed").mkdir(mode=0o555)
+    assert files.own_or_user_folder(tmp_path / "open", "x") == tmp_path / "open"
+    others = {files.own_or_user_folder(tmp_path / name, "x").parent for name in ("closed", "missing")}
+    assert others == {tmp_path / "cache" / "x"}

@@ -10,8 +10,9 @@ from PIL import Image
 from utils.dataset.labels import image_size
 from utils.errors import UserError
 from utils.images import (
+    PIXELS_VARIABLE,
     decode_image,
-    jpeg_has_end,
+    jpeg_header,
     load_image,
     resize_long_side,
     single_threaded_opencv,
@@ -136,10 +137,10 @@ def test_the_end_of_a_jpeg_is_not_mistaken_for_that_of_its_thumbnail():
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0" + thumbnail
     whole = encoded(Image.fromarray(RGB), "JPEG", exif=exif)
     assert whole.count(b"\xff\xd9") == 2
-    assert jpeg_has_end(whole)
-    assert jpeg_has_end(whole + b"\0 trailing bytes of a camera")
-    assert not jpeg_has_end(whole[: len(whole) // 2 + len(thumbnail) // 2])
-    assert not jpeg_has_end(whole[:-2])
+    assert jpeg_header(whole).ends
+    assert jpeg_header(whole + b"\0 trailing bytes of a camera").ends
+    assert not jpeg_header(whole[: len(whole) // 2 + len(thumbnail) // 2]).ends
+    assert not jpeg_header(whole[:-2]).ends
 
 
 def test_a_jpeg_without_its_end_marker_alone_is_read_as_its_verification_says(tmp_path):
@@ -182,3 +183,38 @@ def test_opencv_gets_its_threads_back_also_after_an_error():
         assert cv2.getNumThreads() == 3
     finally:
         cv2.setNumThreads(before)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])
+def test_the_limit_of_pixels_is_one_for_all_formats_and_can_be_set(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # to have it back afterwards
+    path = tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(encoded(Image.fromarray(RGB), kind))
+    for limit, fits in ((96 * 64 - 2, False), (96 * 64, True)):
+        monkeypatch.setenv(PIXELS_VARIABLE, str(limit))
+        if fits:
+            assert load_image(path).shape[:2] == image_size(str(path))[1::-1] == (64, 96)
+            continue
+        for read in (load_image, image_size):
+            with pytest.raises(
+                (UserError, ValueError), match=f"more than {limit} pixels; .*{PIXELS_VARIABLE}"
+            ):
+                read(path)
+    monkeypatch.setenv(PIXELS_VARIABLE, "many")
+    with pytest.raises(UserError, match=f"{PIXELS_VARIABLE}=many: is no whole number"):
+        load_image(path)
+
+
+def test_a_jpeg_that_claims_to_be_vast_costs_nothing():
+    data = bytearray(encoded(Image.fromarray(RGB), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = b"\xfd\xe8\xfd\xe8"  # 65000 x 65000
+    with pytest.raises(ValueError, match="more than 178956970 pixels"):
+        decode_image(bytes(data))
+
+
+def test_a_format_for_which_pillow_starts_another_program_is_none():
+    data = encoded(Image.fromarray(RGB), "EPS")
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    with pytest.raises(ValueError, match="not an image of a known format"):
+        decode_image(data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import itertools
 import logging
 import os
 import shutil
@@ -102,11 +102,8 @@ def open_archive(archive: Path) -> Path:
     is used again, with the user's changes, as long as the archive is the same: an unchanged file, or one of
     the same bytes. A different archive of that name is unpacked into `name2`, `name3`, ...
 
-    Returns:
-        The YAML in the highest folder; of several the first in the alphabet.
-
     Raises:
-        UserError: no such file, no archive, or no YAML in it.
+        UserError: no such file, no archive, or not one YAML in it.
     """
     if not archive.is_file():
         raise UserError(f"{archive}: no such archive; check the path")
@@ -119,38 +116,50 @@ def open_archive(archive: Path) -> Path:
             if not done:
                 LOGGER.info("%s: unpacking it into %s", archive, folder)
                 _unpack_whole(archive, folder)
-    return _first_yaml(folder, archive)
+    return folder_yaml(folder, archive)
+
+
+def folder_yaml(folder: Path, shown: Path) -> Path:
+    """Return the YAML in the highest place of a folder; of several there `data.yaml`.
+
+    Args:
+        folder: of a data set.
+        shown: what the user gave, for messages.
+
+    Raises:
+        UserError: no YAML within three levels, or several.
+    """
+    for level in ("", "*/", "*/*/", "*/*/*/"):
+        found = sorted(p for p in folder.glob(f"{level}[!.]*") if p.suffix in (".yaml", ".yml"))
+        found = [p for p in found if p.name == "data.yaml"] or found
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(str(p.relative_to(folder)) for p in found[:5])
+            raise UserError(f"{shown}: holds several YAMLs ({names}); give that of the data set as --data")
+    raise UserError(
+        f"{shown}: no dataset YAML in it; write one, as in data/coco128.yaml, and give it as --data"
+    )
 
 
 def _place(archive: Path, stem: str) -> tuple[Path, bool]:
     """Return the folder of an archive, and whether it is unpacked there already."""
-    number = 1
-    while True:
+    for number in itertools.count(1):
         folder = datasets_dir() / (stem if number == 1 else f"{stem}{number}")
         if not os.path.lexists(folder):
-            return folder, False
-        if _came_from(folder, archive):
-            return folder, True
-        number += 1
+            break
+        # Without a readable stamp the user made the folder.
+        with contextlib.suppress(OSError):
+            stamp = (folder / STAMP).read_text(encoding="utf-8", errors="surrogateescape")
+            if _file_facts(archive) in stamp.splitlines() or _digest(archive) in stamp:
+                return folder, True
+    return folder, False
 
 
-def _came_from(folder: Path, archive: Path) -> bool:
-    """Return whether this folder was unpacked from this archive."""
-    try:
-        stamp = json.loads((folder / STAMP).read_bytes())
-        known = {key: stamp[key] for key in ("path", "size", "time", "sha256")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False  # the user made it, or a version without stamps
-    found = _file_facts(archive)
-    if found == {key: known[key] for key in found}:
-        return True
-    return bool(found["size"] == known["size"] and _digest(archive) == known["sha256"])
-
-
-def _file_facts(archive: Path) -> dict[str, str | int]:
-    """Return the path, size and time of an archive."""
+def _file_facts(archive: Path) -> str:
+    """Return a line that is different after each change of an archive, without reading it."""
     stat = archive.stat()
-    return {"path": os.path.abspath(archive), "size": stat.st_size, "time": stat.st_mtime_ns}
+    return f"{stat.st_size} {stat.st_mtime_ns} {os.path.abspath(archive)!r}"
 
 
 def _digest(archive: Path) -> str:
@@ -165,23 +174,15 @@ def _unpack_whole(archive: Path, folder: Path) -> None:
         tempfile.mkdtemp(prefix=f".{folder.name[:_LONGEST_NAME]}.", suffix=".part", dir=folder.parent)
     )
     try:
-        stamp = _file_facts(archive)  # first: an archive that changes during the work will not match
+        facts = _file_facts(archive)  # first: an archive that changes during the work will not match
         tree = unpack(archive, temporary / "tree")
-        _first_yaml(tree, archive)
-        (tree / STAMP).write_text(json.dumps(stamp | {"sha256": _digest(archive)}), encoding="utf-8")
+        folder_yaml(tree, archive)
+        (tree / STAMP).write_text(f"{facts}\n{_digest(archive)}\n", encoding="utf-8")
         os.replace(tree, folder)
     except OSError as error:
         raise _unwritable(folder, error) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _first_yaml(folder: Path, archive: Path) -> Path:
-    """Return the YAML in the highest folder."""
-    found = list(folder.rglob("*.yaml"))
-    if not found:
-        raise UserError(f"{archive}: no dataset YAML in it; unpack it and write one, as in data/coco128.yaml")
-    return min(found, key=lambda p: (len(p.parts), p))
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:

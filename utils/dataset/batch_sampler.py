@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ class RectBatches(NamedTuple):
     """Hold images sorted by aspect ratio, in batches of one shape each.
 
     Attributes:
-        order: (n,) image indices, those of batch b at b x batch_size and after.
+        order: (n,) image indices, batch after batch.
         shapes: (batches, 2) int64, height and width in pixels.
         batch_of: (n,) the batch of each image.
     """
@@ -30,13 +30,34 @@ class RectBatches(NamedTuple):
     shapes: np.ndarray
     batch_of: np.ndarray
 
+    @property
+    def batches(self) -> list[np.ndarray]:
+        """Return the image indices of each batch."""
+        return np.split(self.order, np.flatnonzero(np.diff(self.batch_of[self.order])) + 1)
+
     def shape(self, index: int) -> tuple[int, int]:
         """Return height and width of the batch that image `index` is in."""
         height, width = self.shapes[self.batch_of[index]]
         return int(height), int(width)
 
 
-def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pad: float) -> RectBatches:
+def batch_starts(count: int, batch_size: int, *, alone: int) -> np.ndarray:
+    """Return where each batch of `count` images begins.
+
+    Args:
+        alone: so many last images, or fewer, belong to the batch before them: one for each process. BatchNorm
+            cannot train on a single value per channel, which one image gives after global pooling.
+
+    >>> batch_starts(5, 2, alone=1).tolist(), batch_starts(5, 2, alone=0).tolist()
+    ([0, 2], [0, 2, 4])
+    """
+    starts = np.arange(0, count, batch_size)
+    return starts[:-1] if count > batch_size > alone >= count - starts[-1] else starts
+
+
+def rect_batches(
+    sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pad: float, *, alone: int = 0
+) -> RectBatches:
     """Sort images into batches of rectangles with little padding.
 
     A batch of landscapes is as high as its squarest image needs, a batch of portraits as wide, and a mixed
@@ -45,6 +66,7 @@ def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pa
     Args:
         sizes: (n, 2) width and height of the images.
         imgsz: pixels of the longer side.
+        alone: see `batch_starts`.
 
     >>> rect_batches(np.array([[640, 320], [320, 640]]), 640, 1, 32, pad=0.0).shapes.tolist()
     [[320, 640], [640, 320]]
@@ -53,16 +75,15 @@ def rect_batches(sizes: np.ndarray, imgsz: int, batch_size: int, stride: int, pa
     # Which images of equal aspect share a batch moves recall by some thousandths. Heapsort orders them the
     # same on every machine; the order of numpy's default sort depends on the CPU's vectors.
     order = np.argsort(aspect, kind="heapsort")
-    count = len(order)
-    starts = np.arange(0, count, batch_size)
+    starts = batch_starts(len(order), batch_size, alone=alone)
     low = np.minimum.reduceat(aspect[order], starts)
     high = np.maximum.reduceat(aspect[order], starts)
     relative = np.ones((len(starts), 2))
     relative[:, 0] = np.where(high < 1, high, 1.0)
     relative[:, 1] = np.where(low > 1, 1 / low, 1.0)
     shapes = np.ceil(relative * imgsz / stride + pad).astype(np.int64) * stride
-    batch_of = np.empty(count, np.int64)
-    batch_of[order] = np.arange(count) // batch_size
+    batch_of = np.empty(len(order), np.int64)
+    batch_of[order] = np.searchsorted(starts, np.arange(len(order)), side="right") - 1
     return RectBatches(order, shapes, batch_of)
 
 
@@ -74,11 +95,12 @@ class BatchSampler(Sampler[list[Key]]):
     Args:
         count: images in all.
         batch_size: images per batch of this rank.
-        shuffle: a new order each epoch; of whole batches when `order` is given.
-        even: every rank gets equally many images, by repeating the first ones (of the batch, when `order` is
-            given); otherwise each image comes once, in one of the ranks.
-        order: (count,) images whose batches are fixed: those of `rect_batches`, each of `world_size` times
-            `batch_size` images that the ranks share, so that a batch has one shape on all of them.
+        shuffle: a new order each epoch; of whole batches when they are fixed.
+        even: for training. Every rank gets equally many images, by repeating the first ones (of the batch,
+            when it is fixed), and lone last images join the batch before. Otherwise each image comes once,
+            in one of the ranks.
+        fixed: the images of each batch, from `rect_batches`. The ranks share each, so that a batch has one
+            shape on all of them. None: `batch_size` of the order.
 
     Attributes:
         epoch: set it before iterating.
@@ -94,10 +116,10 @@ class BatchSampler(Sampler[list[Key]]):
         rank: int = 0,
         world_size: int = 1,
         even: bool = True,
-        order: np.ndarray | None = None,
+        fixed: Sequence[np.ndarray] | None = None,
     ) -> None:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
-        self.rank, self.world_size, self.even, self.order = rank, world_size, even, order
+        self.rank, self.world_size, self.even, self.fixed = rank, world_size, even, fixed
         self.epoch = 0
         self._weights: np.ndarray | None = None
 
@@ -118,10 +140,9 @@ class BatchSampler(Sampler[list[Key]]):
         self._weights = weights
 
     def __len__(self) -> int:
-        if self.order is not None:
-            full, rest = divmod(self.count, self.batch_size * self.world_size)
-            return full + (rest > (0 if self.even else self.rank))
-        return -(-self._share(self.count) // self.batch_size)
+        if self.fixed is not None:
+            return sum(self._share(len(images)) > 0 for images in self.fixed)
+        return len(batch_starts(self._share(self.count), self.batch_size, alone=int(self.even)))
 
     def _share(self, total: int) -> int:
         """Return how many of `total` things this rank gets."""
@@ -153,25 +174,22 @@ class BatchSampler(Sampler[list[Key]]):
         return things[mine], _occurrence(things)[mine]
 
     def __iter__(self) -> Iterator[list[Key]]:
-        if self.order is not None:
-            yield from self._fixed_batches(self.order)
+        if self.fixed is not None:
+            yield from self._fixed_batches(self.fixed)
             return
         indices = self.drawn()
         if self.shuffle and self._weights is None:
             indices = self._generator().permutation(indices)
         indices, repeats = self._mine(indices)
-        for start in range(0, len(indices), self.batch_size):
-            stop = start + self.batch_size
+        starts = batch_starts(len(indices), self.batch_size, alone=int(self.even)).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(indices)]):
             yield self._keys(indices[start:stop], repeats[start:stop])
 
-    def _fixed_batches(self, order: np.ndarray) -> Iterator[list[Key]]:
+    def _fixed_batches(self, fixed: Sequence[np.ndarray]) -> Iterator[list[Key]]:
         """Yield this rank's share of the batches of rectangles, whose images are fixed."""
-        step = self.batch_size * self.world_size
-        starts = np.arange(0, self.count, step)
-        if self.shuffle:
-            starts = self._generator().permutation(starts)
-        for start in starts:
-            images, repeats = self._mine(order[start : start + step])
+        order = self._generator().permutation(len(fixed)) if self.shuffle else range(len(fixed))
+        for batch in order:
+            images, repeats = self._mine(fixed[batch])
             if len(images):
                 yield self._keys(images, repeats)
 

@@ -7,17 +7,22 @@ images, or a list of these, relative to the root) and `names` (a list, or a mapp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.dataset.archives import open_archive
+from utils.dataset.archives import folder_yaml, open_archive
 from utils.dataset.location import find_root, locate_split
 from utils.downloads import is_archive
 from utils.errors import UserError
 from utils.files import find_file, load_yaml
 
+LOGGER = logging.getLogger("yolo.datasets")
+
 SPLITS = ("train", "val", "test")
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class DatasetConfig:
         root: the folder that the splits are relative to.
         splits: 'train', 'val', 'test' (those the YAML has) -> folders and lists.
         label_names: class number -> name, as the label files count them.
+        keypoints: how many numbers follow the box in a row with keypoints, from `kpt_shape`; 0 without.
         single_cls: whether every label counts as class 0, 'item'.
     """
 
@@ -36,6 +42,7 @@ class DatasetConfig:
     root: Path
     splits: dict[str, list[Path]]
     label_names: dict[int, str]
+    keypoints: int = 0
     single_cls: bool = False
 
     @property
@@ -53,7 +60,7 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
     """Read a dataset YAML and find its images.
 
     Args:
-        path: a YAML (a bare name is searched in data/), or a zip or tar that holds a data set with its YAML.
+        path: a YAML (a bare name is searched in data/), or a folder, zip or tar that holds one.
         single_cls: treat every object as one class named 'item'.
         fetch: get a missing data set as its `download` key says, and raise when it stays missing.
             False reads the YAML alone (names, splits) and leaves a missing folder to `load_images`.
@@ -62,9 +69,9 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
         UserError: the YAML is wrong, or the images are missing (the message lists the folders that were
             searched).
     """
-    yaml_path = open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
-    data = load_yaml(yaml_path)
-    names = _read_names(yaml_path, data)
+    yaml_path = dataset_yaml(path)
+    data = load_yaml(yaml_path, names_as_text=True)
+    names = read_names(yaml_path, data)
     entries = {split: _read_split(yaml_path, split, data[split]) for split in SPLITS if data.get(split)}
     if not entries:
         raise UserError(
@@ -75,7 +82,29 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
         raise UserError(f"{yaml_path}: path is {given!r} where the text of a folder is expected")
     root = find_root(yaml_path, given or "", entries, data.get("download"), fetch=fetch)
     splits = {split: [locate_split(root, entry) for entry in listed] for split, listed in entries.items()}
-    return DatasetConfig(yaml_path, root, splits, names, single_cls)
+    if fetch:
+        _say_where(yaml_path, root, zip(sum(entries.values(), []), sum(splits.values(), [])))
+    return DatasetConfig(yaml_path, root, splits, names, _read_keypoints(yaml_path, data), single_cls)
+
+
+def _say_where(yaml_path: Path, root: Path, found: Iterable[tuple[str, Path]]) -> None:
+    """Say which entries of a YAML are found only in another spelling."""
+    for entry, place in dict(found).items():
+        if place != Path(os.path.normpath(root / Path(entry).expanduser())):
+            LOGGER.info("%s: %s is not there, %s is read instead", yaml_path, entry, place)
+
+
+def dataset_yaml(path: str | Path) -> Path:
+    """Return the YAML that a path means: itself, or that in a folder or archive.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if Path(path).is_dir():
+        found = folder_yaml(Path(path), Path(path))
+        LOGGER.info("%s: the YAML of its data set is %s", path, found)
+        return found
+    return open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
 
 
 def class_difference(names: Mapping[int, str], config: DatasetConfig, *, by_name: bool = False) -> str:
@@ -117,31 +146,61 @@ def check_classes(path: Path, names: Mapping[int, str], config: DatasetConfig) -
         )
 
 
-def _read_names(yaml_path: Path, data: Mapping[str, object]) -> dict[int, str]:
-    """Read the class names of a YAML, numbered from 0 without a gap."""
+def read_names(yaml_path: Path, data: Mapping[str, object]) -> dict[int, str]:
+    """Return the class names of a YAML, numbered from 0 without a gap.
+
+    Args:
+        yaml_path: for messages.
+        data: what `load_yaml` returns with `names_as_text`.
+
+    Raises:
+        UserError: there are none, or they are no words, or not numbered so.
+    """
     names, nc = data.get("names"), data.get("nc")
-    if nc is not None and (not isinstance(nc, int) or isinstance(nc, bool) or nc < 1):
-        raise UserError(f"{yaml_path}: nc is {nc!r} where a number of classes from 1 is expected")
-    if names is None:
-        if nc is None:
-            raise UserError(f"{yaml_path}: no names key; list the classes, as in 'names: [cat, dog]'")
-        return {i: f"class{i}" for i in range(nc)}
-    if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise UserError(
-                f"{yaml_path}: names has the keys {', '.join(map(str, names))} where 0 to {len(names) - 1} "
-                "are expected, each once"
-            )
-        names = [names[i] for i in range(len(names))]
-    elif not isinstance(names, list):
-        raise UserError(f"{yaml_path}: names is {names!r} where a list or a mapping from numbers is expected")
-    if not names:
-        raise UserError(f"{yaml_path}: names is empty; list the classes, as in 'names: [cat, dog]'")
-    if nc is not None and nc != len(names):
+    if nc is not None and not (type(nc) is int and 1 <= nc <= MOST_CLASSES):
         raise UserError(
-            f"{yaml_path}: nc is {nc} but names lists {len(names)} classes; make them agree or drop nc"
+            f"{yaml_path}: nc is {nc!r} where a number of classes from 1 to {MOST_CLASSES} is expected"
         )
-    return {i: str(name) for i, name in enumerate(names)}
+    if names is None and type(nc) is int:
+        return {i: f"class{i}" for i in range(nc)}
+    words = _in_order(yaml_path, names)
+    for number, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            raise UserError(f"{yaml_path}: the name of class {number} is {word!r} where a word is expected")
+    if nc not in (None, len(words)):
+        raise UserError(
+            f"{yaml_path}: nc is {nc} but names lists {len(words)} classes; make them agree or drop nc"
+        )
+    return {number: str(word) for number, word in enumerate(words)}
+
+
+def _in_order(yaml_path: Path, names: object) -> list[object]:
+    """Return the names of a list, or of a mapping from numbers, in order."""
+    if not names:
+        what = "no names key" if names is None else "names is empty"
+        raise UserError(f"{yaml_path}: {what}; list the classes, as in 'names: [cat, dog]'")
+    if isinstance(names, list):
+        return names
+    if not isinstance(names, dict):
+        raise UserError(f"{yaml_path}: names is {names!r} where a list or a mapping from numbers is expected")
+    by_number = {str(key): name for key, name in names.items()}
+    numbers = [str(i) for i in range(len(names))]
+    if by_number.keys() != set(numbers):
+        raise UserError(
+            f"{yaml_path}: names has the keys {', '.join(map(str, names))} where 0 to {len(names) - 1} "
+            "are expected, each once"
+        )
+    return [by_number[number] for number in numbers]
+
+
+def _read_keypoints(yaml_path: Path, data: Mapping[str, object]) -> int:
+    """Return how many numbers follow the box in a row with keypoints; 0 without `kpt_shape`."""
+    shape = data.get("kpt_shape")
+    if shape is None:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+        raise UserError(f"{yaml_path}: kpt_shape is {shape!r} where two numbers are expected, as in [17, 3]")
+    return int(shape[0] * shape[1])
 
 
 def _read_split(yaml_path: Path, split: str, value: object) -> list[str]:

@@ -47,7 +47,8 @@ class BatchOptions:
 
     Attributes:
         imgsz: side of a training image, the long side of any other, in pixels.
-        batch_size: images per batch of this process; the last batch may be smaller and is kept.
+        batch_size: images per batch of this process; the last batch may be smaller and is kept, but in
+            training a lone last image joins the batch before.
         hyp: augmentation hyperparameters (mosaic, mixup, copy_paste, degrees, translate, scale, shear,
             perspective, hsv_h, hsv_s, hsv_v, flipud, fliplr); what is absent is 0. None: no augmentation, the
             images are only scaled and padded.
@@ -101,7 +102,8 @@ class DetectionDataset(Dataset[Item]):
         self.rect = None
         if options.rect:
             together = options.batch_size * processes
-            self.rect = rect_batches(images.sizes, options.imgsz, together, options.stride, options.pad)
+            shape = options.imgsz, together, options.stride, options.pad
+            self.rect = rect_batches(images.sizes, *shape, alone=processes if self.augment else 0)
         self.frame = options.frame or (options.imgsz, options.imgsz)
         self.mosaic = self.augment and not options.rect
         self.population = torch.arange(len(images))

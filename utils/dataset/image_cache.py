@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from hashlib import sha256
 from multiprocessing.pool import ThreadPool
-from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from utils.dataset.image_set import ImageSet
 from utils.device import available_cpus, is_main
 from utils.errors import UserError
-from utils.files import atomic_write, user_cache_dir
+from utils.files import atomic_write, own_or_user_folder
 from utils.images import load_image, resize_long_side, single_threaded_opencv, training_size
 
 LOGGER = logging.getLogger("yolo.image_cache")
@@ -32,6 +31,8 @@ LOGGER = logging.getLogger("yolo.image_cache")
 CACHES = ("ram", "disk")
 MARGIN = 1.1
 """Factor on the estimated size; so much has to be free."""
+
+_LONGEST_NAME = 180  # bytes of a file name, which may have 255 with all that is added to it
 
 Read = tuple[np.ndarray, tuple[int, int]]
 """An image at training scale, BGR uint8 (h, w, 3), read-only, and its native (height, width)."""
@@ -176,7 +177,9 @@ class DiskReader(ImageReader):
         parent, name = os.path.split(os.path.abspath(path))
         folder = self._folders.get(parent)
         if folder is None:
-            folder = self._folders[parent] = _cache_folder(parent)
+            folder = self._folders[parent] = own_or_user_folder(Path(parent), "yolo-decoded") / ".decoded"
+        if len(os.fsencode(name)) > _LONGEST_NAME:
+            name = sha256(os.fsencode(name)).hexdigest()
         stem = f"{name}.{self.imgsz}{'linear' if self.augment else 'area'}"
         return folder, stem, f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
@@ -254,13 +257,6 @@ def _in_parallel(task: Callable[[int], None], count: int, title: str) -> None:
             pass
 
 
-def _cache_folder(parent: str) -> Path:
-    """Return the folder of the cache files for the images in `parent`."""
-    if os.access(parent, os.W_OK):
-        return Path(parent) / ".decoded"
-    return user_cache_dir() / "yolo-decoded" / sha256(os.fsencode(parent)).hexdigest()[:16]
-
-
 def _existing(folder: Path) -> Path:
     """Return the nearest folder above that exists."""
     while not folder.is_dir():
@@ -279,36 +275,27 @@ class SharedBlock:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self._temporary: IO[bytes] | None = None
+        self.size = max(size, 1)
         if hasattr(os, "memfd_create"):
-            self._descriptor = os.memfd_create("images")
+            self._file: IO[bytes] = os.fdopen(os.memfd_create("images"), "r+b")
+            self._path = f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
         else:
-            self._temporary = tempfile.NamedTemporaryFile(prefix="images-")  # noqa: SIM115 kept open
-            self._descriptor = self._temporary.fileno()
-        os.ftruncate(self._descriptor, max(size, 1))
+            self._file = tempfile.NamedTemporaryFile(prefix="images-")  # noqa: SIM115 kept open
+            self._path = self._file.name
+        self._file.truncate(self.size)
         self.array = self._map()
 
     def _map(self) -> np.ndarray:
         """Return the memory as an array."""
-        return np.frombuffer(mmap.mmap(self._descriptor, max(self.size, 1)), np.uint8)[: self.size]
+        return np.frombuffer(mmap.mmap(self._file.fileno(), self.size), np.uint8)
 
-    def __getstate__(self) -> dict[str, Any]:  # DupFd has no type
-        if self._temporary is not None:
-            return {"size": self.size, "file": self._temporary.name}
-        return {"size": self.size, "descriptor": DupFd(self._descriptor)}
+    def __getstate__(self) -> tuple[str, int]:
+        return self._path, self.size
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.size, self._temporary = state["size"], None
-        if "file" in state:
-            self._descriptor = os.open(state["file"], os.O_RDWR)
-        else:
-            self._descriptor = state["descriptor"].detach()
+    def __setstate__(self, state: tuple[str, int]) -> None:
+        self._path, self.size = state
+        self._file = open(self._path, "r+b")  # noqa: SIM115 kept open
         self.array = self._map()
-
-    def __del__(self) -> None:
-        if self._temporary is None and hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
 
 
 _CGROUP_MEMORY = (

@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from utils.dataset.config import DatasetConfig
 from utils.dataset.image_set import CORRUPT, ImageSet
-from utils.dataset.labels import label_path
+from utils.dataset.labels import find_labels, label_path
 from utils.dataset.verification import cache_path, log_report, scan
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, read_path_list
 
 LOGGER = logging.getLogger("yolo.datasets")
+
+_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # as a source of detect.py it is a video
+_BESIDE_IMAGES = frozenset(
+    ("", ".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".npy", ".npz", ".cache", ".md")
+)
 
 
 def load_images(
@@ -49,13 +56,13 @@ def load_images(
     paths, notes = list_images(sources, config.root)
     cache = cache_path(sources[0], sources) if use_cache else None
     title = f"{config.path.name} {split}"
-    packed, report = scan(paths, cache, workers=workers, title=title)
+    packed, report = scan(paths, cache, workers=workers, title=title, keypoints=config.keypoints)
     report.messages[:0] = notes
     log_report(report, title)
     usable = packed.take(np.flatnonzero(packed.status != CORRUPT)) if report.corrupt else packed
     if not len(usable):
         raise UserError(
-            f"{config.path}: none of the {report.total} {split} images is usable ({report.messages[0]})"
+            f"{config.path}: none of the {report.total} {split} images is usable ({report.messages[-1]})"
         )
     images = ImageSet(usable, report)
     _check_label_classes(images, config)
@@ -78,8 +85,8 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
     notes: list[str] = []
     for source in sources:
         if source.is_dir():
-            found = _walk(source)
-        elif source.is_file() and source.suffix.lower() in IMAGE_SUFFIXES:
+            found = _read_folder(source, notes)
+        elif source.is_file() and source.suffix.lower() in _SUFFIXES:
             found = [str(source)]
         elif source.is_file():
             found = _read_list(source, root, notes)
@@ -88,7 +95,8 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
                 f"{source}: no such folder or list of images; check the dataset YAML's path and splits"
             )
         if not found:
-            raise UserError(f"{source}: no images in it (known suffixes: {' '.join(sorted(IMAGE_SUFFIXES))})")
+            known = " ".join(sorted(_SUFFIXES))
+            raise UserError("; ".join([f"{source}: no images in it (known suffixes: {known})", *notes[-1:]]))
         listed += found
     unique = list(dict.fromkeys(listed))
     if len(unique) < len(listed):
@@ -101,23 +109,41 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
 def _read_list(source: Path, root: Path, notes: list[str]) -> list[str]:
     """Return the images that a text file names, one a line.
 
-    Lines that are left out get a note.
+    Lines that are left out, and paths that are found only in another spelling, get a note.
     """
     found: list[str] = []
+    respelled: list[str] = []
     for number, name, file in read_path_list(source, root):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(str(file))
-        else:
+        if file.suffix.lower() not in _SUFFIXES:
             notes.append(f"{source}, line {number}: {name!r} has no image suffix; line ignored")
+            continue
+        found.append(str(file))
+        if not found[-1].endswith(os.path.normpath(name)):
+            respelled.append(f"line {number}: {name} is read as {file}")
+    if respelled:
+        notes.append(f"{source}: {len(respelled)} paths are not there as written, such as {respelled[0]}")
     return found
 
 
-def _walk(folder: Path) -> list[str]:
-    """Return the images below a folder, without hidden files.
+def _read_folder(folder: Path, notes: list[str]) -> list[str]:
+    """Return the images below a folder; files of other kinds are counted in a note."""
+    files = sorted(_walk(folder))
+    suffixes = [os.path.splitext(file)[1].lower() for file in files]
+    left_out = Counter(suffix for suffix in suffixes if suffix not in _SUFFIXES | _BESIDE_IMAGES)
+    if left_out:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common(5))
+        notes.append(
+            f"{folder}: {left_out.total()} files of other suffixes left out ({kinds}); convert those that "
+            "are images (.heic is read after pip install pillow-heif)"
+        )
+    return [file for file, suffix in zip(files, suffixes) if suffix in _SUFFIXES]
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the files below a folder, without hidden ones.
 
     Links are followed, but no folder is visited twice.
     """
-    found: list[str] = []
     visited: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         stat = os.stat(place)
@@ -126,12 +152,7 @@ def _walk(folder: Path) -> list[str]:
             continue
         visited.add((stat.st_dev, stat.st_ino))
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            os.path.join(place, name)
-            for name in files
-            if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-        ]
-    return sorted(found)
+        yield from (os.path.join(place, name) for name in files if not name.startswith("."))
 
 
 def _check_label_classes(images: ImageSet, config: DatasetConfig) -> None:
@@ -145,7 +166,8 @@ def _check_label_classes(images: ImageSet, config: DatasetConfig) -> None:
     if not len(bad):
         return
     image = int(np.searchsorted(images.offsets, bad[0], side="right")) - 1
-    path, value = label_path(images.path(image)), int(classes[bad[0]])
+    (path,), _ = find_labels([images.path(image)])
+    value = int(classes[bad[0]])
     line = _line_of_class(path, value)
     raise UserError(
         f"{path}, line {line}: class {value}, but {config.path} names {nc} classes, so "

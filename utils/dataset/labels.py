@@ -15,13 +15,17 @@ No file is ever rewritten.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Record
-from utils.images import JPEG_START, NoMemoryLeft, check_jpeg, decode_image, stated_size
+from utils.images import NoMemoryLeft, inspect_image
 
 MIN_IMAGE_SIDE = 10
 """Images with a shorter side are dropped, in pixels."""
@@ -51,13 +55,64 @@ def label_path(image: str) -> str:
     return stem[: at + 1] + "labels" + stem[at + len("/images") :] + ".txt"
 
 
-def read_labels(path: str) -> tuple[np.ndarray, list[np.ndarray], list[str], int]:
+def find_labels(images: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the label file of each image, and a sentence on each kind of surprise.
+
+    Where `label_path` does not exist, a file whose name differs only in the case of `.txt` or in its Unicode
+    form is taken, else one beside the image.
+    """
+    texts = functools.cache(_text_files)
+    expected = [label_path(image) for image in images]
+    found = [
+        _look(path, texts) or _look(os.path.splitext(image)[0] + ".txt", texts)
+        for path, image in zip(expected, images)
+    ]
+    notes = []
+    moved = [(path, label) for path, label in zip(expected, found) if label not in ("", path)]
+    if moved:
+        path, label = moved[0]
+        notes.append(f"{len(moved)} label files are not where they are expected: for {path}, {label} is read")
+    shared = [label for label, count in Counter(found).items() if label and count > 1]
+    if shared:
+        notes.append(
+            f"{len(shared)} label files belong to several images each, whose names differ in the suffix "
+            f"only, such as {shared[0]}; rename the images unless they show the same picture"
+        )
+    return [label or path for label, path in zip(found, expected)], notes
+
+
+def _look(path: str, texts: Callable[[str], dict[str, str]]) -> str:
+    """Return a text file as its folder spells it; '' without it."""
+    folder, name = os.path.split(path)
+    found = texts(folder).get(name) or texts(folder).get(_plain(name), "")
+    return path if found == name else found and os.path.join(folder, found)
+
+
+def _text_files(folder: str) -> dict[str, str]:
+    """Return the names of a folder's text files, by name and by plain name."""
+    try:
+        names = [name for name in os.listdir(folder or ".") if name.lower().endswith(".txt")]
+    except OSError:
+        return {}
+    return {_plain(name): name for name in names} | {name: name for name in names}
+
+
+def _plain(name: str) -> str:
+    """Return a file's name in one Unicode form, with its suffix in lower case."""
+    stem, suffix = os.path.splitext(unicodedata.normalize("NFC", name))
+    return stem + suffix.lower()
+
+
+def read_labels(path: str, keypoints: int = 0) -> tuple[np.ndarray, list[np.ndarray], list[str], int]:
     """Read a YOLO label file.
 
     Five columns are a box `class xc yc w h`, seven or more a polygon `class x1 y1 x2 y2 ...`, all normalised.
+    A box may be followed by keypoints, which are left out.
 
     Args:
         path: the label file.
+        keypoints: how many numbers follow the box in a row with keypoints. With 0, only rows that can be no
+            polygon are taken for such: those with x, y and a visibility of 0, 1 or 2 for each.
 
     Returns:
         labels (k, 5) float32, polygons (k arrays (p, 2), or none when the file has boxes only; a box among
@@ -78,15 +133,16 @@ def read_labels(path: str) -> tuple[np.ndarray, list[np.ndarray], list[str], int
         if not fields:
             continue
         written += 1
-        row, polygon, fault = _parse_row(fields)
-        if fault:
+        try:
+            row, polygon = _parse_row(fields, keypoints)
+            if row in seen:
+                raise ValueError(f"same row as line {seen[row]}")
+        except ValueError as fault:
             messages.append(f"{path}, line {number}: {fault}; row ignored")
-        elif row in seen:
-            messages.append(f"{path}, line {number}: same row as line {seen[row]}; row ignored")
-        else:
-            seen[row] = number
-            boxes.append(row)
-            polygons.append(polygon)
+            continue
+        seen[row] = number
+        boxes.append(row)
+        polygons.append(polygon)
     labels = np.array(boxes, np.float32).reshape(-1, 5)
     segments: list[np.ndarray] = []
     if any(p is not None for p in polygons):
@@ -94,60 +150,66 @@ def read_labels(path: str) -> tuple[np.ndarray, list[np.ndarray], list[str], int
     return labels, segments, messages, written
 
 
-def _parse_row(fields: list[str]) -> tuple[tuple[float, ...], np.ndarray | None, str]:
-    """Parse one row as box (5 numbers), polygon or None, and fault or ''."""
+def _parse_row(fields: list[str], keypoints: int) -> tuple[tuple[float, ...], np.ndarray | None]:
+    """Parse one row as box (5 numbers), and polygon or None.
+
+    Raises:
+        ValueError: what is wrong with the row.
+    """
     values: list[float] = []
     for field in fields:
         try:
             values.append(float(field))
         except ValueError:
-            return (), None, f"{_shown(field)} is not a number"
-    fault = _fault_in_columns(values) or _fault_in_class(values[0], fields[0])
-    if fault:
-        return (), None, fault
+            raise ValueError(f"{_shown(field)} is not a number") from None
+    if (keypoints and len(values) == 5 + keypoints) or _has_visibilities(values):
+        values, fields = values[:5], fields[:5]
+    _check_columns(len(values))
+    _check_class(values[0], _shown(fields[0]))
     for value, field in zip(values[1:], fields[1:]):
         if not math.isfinite(value):
-            return (), None, f"coordinate {field} is not finite"
+            raise ValueError(f"coordinate {field} is not finite")
         if not -ROUNDING <= value <= 1 + ROUNDING:
-            return (
-                (),
-                None,
-                f"coordinate {_shown(field)} is outside 0..1 (normalise by the image's width and height)",
+            shown = _shown(field)
+            raise ValueError(
+                f"coordinate {shown} is outside 0..1 (normalise by the image's width and height)"
             )
-    clipped = [min(max(v, 0.0), 1.0) for v in values[1:]]
-    polygon = None
-    if len(clipped) == 4:
-        box = clipped
-    else:
-        polygon = np.array(clipped, np.float32).reshape(-1, 2)
+    box, polygon = [min(max(v, 0.0), 1.0) for v in values[1:]], None
+    if len(box) > 4:
+        polygon = np.array(box, np.float32).reshape(-1, 2)
         (x1, y1), (x2, y2) = polygon.min(0).tolist(), polygon.max(0).tolist()
         box = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
     if not (np.float32(box[2]) > 0 and np.float32(box[3]) > 0):
-        return (), None, f"the box has no area (width {box[2]:g}, height {box[3]:g})"
-    return (values[0], *box), polygon, ""
+        raise ValueError(f"the box has no area (width {box[2]:g}, height {box[3]:g})")
+    return (values[0], *box), polygon
 
 
-def _fault_in_columns(values: list[float]) -> str:
-    """Say what is wrong with the number of columns; '' for nothing."""
-    count = len(values)
-    if count == 5 or (count >= 7 and count % 2 == 1):
-        return ""
+def _has_visibilities(values: list[float]) -> bool:
+    """Return whether `x y visibility` of points follow a box, as in no polygon."""
+    flags = values[7::3]
+    if not flags or len(values) % 3 != 2 or not all(flag in (0, 1, 2) for flag in flags):
+        return False
+    return len(values) % 2 == 0 or 2 in flags  # a polygon has an odd number of columns, and none above 1
+
+
+def _check_columns(count: int) -> None:
+    """Refuse a number of columns that is neither a box nor a polygon."""
     if count == 6:
-        return "6 columns (a confidence?) where 'class xc yc w h' has 5"
-    if count > 6:
-        return f"{count} columns: a polygon has an odd number, the class and pairs of x y"
-    return f"{count} column{'s' * (count != 1)} where 'class xc yc w h' has 5"
+        raise ValueError("6 columns: the last is a confidence, as detect.py --save-conf writes it; remove it")
+    if count > 6 and count % 2 == 0:
+        raise ValueError(f"{count} columns: a polygon has an odd number, the class and pairs of x y")
+    if count < 5:
+        raise ValueError(f"{count} column{'s' * (count != 1)} where 'class xc yc w h' has 5")
 
 
-def _fault_in_class(value: float, field: str) -> str:
-    """Say what is wrong with the class number; '' for nothing."""
+def _check_class(value: float, shown: str) -> None:
+    """Refuse what cannot be a class number."""
     if not math.isfinite(value) or value != int(value):
-        return f"class {_shown(field)} is not a whole number"
+        raise ValueError(f"class {shown} is not a whole number")
     if value < 0:
-        return f"class {_shown(field)} is negative"
+        raise ValueError(f"class {shown} is negative")
     if value >= 1 << 24:
-        return f"class {_shown(field)} is too large"
-    return ""
+        raise ValueError(f"class {shown} is too large")
 
 
 def _shown(field: str) -> str:
@@ -177,19 +239,14 @@ def image_size(path: str) -> tuple[int, int, str]:
         data = file.read()
     if not data:
         raise ValueError("empty file")
-    note = ""
-    if data.startswith(JPEG_START):
-        width, height = stated_size(data)
-        note = check_jpeg(data)
-    else:
-        height, width = decode_image(data).shape[:2]
+    width, height, note = inspect_image(data)
     if min(width, height) < MIN_IMAGE_SIDE:
         raise ValueError(f"{width} x {height} pixels, under {MIN_IMAGE_SIDE}")
     return width, height, note
 
 
-def verify(image: str, label: str) -> Record:
-    """Check one image and its label file.
+def verify(image: str, label: str, keypoints: int = 0) -> Record:
+    """Check one image and its label file (see `read_labels`).
 
     Faults become messages and a status, never an exception. A fault of the system and not of the files
     (rights, a disk, memory) is marked as `passing`.
@@ -206,7 +263,7 @@ def verify(image: str, label: str) -> Record:
         return _dropped(image, f"cannot be opened ({error.strerror or error})", passing=True)
     notes = [_one_line(f"{image}: {note}")] if note else []
     try:
-        labels, segments, messages, written = read_labels(label)
+        labels, segments, messages, written = read_labels(label, keypoints)
     except FileNotFoundError:
         return Record(MISSING, width, height, _NO_LABELS, [], notes)
     except OSError as error:

@@ -31,6 +31,9 @@ LOGGER = logging.getLogger("yolo.dataloaders")
 WORKERS = 8
 """Most loader processes when `--workers` is not given."""
 
+TINY, MANY = 2, 0.1
+"""Pixels that a side of a box needs, and the share of smaller boxes from which on they are reported."""
+
 
 @dataclass
 class _Made:
@@ -227,6 +230,19 @@ def count_workers(asked: int, batch_size: int, batches: int, batch_bytes: int, w
     return fitting
 
 
+def _warn_of_tiny_boxes(images: ImageSet, imgsz: int) -> None:
+    """Warn when many boxes are too small at the training size to be learnt."""
+    pixels = images.sizes * (imgsz / images.sizes.max(1, keepdims=True))
+    sides = images.all_labels[:, 3:] * np.repeat(pixels, np.diff(images.offsets), axis=0)
+    tiny = int((sides.min(1, initial=np.inf) < TINY).sum())
+    if tiny > MANY * len(sides):
+        LOGGER.warning(
+            "%d of %d boxes (%.0f %%) have a side under %d pixels at --imgsz %d, too little to be learnt; "
+            "use a larger --imgsz, or cut the images into tiles",
+            *(tiny, len(sides), 100 * tiny / len(sides), TINY, imgsz),
+        )
+
+
 def build_loader(
     images: ImageSet,
     options: BatchOptions,
@@ -264,8 +280,10 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         even=dataset.augment or shuffle,
-        order=dataset.rect.order if dataset.rect else None,
+        fixed=dataset.rect.batches if dataset.rect else None,
     )
+    if sampler.even:
+        _warn_of_tiny_boxes(images, options.imgsz)
     pixels = int(dataset.rect.shapes.prod(1).max()) if dataset.rect else dataset.frame[0] * dataset.frame[1]
     batch_bytes = pixels * 3 * options.batch_size
     processes = count_workers(workers, options.batch_size, len(sampler), batch_bytes, world_size)

@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.dataset.archives import fetch_archives
 from utils.downloads import is_url
 from utils.errors import UserError
-from utils.files import ROOT, datasets_dir
+from utils.files import ROOT, datasets_dir, spellings
 from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -22,16 +22,16 @@ def find_root(
     """Find the root folder of a data set, and fetch a missing one.
 
     Args:
-        yaml_path: the dataset YAML.
-        given: its `path`, '' without.
+        yaml_path: the dataset YAML; its `path` is `given`, '' without, and its `download` None without.
         entries: split -> folders and lists, relative to the root.
-        download: its `download`, None without.
-        fetch: fetch a missing data set, and raise when it stays missing; otherwise return the likeliest
-            folder.
+        fetch: fetch a missing data set, and raise when it stays missing; else return the likeliest folder.
 
     Raises:
         UserError: the images are missing, or cannot be fetched.
     """
+    given, written = spellings(given, shortened=False)[-1], given
+    if fetch and given != written:
+        LOGGER.info("%s: the path %s is not there, %s is read instead", yaml_path, written, given)
     candidates = _candidate_roots(yaml_path, given)
     root = _choose_root(candidates, entries)
     if root is None and fetch:
@@ -43,14 +43,12 @@ def find_root(
 
 
 def locate_split(root: Path, entry: str) -> Path:
-    """Return the path of a split's folder or list.
+    """Return the path of a split's folder or list, in a spelling that exists.
 
-    Some exporters write a wrong leading `../`; it is left out where only that finds the images.
+    Paths from Windows have backslashes, and some exporters write a wrong leading `../` or `data/`.
     """
-    path = root / Path(entry).expanduser()
-    if not path.exists() and entry.startswith("../") and (root / entry[3:]).exists():
-        path = root / entry[3:]
-    return Path(os.path.normpath(path))
+    places = [Path(os.path.normpath(root / Path(spelled).expanduser())) for spelled in spellings(entry)]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def _missing_sentence(yaml_path: Path, candidates: list[Path], entries: dict[str, list[str]]) -> str:

@@ -22,14 +22,15 @@ import PIL
 from tqdm import tqdm
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
-from utils.dataset.labels import label_path, verify
+from utils.dataset.labels import find_labels, label_path, verify
 from utils.device import available_cpus
-from utils.files import atomic_write, user_cache_dir
+from utils.files import atomic_write, own_or_user_folder
+from utils.images import pixel_limit
 from utils.processes import in_processes
 
 LOGGER = logging.getLogger("yolo.datasets")
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 """To be raised when the rules of verification or the arrays change, so that old caches are ignored."""
 
 DECODERS = f"Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
@@ -44,7 +45,7 @@ _FIELDS = tuple(f.name for f in fields(Packed))
 
 
 def scan(
-    images: Sequence[str], cache: Path | None, *, workers: int | None, title: str
+    images: Sequence[str], cache: Path | None, *, workers: int | None, title: str, keypoints: int = 0
 ) -> tuple[Packed, ScanReport]:
     """Verify images and their labels.
 
@@ -53,6 +54,7 @@ def scan(
         cache: file that keeps the result; None for none.
         workers: processes, at most MAX_WORKERS and the number of cores; None: as many as these allow.
         title: text of the progress bar.
+        keypoints: see `read_labels`.
 
     Returns:
         The packed images, including the dropped ones (CORRUPT), and the report.
@@ -60,22 +62,25 @@ def scan(
     Raises:
         UserError: the system ended a process.
     """
-    labels = [label_path(image) for image in images]
+    labels, notes = find_labels(images)
     keys = _stat_keys(images, labels)
-    known = _read_cache(cache) if cache else None
+    rules = f"{DECODERS}, {pixel_limit()} pixels, {keypoints} keypoints"
+    known = _read_cache(cache, rules) if cache else None
     if known is not None and _same(known, images, keys):
         packed = known[0]
     else:
         kept = _still_valid(known, images, keys)
         todo = [i for i in range(len(images)) if i not in kept]
-        fresh = _verify([(images[i], labels[i]) for i in todo], workers, title)
+        fresh = _verify([(images[i], labels[i], keypoints) for i in todo], workers, title)
         for i, record in zip(todo, fresh):
             kept[i] = record
         packed = Packed.from_records(images, [kept[i] for i in range(len(images))])
         if cache:
             keys[[i for i, record in kept.items() if record.passing]] = _NEVER
-            _write_cache(cache, packed, keys)
-    return packed, _report(packed)
+            _write_cache(cache, packed, keys, rules)
+    report = _report(packed)
+    report.messages[:0] = notes
+    return packed, report
 
 
 def log_report(report: ScanReport, title: str) -> None:
@@ -108,23 +113,23 @@ def _report(packed: Packed) -> ScanReport:
     )
 
 
-def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> list[Record]:
-    """Verify (image, label) pairs in processes, in order, under a progress bar."""
+def _verify(todo: list[tuple[str, str, int]], workers: int | None, title: str) -> list[Record]:
+    """Verify (image, label, keypoints) in processes, in order, under a progress bar."""
     asked = MAX_WORKERS if workers is None else min(workers, MAX_WORKERS)
     found = in_processes(
         _verify_chunk,
-        pairs,
-        min(asked, available_cpus(), -(-len(pairs) // _CHUNK)),
+        todo,
+        min(asked, available_cpus(), -(-len(todo) // _CHUNK)),
         chunk=_CHUNK,
         doing="verifying",
-        name=lambda pair: pair[0],
+        name=lambda item: item[0],
         remedy="run with fewer --workers, and if it happens again remove the damaged image",
     )
-    hidden = len(pairs) < _CHUNK
+    hidden = len(todo) < _CHUNK
     records: list[Record] = []
     with (
         contextlib.closing(found),
-        tqdm(total=len(pairs), desc=title, unit="image", disable=hidden, dynamic_ncols=True) as bar,
+        tqdm(total=len(todo), desc=title, unit="image", disable=hidden, dynamic_ncols=True) as bar,
     ):
         for part in found:
             records += part
@@ -132,9 +137,9 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, title: str) -> li
     return records
 
 
-def _verify_chunk(pairs: Sequence[tuple[str, str]]) -> list[Record]:
-    """Verify some (image, label) pairs."""
-    return [verify(image, label) for image, label in pairs]
+def _verify_chunk(todo: Sequence[tuple[str, str, int]]) -> list[Record]:
+    """Verify some (image, label, keypoints)."""
+    return [verify(*item) for item in todo]
 
 
 def _stat_keys(images: Sequence[str], labels: Sequence[str]) -> np.ndarray:
@@ -199,28 +204,22 @@ def cache_path(source: Path, sources: Sequence[Path]) -> Path:
     return beside.with_name(f"{beside.name}{tag}.cache.npz")
 
 
-def user_cache_path(cache: Path) -> Path:
-    """Return the cache file in the user's cache folder, for read-only data sets."""
-    digest = hashlib.sha256(str(cache.absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return user_cache_dir() / "yolo-datasets" / f"{digest}.npz"
-
-
-def _read_cache(cache: Path) -> tuple[Packed, np.ndarray] | None:
-    """Return the first valid cache of the two places, or None."""
-    for path in (cache, user_cache_path(cache)):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if int(file["version"]) != CACHE_VERSION or str(file["decoders"]) != DECODERS:
-                    continue
-                packed, keys = Packed(**{name: file[name] for name in _FIELDS}), file[_KEYS]
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            LOGGER.warning("%s: unreadable label cache (%s), labels are verified again", path, error)
-            continue
+def _read_cache(cache: Path, rules: str) -> tuple[Packed, np.ndarray] | None:
+    """Return what the cache holds; None if it is missing, damaged or of other rules."""
+    path = _place(cache)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if int(file["version"]) != CACHE_VERSION or str(file["rules"]) != rules:
+                return None
+            packed, keys = Packed(**{name: file[name] for name in _FIELDS}), file[_KEYS]
         if _consistent(packed, keys):
             return packed, keys
-        LOGGER.warning("%s: damaged label cache, labels are verified again", path)
+        reason: object = "its arrays do not fit each other"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = error
+    LOGGER.warning("%s: unreadable label cache (%s), labels are verified again", path, reason)
     return None
 
 
@@ -246,38 +245,23 @@ def _consistent(packed: Packed, keys: np.ndarray) -> bool:
     )
 
 
-def _write_cache(cache: Path, packed: Packed, keys: np.ndarray) -> None:
-    """Write the cache beside the labels, or else in the user's cache folder.
-
-    Warn when neither is possible.
-    """
+def _write_cache(cache: Path, packed: Packed, keys: np.ndarray, rules: str) -> None:
+    """Write the cache, or warn when that is not possible."""
     arrays: dict[str, np.ndarray] = {name: getattr(packed, name) for name in _FIELDS}
-    arrays |= {_KEYS: keys, "version": np.array(CACHE_VERSION), "decoders": np.array(DECODERS)}
-    reasons = []
-    for path in (cache, user_cache_path(cache)):
-        if path is cache and not path.parent.is_dir():
-            continue  # no labels folder: do not make one in the user's data
-        if path is cache and _marked_read_only(path.parent):
-            reasons.append(f"{path.parent}: read-only folder")
-            continue
-        try:
-            atomic_write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-        except OSError as error:
-            reasons.append(f"{path}: {error.strerror or error}")
-            continue
-        if reasons:
-            LOGGER.warning(
-                "label cache not writable beside the labels (%s), so it is in %s", reasons[0], path
-            )
+    arrays |= {_KEYS: keys, "version": np.array(CACHE_VERSION), "rules": np.array(rules)}
+    path = _place(cache)
+    try:
+        atomic_write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+    except OSError as error:
+        reason = error.strerror or error
+        LOGGER.warning(
+            "%s: label cache could not be written (%s), labels are verified again next time", path, reason
+        )
         return
-    LOGGER.warning(
-        "label cache could not be written (%s), labels will be verified again next time", "; ".join(reasons)
-    )
+    if path != cache and cache.parent.is_dir():
+        LOGGER.warning("%s: read-only folder, so the label cache is in %s", cache.parent, path)
 
 
-def _marked_read_only(folder: Path) -> bool:
-    """Return whether a folder's mode allows nobody to write.
-
-    It holds for root too, who could write all the same.
-    """
-    return os.name == "posix" and not folder.stat().st_mode & 0o222
+def _place(cache: Path) -> Path:
+    """Return where a cache is, for a folder that is read-only too."""
+    return own_or_user_folder(cache.parent, "yolo-datasets") / cache.name

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utils.device import autocast
+from utils.training.trainer import single_values_refused
 
 LOGGER = logging.getLogger("yolo.autobatch")
 
@@ -83,7 +84,7 @@ def _step(model: nn.Module, batch: int, imgsz: int, device: torch.device, amp: t
     model.train()
     images = torch.zeros(batch, 3, imgsz, imgsz, device=device)
     try:
-        with autocast(device, amp):
+        with autocast(device, amp), single_values_refused():
             raws = model(images.to(memory_format=torch.channels_last))
         sum(raw.float().mean() for raw in raws).backward()
     finally:

@@ -145,7 +145,7 @@ class Trainer:
         """Run forward, backward and, after enough batches, the optimizer; return the loss items (3,)."""
         iteration = self.iteration = epoch * self.schedule.batches + batch
         accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
-        with autocast(self.device, self.amp):
+        with autocast(self.device, self.amp), single_values_refused():
             raws = (self.parallel or self.model)(images)
         loss, items = self.loss(raws, targets)
         values = items.cpu().numpy()
@@ -255,6 +255,20 @@ class Trainer:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
         if self.ema is not None and average is not None:
             self.ema.load(average, state["updates"])
+
+
+@contextlib.contextmanager
+def single_values_refused() -> Iterator[None]:
+    """Make a sentence of BatchNorm's error at a single value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a BatchNorm layer gets a single value per channel, from one image and a map of one pixel; train "
+            "with --batch-size 2 or more, two images or more, or a larger --imgsz"
+        ) from None
 
 
 class ValidationLoss:

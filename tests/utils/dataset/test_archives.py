@@ -1,5 +1,7 @@
 """Archives that are data sets: which folder each gets, and that nobody's work there is lost."""
 
+import hashlib
+import json
 import os
 import shutil
 import zipfile
@@ -107,4 +109,29 @@ def test_what_is_unpacked_already_needs_no_writing(tmp_path, monkeypatch):
         raise AssertionError("a lock is a file, and the folder may be read-only")
 
     monkeypatch.setattr(archives, "exclusive", refuse)
+    assert load_dataset(archive).root == first
+
+
+def test_what_macos_adds_to_a_zip_is_not_its_yaml(tmp_path):
+    archive = _zip(tmp_path / "data.zip")
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr("._a.yaml", "\0\5\x16\7")
+        opened.writestr("__MACOSX/._data.yaml", "\0\5\x16\7")
+    assert load_dataset(archive).path.name == "data.yaml"
+
+
+def test_several_yamls_in_an_archive_are_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        for name in ("a.yaml", "b.yaml"):
+            archive.writestr(f"m/{name}", "train: i\nval: i\nnames: [a]\n")
+    with pytest.raises(UserError, match=r"data\.zip: holds several YAMLs \(m/a\.yaml, m/b\.yaml\)"):
+        load_dataset(tmp_path / "data.zip")
+    assert _sets(tmp_path) == []
+
+
+def test_a_stamp_of_an_earlier_version_still_counts(tmp_path):
+    archive = _zip(tmp_path / "data.zip")
+    first = load_dataset(archive).root
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    (first / STAMP).write_text(json.dumps({"path": "x", "size": 1, "time": 1, "sha256": digest}))
     assert load_dataset(archive).root == first

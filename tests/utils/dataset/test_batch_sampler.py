@@ -35,8 +35,8 @@ def test_the_order_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize("count", [1, 7, 12])
 @pytest.mark.parametrize("rect", [False, True])
 def test_ranks_train_on_equally_many_and_miss_none(count, rect):
-    order = np.arange(count)[::-1].copy() if rect else None
-    samplers = [BatchSampler(count, 2, shuffle=True, rank=r, world_size=3, order=order) for r in range(3)]
+    fixed = np.split(np.arange(count)[::-1], range(6, count, 6)) if rect else None
+    samplers = [BatchSampler(count, 2, shuffle=True, rank=r, world_size=3, fixed=fixed) for r in range(3)]
     shares = [list(s) for s in samplers]
     assert len({len(share) for share in shares}) == 1
     assert [len(share) for share in shares] == [len(s) for s in samplers]
@@ -50,14 +50,14 @@ def test_ranks_train_on_equally_many_and_miss_none(count, rect):
 @pytest.mark.parametrize("count", [1, 7, 12])
 @pytest.mark.parametrize("rect", [False, True])
 def test_ranks_validate_each_image_once(count, rect):
-    order = np.arange(count) if rect else None
-    samplers = [BatchSampler(count, 2, rank=r, world_size=3, even=False, order=order) for r in range(3)]
+    fixed = np.split(np.arange(count), range(6, count, 6)) if rect else None
+    samplers = [BatchSampler(count, 2, rank=r, world_size=3, even=False, fixed=fixed) for r in range(3)]
     assert sorted(images_of([b for s in samplers for b in s])) == list(range(count))
     assert [len(list(s)) for s in samplers] == [len(s) for s in samplers]
 
 
 def test_rectangular_batches_are_shuffled_whole():
-    sampler = BatchSampler(20, 4, shuffle=True, order=np.arange(20))
+    sampler = BatchSampler(20, 4, shuffle=True, fixed=np.split(np.arange(20), range(4, 20, 4)))
     batches = [[key[1] for key in batch] for batch in sampler]
     assert sorted(batches) == [list(range(i, i + 4)) for i in range(0, 20, 4)]
     assert batches != sorted(batches)
@@ -140,3 +140,33 @@ def test_classes_learnt_well_count_less() -> None:
 
 def test_when_all_is_learnt_images_are_equal() -> None:
     assert (image_weights(LABELS, OFFSETS, 2, np.ones(2)) == 1).all()
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(5, [2, 3]), (4, [2, 2]), (1, [1]), (3, [3])])
+def test_a_lone_last_image_joins_the_batch_before_in_training(count, sizes):
+    sampler = BatchSampler(count, 2, shuffle=True)
+    assert [len(batch) for batch in sampler] == sizes
+    assert len(sampler) == len(sizes)
+    assert sorted(images_of(sampler)) == list(range(count))
+    assert {len(batch) for batch in BatchSampler(count, 1)} == {1}
+    assert len(BatchSampler(5, 2, even=False)) == 3
+
+
+def test_a_lone_rectangle_joins_the_batch_before_in_its_shape():
+    sizes = np.array([(640, 320), (640, 320), (320, 640)])
+    apart, joined = (rect_batches(sizes, 640, 2, 32, 0.0, alone=alone) for alone in (0, 1))
+    assert [batch.tolist() for batch in apart.batches] == [[0, 1], [2]]
+    assert (apart.shape(0), apart.shape(2)) == ((320, 640), (640, 320))
+    assert [sorted(batch.tolist()) for batch in joined.batches] == [[0, 1, 2]]
+    assert joined.shape(0) == joined.shape(2) == (640, 640)
+    assert len(BatchSampler(3, 2, fixed=joined.batches)) == 1
+
+
+@pytest.mark.parametrize(("count", "batches"), [(6, 1), (7, 1), (9, 1), (10, 2), (12, 2), (14, 2)])
+def test_the_ranks_of_a_rectangle_have_two_images_or_more_each(count, batches):
+    sizes = np.random.default_rng(0).integers(10, 900, (count, 2))
+    rect = rect_batches(sizes, 320, 2 * 3, 32, 0.0, alone=3)
+    samplers = [BatchSampler(count, 2, rank=r, world_size=3, fixed=rect.batches) for r in range(3)]
+    assert [len(sampler) for sampler in samplers] == [batches] * 3
+    assert min(len(batch) for sampler in samplers for batch in sampler) >= 2
+    assert set(images_of([batch for sampler in samplers for batch in sampler])) == set(range(count))

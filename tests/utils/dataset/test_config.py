@@ -19,6 +19,12 @@ pytestmark = pytest.mark.usefixtures("own_folders")
         ("train: images/train\nnames: []\n", "names is empty"),
         ("train: images/train\n", "no names key"),
         ("train: images/train\nnc: many\n", "nc is 'many'"),
+        (
+            "train: images/train\nnc: 1000000000\n",
+            "nc is 1000000000 where a number of classes from 1 to 100000",
+        ),
+        ("train: images/train\nnames: [[a, b], c]\n", "the name of class 0 is ['a', 'b'] where a word"),
+        ("train: images/train\nnames: {0: a, 1: }\n", "the name of class 1 is '' where a word"),
         ("train: 3\nnames: [a]\n", "train has 3"),
         ("names: [a]\n", "no train, val or test key"),
         ("path: 3\ntrain: x\nnames: [a]\n", "path is 3"),
@@ -64,3 +70,43 @@ def test_classes_of_a_network_and_of_a_data_set(tmp_path):
     ):
         check_classes(tmp_path / "w.pt", fewer, config)
     assert (one.names, one.nc, one.label_names) == ({0: "item"}, 1, same)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("[yes, no, on, off]", ["yes", "no", "on", "off"]),
+        ("[007, 1:30, 1e3, 0x10, .5]", ["007", "1:30", "1e3", "0x10", ".5"]),
+        ("[null, ~, 2024-01-01, true]", ["null", "~", "2024-01-01", "true"]),
+        ("['a b', \"c\", 5]", ["a b", "c", "5"]),
+        ("{0: yes, 1: 007}", ["yes", "007"]),
+        ("{'1': b, '0': off}", ["off", "b"]),
+    ],
+)
+def test_names_are_the_words_as_written(tmp_path, names, expected):
+    root = make_dataset(tmp_path / "d", ["0 .5 .5 .2 .2\n"])
+    config = load_dataset(write_yaml(root, f"train: images/train\nnames: {names}\nnc: {len(expected)}\n"))
+    assert config.names == dict(enumerate(expected))
+
+
+def test_a_folder_stands_for_its_yaml(tmp_path, logged, caplog):
+    caplog.set_level("INFO", "yolo.datasets")
+    root = make_dataset(tmp_path / "My Set.v1", ["0 .5 .5 .2 .2\n"])
+    with pytest.raises(UserError, match=r"My Set\.v1: no dataset YAML in it"):
+        load_dataset(root)
+    path = write_yaml(root, name="mine.yml")
+    assert load_dataset(root).path == path
+    assert f"the YAML of its data set is {path}" in logged[0]
+    write_yaml(root, name="other.yaml")
+    with pytest.raises(UserError, match=r"several YAMLs \(mine\.yml, other\.yaml\)"):
+        load_dataset(root)
+    assert load_dataset(write_yaml(root, name="data.yaml").parent).path == root / "data.yaml"
+
+
+def test_the_shape_of_keypoints(tmp_path):
+    text = "train: images/train\nnames: [a]\nkpt_shape: "
+    root = make_dataset(tmp_path / "d", ["0 .5 .5 .2 .2\n"])
+    assert load_dataset(write_yaml(root)).keypoints == 0
+    assert load_dataset(write_yaml(root, text + "[17, 3]\n")).keypoints == 51
+    with pytest.raises(UserError, match=r"kpt_shape is 17 where two numbers"):
+        load_dataset(write_yaml(root, text + "17\n"))

@@ -12,6 +12,7 @@ import pytest
 import utils.dataset.image_cache as image_cache
 from tests.utils.image_sets import write_images
 from utils.dataset.image_cache import DiskReader, ImageReader, RamReader, free_memory, open_reader
+from utils.dataset.image_set import FOUND, ImageSet, Packed, Record, ScanReport
 from utils.errors import UserError
 
 SIZES = [(120, 80), (64, 96), (200, 200), (33, 50), (90, 31)]
@@ -161,4 +162,23 @@ def test_the_memory_block_is_shared_and_not_copied():
     os.waitpid(child, 0)
     assert block.array[7] == 42
     assert block.array.shape == (1000,)
-    assert len(pickle.dumps(block.__getstate__()["size"])) < 100
+    sent = pickle.dumps(block)
+    assert len(sent) < 200
+    pickle.loads(sent).array[8] = 43
+    assert block.array[8] == 43
+
+
+def test_names_of_255_bytes_have_cache_files(tmp_path):
+    images = write_images(tmp_path, SIZES[:3])
+    paths = [tmp_path / f"{name}.jpg" for name in ("长" * 83 + "aa", "长" * 83 + "bb", "short")]
+    for i, path in enumerate(paths):
+        os.rename(images.path(i), path)
+    assert len(os.fsencode(paths[0].name)) == 255
+    records = [Record(FOUND, *SIZES[i], np.zeros((0, 5), np.float32), [], []) for i in range(3)]
+    images = ImageSet(Packed.from_records([str(path) for path in paths], records), ScanReport(total=3))
+    reader = open_reader(images, 64, augment=True, cache="disk")
+    assert len({reader.file(i) for i in range(3)}) == 3
+    assert all(reader.file(i).is_file() for i in range(3))
+    plain = open_reader(images, 64, augment=True)
+    for i in range(3):
+        np.testing.assert_array_equal(reader.read(i)[0], plain.read(i)[0])

@@ -4,11 +4,13 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from tests.utils.image_sets import make_dataset, write_image, write_yaml
 from utils.dataset.config import load_dataset
 from utils.dataset.images import list_images, load_images
 from utils.errors import UserError
+from utils.images import load_image
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -130,3 +132,66 @@ def test_single_cls_makes_every_label_class_0_and_still_checks_the_file(tmp_path
     (root / "labels/train/0.txt").write_text("3 .5 .5 .2 .2\n")
     with pytest.raises(UserError, match="class 3"):
         load_images(config, "train")
+
+
+def test_every_suffix_that_pillow_reads_is_read_and_the_others_are_counted(tmp_path, logged):
+    root, picture = (
+        make_dataset(tmp_path / "d", ["0 .5 .5 .2 .2\n"]),
+        Image.new("RGB", (50, 40), (90, 20, 30)),
+    )
+    suffixes = ["jfif", "jp2", "gif", "ppm", "bmp", "tiff", "webp"] + ["avif"] * features.check("avif")
+    for suffix in suffixes:
+        picture.save(root / f"images/train/{suffix}.{suffix}")
+    for name in ("x.jxl", "y.jxl", "z.svg", "notes.md", ".DS_Store", "w.json"):
+        (root / "images/train" / name).touch()
+    images = load_images(load_dataset(write_yaml(root)), "train", workers=1)
+    assert len(images) == len(suffixes) + 1
+    assert {tuple(size) for size in images.sizes[:-1].tolist()} <= {(50, 40), (40, 30)}
+    assert any("3 files of other suffixes left out (2 .jxl, 1 .svg)" in line for line in logged)
+
+
+def test_heic_is_read_with_its_plug_in(tmp_path):
+    pytest.importorskip("pillow_heif")
+    root = make_dataset(tmp_path / "d", [])
+    (root / "images/train").mkdir(parents=True)
+    Image.new("RGB", (50, 40), (200, 20, 30)).save(root / "images/train/a.heic")
+    images = load_images(load_dataset(write_yaml(root)), "train", workers=1)
+    assert images.sizes.tolist() == [[50, 40]]
+    assert load_image(images.path(0))[20, 20].tolist() == pytest.approx([30, 20, 200], abs=6)
+
+
+def test_a_folder_of_other_files_says_what_lies_there(tmp_path):
+    root = make_dataset(tmp_path / "d", [])
+    (root / "images/train").mkdir(parents=True)
+    (root / "images/train/a.jxl").touch()
+    with pytest.raises(
+        UserError, match=r"no images in it .*; .*1 files of other suffixes left out \(1 \.jxl\)"
+    ):
+        load_images(load_dataset(write_yaml(root)), "train")
+
+
+def test_labels_beside_the_images_are_read_and_said(tmp_path, logged):
+    root = make_dataset(tmp_path / "d", [None, None])
+    (root / "images/train/0.txt").write_text("2 .5 .5 .2 .2\n")
+    (root / "images/train/1.TXT").write_text("3 .5 .5 .2 .2\n")
+    config = load_dataset(write_yaml(root, "train: images/train\nnames: [a, b, c, d]\n"))
+    assert load_images(config, "train").all_labels[:, 0].tolist() == [2, 3]
+    assert sum("2 label files are not where they are expected" in line for line in logged) == 1
+    with pytest.raises(UserError, match=r"images/train/1\.TXT, line 1: class 3"):
+        load_images(load_dataset(write_yaml(root)), "train")
+
+
+def test_keypoints_of_the_yaml_reach_the_labels_and_their_cache(tmp_path):
+    root = make_dataset(tmp_path / "d", ["0 .5 .5 .2 .2 .1 .1 .9 .9\n"])
+    text = "train: images/train\nnames: [a]\n"
+    for more, width in (("", 0.8), ("kpt_shape: [2, 2]\n", 0.2), ("", 0.8)):
+        images = load_images(load_dataset(write_yaml(root, text + more)), "train", workers=1)
+        assert images.all_labels[0, 3] == pytest.approx(width)
+
+
+def test_lists_of_other_systems_are_read_and_said(tmp_path):
+    root = make_dataset(tmp_path / "d", ["0 .5 .5 .2 .2\n"] * 3)
+    (root / "l.txt").write_text(".\\images\\train\\0.png\r\ndata/images/train/1.png\nimages/train/2.png\n")
+    images, (note,) = list_images([root / "l.txt"], root)
+    assert [os.path.relpath(image, root) for image in images] == [f"images/train/{i}.png" for i in range(3)]
+    assert f"{root / 'l.txt'}: 2 paths are not there as written, such as line 1" in note

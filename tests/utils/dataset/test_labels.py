@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING
-from utils.dataset.labels import image_size, label_path, read_labels, verify
+from utils.dataset.labels import find_labels, image_size, label_path, read_labels, verify
 from utils.files import ROOT
 from utils.images import load_image
 
@@ -23,10 +23,10 @@ def picture():
     return cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (96, 64), interpolation=cv2.INTER_CUBIC)
 
 
-def _labels(tmp_path, text):
+def _labels(tmp_path, text, keypoints=0):
     path = tmp_path / "a.txt"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return read_labels(str(path))
+    return read_labels(str(path), keypoints)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_boxes_are_read_as_written(tmp_path):
         ("cat 0.5 0.5 0.1 0.1", "cat is not a number"),
         ("0 0.5 0.5 0.1", "4 columns"),
         ("0,0.5,0.5,0.1,0.1", "0,0.5,0.5,0.1,0.1 is not a number"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "6 columns"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "6 columns: the last is a confidence"),
         ("0 0.1 0.1 0.9 0.1 0.9 0.9 0.2", "8 columns"),
         ("-1 0.5 0.5 0.1 0.1", "class -1 is negative"),
         ("1.5 0.5 0.5 0.1 0.1", "class 1.5 is not a whole number"),
@@ -92,6 +92,32 @@ def test_polygons_give_their_bounding_box_and_boxes_among_them_their_corners(tmp
     assert not messages
     np.testing.assert_allclose(segments[0], [[0.1, 0.2], [0.5, 0.2], [0.3, 0.8]], atol=1e-7)
     np.testing.assert_allclose(segments[1], [[0.4, 0.3], [0.6, 0.3], [0.6, 0.7], [0.4, 0.7]], atol=1e-6)
+
+
+POSE = "0 0.5 0.5 0.2 0.2 "
+
+
+@pytest.mark.parametrize(
+    ("row", "keypoints"),
+    [
+        (POSE + "0.45 0.45 0.55 0.45 0.45 0.55 0.55 0.55", 8),  # 4 points x y, as the YAML says
+        (POSE + "0.1 0.1 2 0.9 0.9 1", 6),
+        (POSE + "0.1 0.1 2", 0),  # an even number of columns is no polygon
+        (POSE + "0.58 0.63 2 0.69 0.61 2 0.75 0.59 0 0.78 0.56 1 0 0 0", 0),
+        (POSE + "0.1 0.1 2 0.9 0.9 1", 0),  # nor is one with a 2
+        (POSE + "1.3 -0.2 2 0.9 0.9 1", 0),  # points may lie outside the image
+    ],
+)
+def test_keypoints_leave_the_box_as_it_is(tmp_path, row, keypoints):
+    labels, segments, messages, _ = _labels(tmp_path, row + "\n", keypoints)
+    np.testing.assert_allclose(labels, [[0, 0.5, 0.5, 0.2, 0.2]], rtol=1e-6)
+    assert (segments, messages) == ([], [])
+
+
+def test_what_may_be_a_polygon_is_one(tmp_path):
+    row = POSE + "0.1 0.1 1 0.9 0.9 1\n"  # 11 columns, and x, y, 1 might be a corner at the image's edge
+    assert len(_labels(tmp_path, row)[1][0]) == 5
+    assert len(_labels(tmp_path, row, 8)[1][0]) == 5  # the YAML's keypoints have another number of columns
 
 
 def test_binary_rubbish_as_a_label_is_a_message(tmp_path):
@@ -243,3 +269,44 @@ def test_size_is_that_after_exif_rotation(tmp_path, picture, orientation, size, 
     Image.fromarray(picture).save(path, exif=exif)
     assert image_size(str(path))[:2] == size
     assert load_image(path).shape[1::-1] == size  # what the loader will see
+
+
+def _touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_label_files_that_lie_elsewhere_are_found_and_one_of_them_is_named(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    _touch(
+        tmp_path, "images/a.txt", "labels/b.TXT", f"labels/{decomposed}.txt", "labels/e.txt", "images/e.txt"
+    )
+    images = [str(tmp_path / "images" / f"{name}.jpg") for name in ("a", "b", composed, "none", "e")]
+    labels, notes = find_labels(images)
+    found = ["images/a.txt", "labels/b.TXT", f"labels/{decomposed}.txt", "labels/none.txt", "labels/e.txt"]
+    assert labels == [str(tmp_path / name) for name in found]
+    (note,) = notes
+    assert note.startswith("3 label files are not where they are expected")
+    assert str(tmp_path / "labels/a.txt") in note and str(tmp_path / "images/a.txt") in note
+    _touch(tmp_path, "labels/a.txt")
+    assert find_labels(images[:1]) == ([str(tmp_path / "labels/a.txt")], [])
+
+
+def test_images_that_share_a_label_file_are_counted(tmp_path):
+    _touch(tmp_path, "labels/a.txt", "labels/b.txt")
+    images = [str(tmp_path / "images" / name) for name in ("a.jpg", "a.png", "b.jpg", "c.jpg", "c.png")]
+    _, (note,) = find_labels(images)
+    assert (
+        note.startswith("1 label files belong to several images") and str(tmp_path / "labels/a.txt") in note
+    )
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png", "webp"])
+def test_pages_and_frames_beyond_the_first_are_said(tmp_path, picture, suffix):
+    path, frames = tmp_path / f"a.{suffix}", [Image.fromarray(picture), Image.fromarray(255 - picture)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert image_size(str(path)) == (96, 64, "only the first of its 2 pages or frames is read")
+    assert np.abs(load_image(path)[..., ::-1].astype(int) - picture).mean() < 20
+    frames[0].save(path)
+    assert image_size(str(path)) == (96, 64, "")

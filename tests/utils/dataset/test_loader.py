@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.utils.image_sets import HYP, SIZES, write_images
+from tests.utils.image_sets import HYP, SIZES, make_dataset, write_images, write_yaml
 from utils.dataset.batch_sampler import BatchSampler
 from utils.dataset.config import load_dataset
 from utils.dataset.detection_dataset import BatchOptions, DetectionDataset
@@ -253,3 +253,24 @@ def test_what_cannot_be_loaded_is_refused(images):
         build_loader(images, BatchOptions(64, 4, seed=-1))
     with pytest.raises(ValueError, match="exclude each other"):
         BatchOptions(64, 4, rect=True, frame=(64, 96))
+
+
+@pytest.mark.parametrize(
+    ("side", "imgsz", "told"), [(0.012, 64, True), (0.012, 320, False), (0.2, 64, False)]
+)
+def test_many_boxes_too_small_to_be_learnt_are_said_before_training(tmp_path, caplog, side, imgsz, told):
+    root = make_dataset(tmp_path / "d", [f"0 .5 .5 {side} .2\n0 .4 .4 .2 {side}\n1 .5 .5 .3 .3\n"] * 3)
+    images = load_images(load_dataset(write_yaml(root)), "train", workers=1)
+    for hyp in (HYP, None):
+        build_loader(images, BatchOptions(imgsz, 2, hyp=hyp), workers=0)
+    sentence = f"6 of 9 boxes (67 %) have a side under 2 pixels at --imgsz {imgsz}"
+    assert caplog.text.count(sentence) == told
+    assert ("cut the images into tiles" in caplog.text) == told
+
+
+def test_a_lone_image_at_the_end_joins_the_batch_before(images):
+    for rect in (False, True):
+        batches = list(build_loader(images, BatchOptions(64, 3, hyp=HYP, rect=rect), workers=0))
+        assert [len(batch[0]) for batch in batches] == [3, 3, 4]
+        assert len({path for batch in batches for path in batch[2]}) == len(images) == 10
+    assert len(build_loader(images, BatchOptions(64, 3), workers=0)) == 4

@@ -60,3 +60,23 @@ def test_download_scripts_are_refused_and_not_run(tmp_path, how):
     with pytest.raises(UserError, match="scripts are not run"):
         load_dataset(path)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "entry"),
+    [
+        ("", "images\\train"),
+        ("", ".\\images\\train"),
+        ("", "data/images/train"),
+        ("", "data\\images\\train"),
+        ("sets\\d", "images/train"),
+    ],
+)
+def test_backslashes_and_a_leading_data_are_forgiven_and_said(tmp_path, path, entry, logged, caplog):
+    caplog.set_level("INFO", "yolo.datasets")
+    root = make_dataset(tmp_path / "sets" / "d", ["0 .5 .5 .2 .2\n"])
+    text = f"path: {path}\ntrain: {entry}\nval: images/train\nnames: [a]\n"
+    config = load_dataset(write_yaml(tmp_path if path else root, text))
+    assert config.splits["train"] == [root / "images" / "train"]
+    assert sum("is not there" in line for line in logged) == 1
+    assert (path or entry) in logged[0]

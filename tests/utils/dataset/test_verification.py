@@ -24,10 +24,10 @@ def _images(folder, count):
 
 
 def test_a_process_that_dies_ends_the_scan_in_a_sentence(tmp_path, monkeypatch):
-    def dies(image, label, verify=labels.verify):
+    def dies(image, label, keypoints, verify=labels.verify):
         if image.endswith("70.png"):
             os.kill(os.getpid(), signal.SIGKILL)
-        return verify(image, label)
+        return verify(image, label, keypoints)
 
     def late(*_):
         raise TimeoutError("still waiting after 60 s")
@@ -49,9 +49,9 @@ def verified(monkeypatch):
     """Names of the images that were really looked at, in order."""
     seen = []
 
-    def noted(image, label, verify=labels.verify):
+    def noted(image, label, keypoints, verify=labels.verify):
         seen.append(os.path.basename(image))
-        return verify(image, label)
+        return verify(image, label, keypoints)
 
     monkeypatch.setattr(verification, "verify", noted)
     return seen

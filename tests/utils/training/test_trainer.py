@@ -275,3 +275,9 @@ def test_a_finished_run_counts_its_epochs_without_their_state() -> None:
     assert trainer.last_step == 5 and trainer.ema.updates == 5
     trainer.train_epoch(batches(), 2)  # 3 batches of 2 at 4 images a step: one step, and a batch that waits
     assert trainer.last_step == 7 and trainer.ema.updates == 6
+
+
+def test_a_single_value_per_channel_is_a_sentence() -> None:
+    image = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
+    with pytest.raises(UserError, match="BatchNorm layer gets a single value .* --batch-size 2 or more"):
+        make().train_epoch([(image, torch.zeros(1, 3), ["a"], [None])], 0)
