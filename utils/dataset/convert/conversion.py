@@ -17,6 +17,7 @@ from utils.dataset.convert.yolo_labels import temporary_folder, write_dataset
 from utils.dataset.convert.yolo_txt import DARKNET, LABEL_STUDIO, LABELIMG
 from utils.downloads import is_archive, unpack
 from utils.errors import UserError
+from utils.files import load_yaml
 
 LOGGER = logging.getLogger("yolo.convert")
 
@@ -47,8 +48,22 @@ def convert_dataset(options: ConvertOptions) -> dict[str, ConvertReport]:
         raise UserError(
             f"{error.filename or options.out}: {reason}; check the path, its rights and the space on its disk"
         ) from None
-    LOGGER.info("%s: ready for --data", options.out / f"{name}.yaml")
+    _say_what_is_next(options.out / f"{name}.yaml")
     return reports
+
+
+def _say_what_is_next(path: Path) -> None:
+    """Log whether the dataset YAML can be trained on, or which split it lacks."""
+    lacking = [split for split in ("train", "val") if split not in load_yaml(path)]
+    if not lacking:
+        LOGGER.info("%s: ready for --data", path)
+        return
+    LOGGER.warning(
+        "%s: has no %s images, which training needs; convert them into the same folder with another --split, "
+        "or add a line as 'val: images/train' to it",
+        path,
+        " and no ".join(lacking),
+    )
 
 
 @contextmanager
@@ -60,7 +75,7 @@ def _unpacked(options: ConvertOptions) -> Iterator[Path]:
     with ExitStack() as stack:
         path = options.path
         if path.is_file() and is_archive(path.name):
-            path = unpack(path, stack.enter_context(temporary_folder(options.out)))
+            path = unpack(path, stack.enter_context(temporary_folder(options.out, "unpacked")))
         while path.is_dir():
             inside = [p for p in path.iterdir() if not p.name.startswith((".", "__MACOSX"))]
             if len(inside) != 1 or not inside[0].is_dir():

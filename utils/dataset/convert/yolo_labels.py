@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from utils.dataset.verification import log_findings
 from utils.downloads import leaves_folder
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
+from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.convert")
 
@@ -62,7 +62,7 @@ def write_dataset(
                 )
     known = _read_yaml(yaml_path, source.names) if name else {}
     reports = {split: ConvertReport() for split in source.splits}
-    with temporary_folder(out) as tree:
+    with temporary_folder(out, "converted") as tree:
         for split, read in source.splits.items():
             _write_split(tree, split, read(reports[split]), reports[split], copy=copy)
         for report in reports.values():
@@ -89,19 +89,24 @@ def _read_yaml(path: Path, names: list[str]) -> dict[str, Any]:  # values of a Y
 
 
 @contextmanager
-def temporary_folder(out: Path) -> Iterator[Path]:
-    """Make a folder on the file system of `out`, and remove it afterwards."""
+def temporary_folder(out: Path, purpose: str) -> Iterator[Path]:
+    """Make a folder on the file system of `out` while the block runs.
+
+    What a killed run left is removed first; a second run for the same `out` waits.
+
+    Args:
+        out: the folder to write.
+        purpose: a word that keeps apart several such folders of one run.
+    """
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", suffix=".part", dir=parent))
-    except OSError as error:
-        raise UserError(f"{parent}: cannot be written ({error.strerror}); choose another OUT") from None
-    try:
-        tree = temporary / "tree"  # with an ordinary folder's rights, which mkdtemp does not give
-        tree.mkdir()
-        yield tree
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    folder = parent / f".{out.name[:40]}.{purpose}.part"
+    with exclusive(folder.with_suffix(".lock"), str(out)):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(tree: Path, out: Path) -> None:

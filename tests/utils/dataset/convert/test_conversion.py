@@ -114,3 +114,22 @@ def test_an_archive_that_leaves_its_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="would leave the folder"):
         run_convert("auto", tmp_path / "set.zip", tmp_path / "deep" / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["set.zip"]
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    labelimg(tmp_path / "set")
+    left = tmp_path / ".out.converted.part/images/train/old.jpg"
+    left.parent.mkdir(parents=True)
+    left.write_text("of a killed run")
+    run_convert("labelimg", tmp_path / "set", tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out/images/train").iterdir()] == ["a.jpg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "set"]
+
+
+def test_the_split_that_training_lacks_is_named(tmp_path, log):
+    labelimg(tmp_path / "set")
+    log.set_level(logging.INFO, "yolo.convert")
+    run_convert("labelimg", tmp_path / "set", tmp_path / "out")
+    assert any("out.yaml: has no val images, which training needs" in message for message in log.messages)
+    run_convert("labelimg", tmp_path / "set", tmp_path / "out", "--split", "val")
+    assert log.messages[-1] == f"{tmp_path / 'out' / 'out.yaml'}: ready for --data"
