@@ -176,10 +176,10 @@ def load_yaml(path: str | Path, *, names_as_text: bool = False) -> dict[str, Any
         node = loader.get_single_node()
         if node and _written_out(node, {}) > _MOST_NODES:
             raise UserError(f"{path}: its aliases repeat parts without end; write the values out")
-        if names_as_text and isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                if key.value == "names":
-                    _keep_words(value)
+        for key, value in node.value if names_as_text and isinstance(node, yaml.MappingNode) else ():
+            for word in _parts(value) if key.value == "names" else ():
+                if isinstance(word, yaml.ScalarNode):
+                    word.tag = "tag:yaml.org,2002:str"
         data = loader.construct_document(node) if node else None
     except yaml.YAMLError as error:
         raise UserError(_yaml_sentence(path, text, error)) from None
@@ -203,7 +203,7 @@ class _Loader(yaml.SafeLoader):
         """Return the value of a node; yaml calls this."""
         try:
             return super().construct_object(node, deep)
-        except (ValueError, KeyError, AttributeError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 problem=f"no {kind}", problem_mark=node.start_mark
@@ -214,19 +214,14 @@ def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     """Return the number of nodes when every alias is written out."""
     if id(node) not in known:
         known[id(node)] = _MOST_NODES  # as long as it is counted: a node inside itself has no end
-        values = node.value if isinstance(node, yaml.CollectionNode) else ()
-        parts = [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
-        known[id(node)] = 1 + sum(_written_out(part, known) for part in parts)
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in _parts(node))
     return known[id(node)]
 
 
-def _keep_words(node: yaml.Node) -> None:
-    """Make the scalars of a sequence, and the values of a mapping, text."""
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """Return the entries of a sequence, the keys and values of a mapping, or none."""
     values = node.value if isinstance(node, yaml.CollectionNode) else ()
-    for value in values:
-        word = value[1] if isinstance(value, tuple) else value
-        if isinstance(word, yaml.ScalarNode):
-            word.tag = "tag:yaml.org,2002:str"
+    return [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
 
 
 def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:

@@ -107,18 +107,12 @@ def inspect_image(data: bytes) -> tuple[int, int, str]:
 
 
 class JpegHeader(NamedTuple):
-    """Hold what a JPEG says of its picture; 0 is unknown.
+    """Hold what a JPEG says of its picture; 0 is unknown."""
 
-    Attributes:
-        width: before EXIF rotation, as `height`.
-        channels: 1 grey, 3 colours, 4 inks.
-        ends: whether the picture has its end marker, whatever bytes follow it.
-    """
-
-    width: int = 0
+    width: int = 0  # before EXIF rotation
     height: int = 0
-    channels: int = 0
-    ends: bool = False
+    channels: int = 0  # 1 grey, 3 colours, 4 inks
+    ends: bool = False  # whether the picture has its end marker, whatever bytes follow it
 
 
 def jpeg_header(data: bytes) -> JpegHeader:

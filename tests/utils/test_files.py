@@ -185,11 +185,20 @@ def test_the_users_cache_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "line"), [("a: 1\n2020-02-30: x\n", 2), ("!!bool x: 1\n", 1), ("a:\n  - !!timestamp y\n", 2)]
+    ("text", "line"),
+    [
+        ("a: 1\n2020-02-30: x\n", 2),
+        ("!!bool x: 1\n", 1),
+        ("a:\n  - !!timestamp y\n", 2),
+        ("a: !!int ''\n", 1),
+        (f"a: {'9' * 5000}\n", 1),
+    ],
 )
 def test_a_value_that_is_not_what_its_form_says_is_named(tmp_path, text, line):
     (tmp_path / "d.yaml").write_text(text)
-    with pytest.raises(UserError, match=rf"d\.yaml, line {line}: is not valid YAML \(no (timestamp|bool)"):
+    with pytest.raises(
+        UserError, match=rf"d\.yaml, line {line}: is not valid YAML \(no (timestamp|bool|int)"
+    ):
         files.load_yaml(tmp_path / "d.yaml")
 
 

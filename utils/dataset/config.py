@@ -83,6 +83,8 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
     root = find_root(yaml_path, given or "", entries, data.get("download"), fetch=fetch)
     splits = {split: [locate_split(root, entry) for entry in listed] for split, listed in entries.items()}
     if fetch:
+        if Path(path).is_dir():
+            LOGGER.info("%s: the YAML of its data set is %s", path, yaml_path)
         _say_where(yaml_path, root, zip(sum(entries.values(), []), sum(splits.values(), [])))
     return DatasetConfig(yaml_path, root, splits, names, _read_keypoints(yaml_path, data), single_cls)
 
@@ -101,9 +103,7 @@ def dataset_yaml(path: str | Path) -> Path:
         UserError: there is none, or there are several.
     """
     if Path(path).is_dir():
-        found = folder_yaml(Path(path), Path(path))
-        LOGGER.info("%s: the YAML of its data set is %s", path, found)
-        return found
+        return folder_yaml(Path(path), Path(path))
     return open_archive(Path(path)) if is_archive(str(path)) else find_file(path, "data")
 
 
@@ -183,14 +183,18 @@ def _in_order(yaml_path: Path, names: object) -> list[object]:
         return names
     if not isinstance(names, dict):
         raise UserError(f"{yaml_path}: names is {names!r} where a list or a mapping from numbers is expected")
-    by_number = {str(key): name for key, name in names.items()}
-    numbers = [str(i) for i in range(len(names))]
-    if by_number.keys() != set(numbers):
+    by_number = {int(key) if _is_number(key) else key: name for key, name in names.items()}
+    if by_number.keys() != set(range(len(names))):
         raise UserError(
             f"{yaml_path}: names has the keys {', '.join(map(str, names))} where 0 to {len(names) - 1} "
             "are expected, each once"
         )
-    return [by_number[number] for number in numbers]
+    return [by_number[number] for number in range(len(names))]
+
+
+def _is_number(key: object) -> bool:
+    """Return whether a key, which is text or a number, is that of a class."""
+    return str(key).isdecimal() and len(str(key)) <= len(str(MOST_CLASSES))
 
 
 def _read_keypoints(yaml_path: Path, data: Mapping[str, object]) -> int:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("own_folders")
             "nc is 1000000000 where a number of classes from 1 to 100000",
         ),
         ("train: images/train\nnames: [[a, b], c]\n", "the name of class 0 is ['a', 'b'] where a word"),
+        ("train: images/train\nnames:\n  ? " + "9" * 5000 + "\n  : a\n", "999 where 0 to 0 are expected"),
         ("train: images/train\nnames: {0: a, 1: }\n", "the name of class 1 is '' where a word"),
         ("train: 3\nnames: [a]\n", "train has 3"),
         ("names: [a]\n", "no train, val or test key"),
@@ -81,6 +82,7 @@ def test_classes_of_a_network_and_of_a_data_set(tmp_path):
         ("['a b', \"c\", 5]", ["a b", "c", "5"]),
         ("{0: yes, 1: 007}", ["yes", "007"]),
         ("{'1': b, '0': off}", ["off", "b"]),
+        ("{00: a, 01: b}", ["a", "b"]),
     ],
 )
 def test_names_are_the_words_as_written(tmp_path, names, expected):
