@@ -10,5 +10,5 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's exception, or its kind: what fits into a sentence."""
+    """Return the first line of a library's exception, or its kind, for a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
