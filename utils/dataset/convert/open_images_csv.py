@@ -61,6 +61,7 @@ class _Table:
     def __init__(self, path: Path, images: FolderIndex, split: str) -> None:
         self.path = path
         self.rows: dict[Path, list[_Row]] = defaultdict(list)
+        self._names: dict[Path, str] = {}
         self._missing: dict[str, int] = defaultdict(int)
         places: dict[str, Path | None] = {}
         rows = _read_csv(path)
@@ -71,6 +72,7 @@ class _Table:
             if name not in places:
                 places[name] = images.find(f"{split}/{name}") or images.find(name)
             if (image := places[name]) is not None:
+                self._names[image] = name
                 sides = [to_number(row.get(side)) for side in _SIDES]
                 self.rows[image].append((row.get("LabelName", ""), sides, row.get("IsGroupOf") == "1"))
             elif name:
@@ -89,7 +91,7 @@ class _Table:
                 f"{self.path}: {len(self._missing)} images are not there, as {first}; left out"
             )
         for image, rows in self.rows.items():
-            found = Annotated(image, renamed(image.name, image), [], normalised=True)
+            found = Annotated(image, renamed(self._names[image], image), [], normalised=True)
             for label, sides, group in rows:
                 if group and not options.keep_crowds:
                     report.lost_boxes["marked as groups"] += 1

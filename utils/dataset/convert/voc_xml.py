@@ -29,6 +29,8 @@ from utils.dataset.convert.annotated import (
 from utils.downloads import leaves_folder
 from utils.errors import UserError
 
+_BELOW_ONE = "a corner is below 1, so its tool counts from 0; --zero-based reads such corners as edges"
+
 
 def read_voc(options: ConvertOptions) -> AnnotatedSet:
     """Read a folder of VOC XML files, with or without lists of images.
@@ -118,7 +120,7 @@ class _VocFolder:
 
     def annotated(self, listed: Path | None, names: list[str], report: ConvertReport) -> Iterator[Annotated]:
         """Yield the annotated images of a list, or all of them."""
-        numbers = {name: i for i, name in enumerate(names)}
+        numbers, said = {name: i for i, name in enumerate(names)}, False
         for name, xml in self.listed_names(listed, report) if listed else self.every_name(report):
             tree = _parse(xml, report)
             if tree is None:
@@ -132,6 +134,9 @@ class _VocFolder:
                 report.remedy = "give the folder of images as IMAGES"
                 continue
             boxes = list(self._boxes(xml, tree, numbers, report))
+            if not (self.options.zero_based or said) and any(-1 <= min(box[1:3]) < 0 for box in boxes):
+                said = True
+                report.messages.append(f"{xml}: {_BELOW_ONE}")
             stated = [to_number(tree.findtext(f"size/{side}")) for side in ("width", "height")]
             size = (int(stated[0]), int(stated[1])) if all(v > 0 for v in stated) else (0, 0)
             yield Annotated(image, renamed(name, image), boxes, stated_size=size)

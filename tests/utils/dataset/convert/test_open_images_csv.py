@@ -64,6 +64,13 @@ def test_images_that_are_not_there_are_a_loss(tmp_path):
     assert (report.images, report.lost_images.total(), report.lost_boxes.total()) == (1, 2, 3)
 
 
+def test_ids_with_folders_keep_equal_names_apart(tmp_path):
+    rows = [row("day/1", "/m/01", (0, 0, 0.5, 0.5)), row("night/1", "/m/01", (0, 0, 1, 1))]
+    run_convert("openimages", open_images_folder(tmp_path / "set", {"train": rows}), tmp_path / "out")
+    assert read_rows(tmp_path / "out/labels/train/day/1.txt") == [[0, 0.25, 0.25, 0.5, 0.5]]
+    assert read_rows(tmp_path / "out/labels/train/night/1.txt") == [[0, 0.5, 0.5, 1, 1]]
+
+
 def test_tables_that_are_none(tmp_path):
     root = open_images_folder(tmp_path / "set", {"train": [row("a", "/m/01", (0, 0, 0.5, 0.5))]})
     table = root / "annotations/train-annotations-bbox.csv"

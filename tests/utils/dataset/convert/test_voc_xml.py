@@ -17,6 +17,7 @@ def test_voc_pixels_count_from_one_and_include_both_ends(tmp_path):
     run_convert("voc", root, tmp_path / "out")
     rows = read_rows(tmp_path / "out/labels/train/a.txt")
     assert rows == [[0, 0.5, 0.5, 1, 1], [1, 0.15, 0.3, 0.1, 0.4]]
+    assert run_convert("voc", root, tmp_path / "one")["train"].messages == []
     run_convert("voc", root, tmp_path / "zero", "--zero-based")
     assert read_rows(tmp_path / "zero/labels/train/a.txt")[1] == [1, 0.155, 0.31, 0.09, 0.38]
 
@@ -192,3 +193,12 @@ def test_entities_are_refused_in_every_encoding(tmp_path):
     (root / "Annotations/a.xml").write_bytes(text.encode("utf-16"))
     with pytest.raises(UserError, match=r"1 of 1 images of train are lost \(1 that cannot be read\)"):
         run_convert("voc", root, tmp_path / "out", "--names", "cat")
+
+
+def test_corners_that_count_from_zero_are_said_once(tmp_path):
+    root = voc_folder(tmp_path / "voc", {s: [voc_object("cat", (0.0, 5.0, 30.0, 36.0))] for s in "ab"})
+    messages = run_convert("voc", root, tmp_path / "out")["train"].messages
+    assert len(messages) == 1
+    assert "--zero-based" in messages[0]
+    assert run_convert("voc", root, tmp_path / "zero", "--zero-based")["train"].messages == []
+    assert read_rows(tmp_path / "zero/labels/train/a.txt") == [[0, 0.15, 0.41, 0.3, 0.62]]
