@@ -158,7 +158,7 @@ LABELIMG = SourceFormat("labelimg", "labelImg or Darknet folder", _find_labelimg
 def _read_label_studio(options: ConvertOptions) -> AnnotatedSet:
     """Read Label Studio's YOLO export; only images with a label file are annotated.
 
-    Label Studio puts eight hexadecimal digits and a hyphen before the names of uploaded images, and quotes
+    Label Studio puts eight hexadecimal digits and a hyphen or __ before the names of images, and quotes
     paths as in addresses; both are taken away where no image has the whole name.
     """
     root = options.path
@@ -173,7 +173,7 @@ def _read_label_studio(options: ConvertOptions) -> AnnotatedSet:
         for label in labels.paths:
             name = labels.name(label)
             tail = re.split(r"[/\\=]", unquote(name))[-1]
-            found = (images.find(n) for n in (name, tail, re.sub(r"^[0-9a-f]{8}-", "", tail)))
+            found = (images.find(n) for n in (name, tail, re.sub(r"^[0-9a-f]{8}(-|__)", "", tail)))
             yield from read_one(tail, next(filter(None, found), None), label, report)
 
     return AnnotatedSet(names, {options.split[0] if options.split else "train": annotated})

@@ -117,7 +117,7 @@ def test_label_studio_names_its_labels_after_addresses(tmp_path, classes):
         "notes.json": '{"categories": [{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}]}',
     }
     write_text(root / classes, text[classes])
-    labels = ("0a1b2c3d-first", "d%C3%A9cran", "?d=day%5Csecond", "plain")
+    labels = ("0a1b2c3d-first", "4c9e3fa1__d%C3%A9cran", "?d=day%5Csecond", "plain")
     for name in labels:
         write_text(root / f"labels/{name}.txt", "1 .5 .5 .2 .4\n")
     (root / "images").mkdir()
