@@ -12,6 +12,8 @@ Each family keeps the eps and momentum of BatchNorm that it was trained with.
 from __future__ import annotations
 
 import math
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,15 @@ from torch import Tensor, nn
 from models.layers.activations import ACTIVATIONS, Activation, make_activation
 from models.layers.depthwise import StridedDepthwiseConv2d, convolution
 from models.registry import Arguments, register_block
+
+if not TYPE_CHECKING:  # for a type checker this module would have every name
+
+    def __getattr__(name: str) -> object:
+        """Load YOLOv5's wrappers of a network from `compat/models` when they are asked for."""
+        if name in ("AutoShape", "DetectMultiBackend"):
+            return getattr(import_module("models.experimental"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # Small functions that several families share
 

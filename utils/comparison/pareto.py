@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 from matplotlib.transforms import Bbox
 
 from utils.comparison.table import Group
-from utils.evaluation.plots import new_figure, plain_text, rgb, save_figure
+from utils.evaluation.plots import choose_font, new_figure, plain_text, rgb, save_figure
 
 _COSTS = (("torch_ms", "PyTorch ms per image (median, batch 1)"), ("gflops", "GFLOPs per image"))
 
@@ -102,6 +102,7 @@ def _name_points(axis: Axes, points: Sequence[tuple[float, float, str]]) -> None
         text = axis.annotate(
             plain_text(label), (x, y), (0, 0), textcoords="offset points", fontsize=8.5, zorder=4
         )
+        choose_font(text)
         size = text.get_window_extent()
         tries = []
         for radius in (9, 18, 30, 44, 60):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import CONFIDENCES, ConfusionMatrix, Curves, smooth
 from utils.evaluation.plots import new_figure, plain_text, rgb, save_figure
+from utils.results.drawing import class_label
 
 MAX_LEGEND = 20  # beyond that many classes only the mean is named
 _MEAN = rgb(4)
@@ -19,7 +20,7 @@ def plot_curves(curves: Curves, names: Mapping[int, str], folder: str | Path) ->
     """Write PR_curve.png, F1_curve.png, P_curve.png and R_curve.png."""
     folder = Path(folder)
     figure = _chart("Recall", "Precision", "Precision-recall at IoU 0.5")
-    labels = [f"{_name(names, c)} {ap:.3f}" for c, ap in zip(curves.classes, curves.ap[:, 0])]
+    labels = [_name(names, c, f" {ap:.3f}") for c, ap in zip(curves.classes, curves.ap[:, 0])]
     mean = f"all classes {curves.ap[:, 0].mean():.3f} mAP50"
     _draw(figure, curves.precision_recall, curves.classes, labels, curves.precision_recall.mean(0), mean)
     save_figure(figure, folder / "PR_curve.png")
@@ -35,9 +36,9 @@ def plot_curves(curves: Curves, names: Mapping[int, str], folder: str | Path) ->
         save_figure(figure, folder / f"{short}_curve.png")
 
 
-def _name(names: Mapping[int, str], cls: int) -> str:
-    """Return a class name for a legend: matplotlib hides those that begin with `_`."""
-    return plain_text(str(names.get(int(cls), f"class{cls}"))).lstrip("_") or f"class{cls}"
+def _name(names: Mapping[int, str], cls: int, end: str = "") -> str:
+    """Return a class name with `end` for a legend: matplotlib hides those that begin with `_`."""
+    return plain_text(class_label(names, int(cls), end)).lstrip("_") or f"class{cls}"
 
 
 def _chart(x: str, y: str, title: str) -> Figure:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,14 +19,16 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from torch import Tensor
 
 from utils.boxes import xywh2xyxy
 from utils.errors import UserError
 from utils.evaluation.metrics import smooth
 from utils.files import atomic_write
-from utils.results.drawing import colour, draw_detections
+from utils.results.drawing import class_label, colour, draw_detections, font_for, shown_text, write_text
 
 GRID_IMAGES = 16  # at most, per picture
 GRID_PIXELS = 1920  # longer side of a grid, at most
@@ -51,6 +54,9 @@ def new_figure(width: float, height: float) -> Figure:
 def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
     """Write a figure in the format of its suffix, whole or not at all."""
     path = Path(path)
+    ticks = (label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels()))
+    for text in (*figure.findobj(Text), *ticks):
+        choose_font(text)
     atomic_write(path, lambda file: figure.savefig(file, dpi=dpi, format=path.suffix.lstrip(".")))
 
 
@@ -62,7 +68,21 @@ def rgb(class_index: int) -> tuple[float, float, float]:
 
 def plain_text(text: str) -> str:
     """Return text for matplotlib, which would make a formula between two dollar signs."""
-    return text.replace("$", r"\$")
+    return shown_text(text).replace("$", r"\$")
+
+
+def choose_font(text: Text) -> None:
+    """Give a matplotlib text an installed font that has its letters; `save_figure` does so for all."""
+    shown = text.get_text()
+    if not shown.isascii() and (path := font_for(shown)):
+        text.set_fontfamily([*text.get_fontfamily(), _family(path)])
+
+
+@cache
+def _family(path: str) -> str:
+    """Make a font known to matplotlib, and return its family: the next one after the usual font."""
+    fontManager.addfont(path)
+    return str(FontProperties(fname=path).get_name())
 
 
 def write_jpeg(path: str | Path, image: np.ndarray) -> None:
@@ -118,16 +138,7 @@ def plot_images(
         thickness = max(round((tile_h + tile_w) / 2 * 0.003), 2)
         tile = draw_detections(tile, found, names, line_thickness=thickness, hide_conf=is_truth)
         if paths is not None:
-            cv2.putText(
-                tile,
-                Path(paths[i]).name[:40].encode("ascii", "replace").decode(),
-                (5, tile_h - 6),
-                cv2.FONT_HERSHEY_SIMPLEX,
-                0.4,
-                (220, 220, 220),
-                1,
-                cv2.LINE_AA,
-            )
+            write_text(tile, (5, tile_h - 4), Path(paths[i]).name[:40], (220, 220, 220), 12, anchor="ld")
         cv2.rectangle(tile, (0, 0), (tile_w - 1, tile_h - 1), (255, 255, 255), 1)
         y, x = i // side * tile_h, i % side * tile_w
         grid[y : y + tile_h, x : x + tile_w] = tile
@@ -155,7 +166,7 @@ def plot_labels(images: LabelledSizes, names: Mapping[int, str], folder: str | P
     axes[0].bar(np.arange(nc), np.bincount(cls, minlength=nc), color=[rgb(c) for c in range(nc)])
     axes[0].set_ylabel("instances")
     if nc <= 30:
-        ticks = [plain_text(str(names.get(c, c))) for c in range(nc)]
+        ticks = [plain_text(class_label(names, c)) for c in range(nc)]
         axes[0].set_xticks(range(nc), ticks, rotation=90, fontsize=8)
     else:
         axes[0].set_xlabel("classes")

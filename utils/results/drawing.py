@@ -7,12 +7,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 LOGGER = logging.getLogger("yolo.drawing")
+
+Colour: TypeAlias = tuple[int, int, int]
 
 # Okabe & Ito (2008) without black, then Paul Tol's "muted" scheme: both made to stay apart under
 # deuteranopia, protanopia and tritanopia. RGB; the class index picks one, modulo the length.
@@ -35,14 +38,14 @@ _PREFERRED_FONTS = (
 )
 
 
-def colour(class_index: int) -> tuple[int, int, int]:
+def colour(class_index: int) -> Colour:
     """Return the BGR colour of a class, the same for the same index."""
     code = PALETTE[int(class_index) % len(PALETTE)]
     red, green, blue = (int(code[i : i + 2], 16) for i in (0, 2, 4))
     return blue, green, red
 
 
-def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
+def text_colour(background: Colour) -> Colour:
     """Return black or white BGR, whichever has more contrast with a BGR background (WCAG luminance)."""
     linear = [((c / 255 + 0.055) / 1.055) ** 2.4 if c > 10 else c / 255 / 12.92 for c in background]
     luminance = 0.0722 * linear[0] + 0.7152 * linear[1] + 0.2126 * linear[2]
@@ -77,28 +80,39 @@ def draw_detections(
     rows = np.asarray(det, dtype=np.float64).reshape(-1, 6)
     rows = rows[np.isfinite(rows).all(axis=1)]
     for x1, y1, x2, y2, confidence, class_index in rows[np.argsort(rows[:, 4], kind="stable")]:
-        label = "" if hide_labels else _label(names, int(class_index), None if hide_conf else confidence)
+        number = "" if hide_conf else f" {confidence:.2f}"
+        label = "" if hide_labels else class_label(names, int(class_index), number)
         box = (round(x1), round(y1), round(x2), round(y2))
         draw_box(canvas, box, label, colour(int(class_index)), line_thickness)
     return canvas
 
 
-def _label(names: Mapping[int, str] | Sequence[str], index: int, confidence: float | None) -> str:
-    """Return the text of a box: name and confidence."""
-    number = "" if confidence is None else f" {confidence:.2f}"
-    label = class_name(names, index) + number
-    if label.isascii() or font_for(label):
-        return label
+def class_label(names: Mapping[int, str] | Sequence[str], index: int, end: str = "") -> str:
+    """Return a class's name with `end` after it, as it can be drawn.
+
+    Without a font for its letters the name is `class<index>`, and this is said once.
+    """
+    return shown_text(class_name(names, index) + end, f"class{index}{end}")
+
+
+def shown_text(text: str, instead: str = "") -> str:
+    """Return a text, or `instead` where no installed font has its letters, which is said once.
+
+    Without `instead`, every letter outside ASCII becomes a question mark.
+    """
+    if text.isascii() or font_for(text):
+        return text
     _warn_of_letters()
-    return f"class{index}{number}"
+    return instead or text.encode("ascii", "replace").decode()
 
 
 @lru_cache(maxsize=1)
 def _warn_of_letters() -> None:
     """Tell once how to get a font."""
     LOGGER.warning(
-        "class names with letters that no installed font has are drawn as class<number>; install a font that "
-        "has them, such as Noto Sans CJK (apt install fonts-noto-cjk, or from fonts.google.com/noto)"
+        "class names with letters that no installed font has are drawn as class<number>, other texts with ?; "
+        "install a font that has them, such as Noto Sans CJK (apt install fonts-noto-cjk, or from "
+        "fonts.google.com/noto)"
     )
 
 
@@ -106,10 +120,13 @@ def draw_box(
     image: np.ndarray,
     box: tuple[int, int, int, int],
     label: str,
-    box_colour: tuple[int, int, int],
+    box_colour: Colour,
     line_thickness: int = 3,
+    ink: Colour | None = None,
 ) -> tuple[int, int, int, int] | None:
     """Draw one xyxy pixel box and its label in place.
+
+    `ink` is the BGR colour of the letters; None: black or white, as is easier to read.
 
     Returns:
         The label's rectangle (xyxy), or None without a label.
@@ -119,7 +136,7 @@ def draw_box(
     cv2.rectangle(image, (x1, y1), (x2, y2), box_colour, thickness)
     if not label:
         return None
-    patch = _label_patch(label, box_colour, thickness, image.shape[1])
+    patch = _label_patch(label, box_colour, ink or text_colour(box_colour), thickness, image.shape[1])
     patch = patch[: image.shape[0], : image.shape[1]]
     height, width = patch.shape[:2]
     left = min(max(x1 - thickness // 2, 0), image.shape[1] - width)
@@ -130,7 +147,7 @@ def draw_box(
 
 
 @lru_cache(maxsize=512)
-def _label_patch(label: str, background: tuple[int, int, int], thickness: int, max_width: int) -> np.ndarray:
+def _label_patch(label: str, background: Colour, ink: Colour, thickness: int, max_width: int) -> np.ndarray:
     """Return the label as a small BGR image (h, w, 3).
 
     It is at most `max_width` wide if it stays legible.
@@ -140,25 +157,25 @@ def _label_patch(label: str, background: tuple[int, int, int], thickness: int, m
     label = " ".join(label.split())  # a line break or a tab has no glyph
     draw = _cv2_patch if label.isascii() else _pil_patch
     scale = max(thickness / 3, _MIN_FONT_SCALE)
-    patch = draw(label, background, scale, max(thickness - 1, 1))
+    patch = draw(label, background, ink, scale, max(thickness - 1, 1))
     if patch.shape[1] > max_width:
         smaller = max(scale * max_width / patch.shape[1] * 0.95, _MIN_FONT_SCALE)
-        patch = draw(label, background, smaller, 1)
+        patch = draw(label, background, ink, smaller, 1)
     return patch
 
 
-def _cv2_patch(label: str, background: tuple[int, int, int], scale: float, stroke: int) -> np.ndarray:
+def _cv2_patch(label: str, background: Colour, ink: Colour, scale: float, stroke: int) -> np.ndarray:
     """Draw an ASCII label with cv2's stroke font, several times faster than PIL."""
     font = cv2.FONT_HERSHEY_SIMPLEX
     (width, height), baseline = cv2.getTextSize(label, font, scale, stroke)
     margin = stroke + 1
     patch = np.full((height + baseline + 2 * margin, width + 2 * margin, 3), background, np.uint8)
     origin = (margin, margin + height)
-    cv2.putText(patch, label, origin, font, scale, text_colour(background), stroke, cv2.LINE_AA)
+    cv2.putText(patch, label, origin, font, scale, ink, stroke, cv2.LINE_AA)
     return patch
 
 
-def _pil_patch(label: str, background: tuple[int, int, int], scale: float, stroke: int) -> np.ndarray:
+def _pil_patch(label: str, background: Colour, ink: Colour, scale: float, stroke: int) -> np.ndarray:
     """Draw any other label with PIL: cv2's stroke font prints '?' for everything outside ASCII."""
     pixels = max(round(30 * scale), 9)  # cap height like cv2's 22 px at scale 1
     font = _font(font_for(label) or _font_files()[0], pixels)
@@ -167,12 +184,31 @@ def _pil_patch(label: str, background: tuple[int, int, int], scale: float, strok
     size = (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin)
     patch = Image.new("RGB", size, background[::-1])
     origin = (margin - left, margin - top)
-    ImageDraw.Draw(patch).text(origin, label, font=font, fill=text_colour(background)[::-1])
+    ImageDraw.Draw(patch).text(origin, label, font=font, fill=ink[::-1])
     return np.asarray(patch)[:, :, ::-1]
 
 
+def write_text(
+    image: np.ndarray,
+    place: tuple[float, float],
+    text: str,
+    ink: Colour,
+    pixels: float,
+    anchor: str = "la",
+) -> None:
+    """Write text on an image (h, w, 3) in place, in a font that has its letters.
+
+    `anchor` is Pillow's: which corner of the text lies at `place` (x, y); `pixels` is the size.
+    """
+    text = shown_text(text)
+    picture = Image.fromarray(image)
+    font = _font(font_for(text) or _font_files()[0], pixels)
+    ImageDraw.Draw(picture).text(place, text, fill=ink, font=font, anchor=anchor)
+    image[:] = np.asarray(picture)
+
+
 @lru_cache(maxsize=16)
-def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+def _font(path: str, size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 

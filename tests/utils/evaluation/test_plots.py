@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.utils.results.test_drawing import forget, installed, make_font  # noqa: F401
 from utils.errors import UserError
+from utils.evaluation.curves import plot_confusion, plot_curves
+from utils.evaluation.metrics import ConfusionMatrix, ap_per_class
 from utils.evaluation.plots import (
     RESULT_COLUMNS,
     plot_images,
@@ -146,3 +149,45 @@ def test_pyplot_is_never_imported():
     code = "import sys, utils.evaluation.plots, utils.evaluation.curves; "
     code += "sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of letters that a font has not
+def test_names_in_any_script_are_drawn_in_an_installed_font_or_numbered(installed, tmp_path, log):
+    truth = SimpleNamespace(all_labels=np.float32([[0, 0.5, 0.5, 0.2, 0.2], [1, 0.5, 0.5, 0.3, 0.2]]))
+    curves = ap_per_class(np.ones((9, 10), bool), np.linspace(0, 1, 9), np.arange(9) % 2, np.arange(9) % 2)
+
+    def drawn(*names):
+        folder = tmp_path / "_".join(names)
+        folder.mkdir(exist_ok=True)
+        plot_labels(truth, dict(enumerate(names)), folder)
+        plot_curves(curves, dict(enumerate(names)), folder)
+        plot_confusion(ConfusionMatrix(2), dict(enumerate(names)), folder)
+        plot_study({names[0]: np.ones((2, 10))}, (256, 384), folder / "study.png")
+        images = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+        plot_images(images, torch.zeros(0, 6), [f"{names[1]}.jpg"], folder / "grid.jpg", {})
+        files = (
+            "labels.jpg",
+            "PR_curve.png",
+            "F1_curve.png",
+            "confusion_matrix.png",
+            "study.png",
+            "grid.jpg",
+        )
+        return [cv2.imread(str(folder / name)) for name in files]
+
+    plain, without = drawn("class0", "class1"), drawn("猫", "狗")
+    same = [np.array_equal(a, b) for a, b in zip(plain, without)]
+    assert same == [
+        True,
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]  # a study and a grid name files, with ? for a letter
+    assert "install a font that has them, such as Noto Sans CJK" in log.text
+    make_font(installed / "cjk.ttf", "猫狗 0.123456789jpgmA@s")
+    forget()
+    with_font, turned = drawn("猫", "狗"), drawn("狗", "猫")
+    for others in (plain, without, turned):
+        assert not any(np.array_equal(a, b) for a, b in zip(with_font, others))

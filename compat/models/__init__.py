@@ -1,0 +1,1 @@
+"""Hold what is found as `models.NAME`."""
