@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
 from utils.training.freeze import FrozenLayers
 from utils.training.hyp import load_hyp, scale_gains
-from utils.training.loggers import EpochBar, ResultsCsv, TensorBoard
+from utils.training.loggers import EpochBar, RunLoggers
 from utils.training.loss import DetectionLoss, LossFunction, MeanCounts
 from utils.training.optim import LRSchedule, add_nominal_batch, build_optimizer
 from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
@@ -234,9 +234,10 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
         recorder = build_recorder(start, trainer, data, folder, settings)
         validator = build_validator(opt, trainer, loaders.val, data, settings)
         epochs = start.first_epoch
-        if not start.trained:
-            epochs = EpochLoop(opt, trainer, loaders.train, data, validator, recorder).run(epochs)
-        return validate_best(start, recorder, validator, data, settings, epochs=epochs, started=started)
+        with recorder.loggers if recorder else nullcontext():
+            if not start.trained:
+                epochs = EpochLoop(opt, trainer, loaders.train, data, validator, recorder).run(epochs)
+            return validate_best(start, recorder, validator, data, settings, epochs=epochs, started=started)
 
 
 def prepare_process(opt: TrainOptions) -> None:
@@ -494,7 +495,8 @@ def build_recorder(
         saved_epochs=saved_epochs,
         best_saved=best_saved,
     )
-    return Recorder(opt, state, saver, start.first_epoch)
+    loggers = RunLoggers(folder.path, opt.logger, facts["opt"], start.first_epoch)
+    return Recorder(opt, state, saver, loggers)
 
 
 @dataclass(frozen=True)
@@ -549,14 +551,15 @@ class Recorder:
         opt: the run's options.
         state: network, average and best fitness.
         saver: saves the run's checkpoints.
-        first_epoch: 0, or the first epoch of a resumed run.
+        loggers: record the figures.
     """
 
-    def __init__(self, opt: TrainOptions, state: RunState, saver: CheckpointSaver, first_epoch: int) -> None:
+    def __init__(
+        self, opt: TrainOptions, state: RunState, saver: CheckpointSaver, loggers: RunLoggers
+    ) -> None:
         self.opt, self.state, self.saver = opt, state, saver
         self.folder = saver.folder
-        self.csv = ResultsCsv(self.folder.results, first_epoch)
-        self.board = TensorBoard(self.folder.path, first_epoch)
+        self.loggers = loggers
 
     def end_epoch(
         self, epoch: int, losses: tuple[float, ...], found: ValResult | None, val_losses: tuple[float, ...]
@@ -594,9 +597,8 @@ class Recorder:
                 epoch + 1,
                 *values,
             )
-        row = [epoch, *losses, *values, *val_losses, *rates]
-        self.csv.append(row)
-        self.board.scalars(row)
+        self.loggers.log_epoch([epoch, *losses, *values, *val_losses, *rates])
+        self.loggers.log_pictures(epoch)
         return score
 
 
@@ -642,8 +644,6 @@ class EpochLoop:
             raise
         finally:
             self.loader.close()
-            if recorder:
-                recorder.board.close()
         return epoch + 1
 
     def _train(self, epoch: int) -> bool:
@@ -733,6 +733,7 @@ def validate_best(
         seconds=seconds,
         epochs=epochs,
     )
+    recorder.loggers.log_pictures(epochs - 1)
     LOGGER.info("results saved to %s", folder.path)
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
 

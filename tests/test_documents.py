@@ -160,7 +160,8 @@ def test_options_are_those_of_the_script(command: Command, capsys: pytest.Captur
     except SystemExit:
         pytest.fail(f"{command}: {capsys.readouterr().err.strip()}")
     except UserError as error:
-        assert "needs several processes" in str(error), f"{command}: {error}"  # a command for another machine
+        other_machine = ("needs several processes", "this package is not installed")
+        assert any(words in str(error) for words in other_machine), f"{command}: {error}"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)

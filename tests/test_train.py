@@ -20,9 +20,11 @@ from models.yolo import DetectionModel
 from tests.tiny_set import NAMES, TINY_MODEL, write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
+from utils.training import loggers
 from utils.training import run_folder as resume
 from utils.training.hyp import load_hyp
 from utils.training.loggers import read_results
+from utils.training.options import is_installed
 from utils.training.trainer import Trainer
 
 TIMED = re.compile("ms|seconds|date|speed")
@@ -109,6 +111,24 @@ def test_learns_the_shapes_and_leaves_all_files(folder: Path, tmp_path: Path) ->
     saved = yaml.safe_load((result.save_dir / "opt.yaml").read_text())
     assert saved["hyp"] == yaml.safe_load((result.save_dir / "hyp.yaml").read_text())
     assert load_checkpoint(result.last).training is None
+    if is_installed("tensorboard"):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(result.save_dir)).Reload()
+        pictures = {name.rpartition(".")[0] for name in curves | drawn | {"labels.jpg", "results.png"}}
+        assert set(events.Tags()["images"]) >= pictures | {"confusion_matrix"}
+        assert events.Images("labels")[0].step == 0 and events.Images("PR_curve")[0].step == 39
+        assert [e.step for e in events.Scalars("metrics/mAP_0.5")] == list(range(40))
+
+
+def test_a_logger_that_fails_does_not_end_the_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard", reason="the logger that fails here")
+    monkeypatch.setattr(loggers.TensorBoard, "log_epoch", lambda *_: 1 / 0)
+    result = train.run(**options(folder, tmp_path, logger=["tensorboard"]))
+    assert len(read_results(result.save_dir / "results.csv")) == 2 and result.last.is_file()
+    assert "--logger tensorboard: left out from here on (division by zero)" in log.text
 
 
 def test_resumed_run_equals_an_uninterrupted_one(

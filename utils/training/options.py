@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +18,8 @@ MAX_SEED = 2**64 - 1  # what torch's generators take
 RECIPES = "data/recipes"
 FIRST_RECIPE = "digits"  # what train.py uses without any option
 _EVOLVE = "hyperparameters are not searched here; give a file of your own with --hyp"
-_TRACKERS = "runs are recorded in their folder and for TensorBoard, not in a service; leave it out"
+_TRACKERS = "use --logger wandb, and set WANDB_ENTITY and WANDB_PROJECT; data and weights are not uploaded"
+LOGGERS = ("tensorboard", "mlflow", "wandb")  # also the names of their packages
 # Not part of a recipe: files whose code runs, and what belongs to one run on one machine.
 _NOT_IN_RECIPES = frozenset({"plugins", "recipe", "resume", "local_rank"})
 
@@ -128,11 +130,16 @@ class TrainOptions(TrainingOptions):
     nosave: bool = option(False, help="save only after the last epoch")
     noval: bool = option(False, help="validate only after the last epoch")
     sync_bn: bool = option(False, help="BatchNorm over the images of all processes")
+    logger: list[str] = option(
+        [], choices=LOGGERS, help="also record the run there (TensorBoard: always, if it is installed)"
+    )
     local_rank: int = option(-1, flags=("--local_rank",), help="set by launchers older than torchrun")
 
     def check(self) -> None:
         """Refuse values and combinations that cannot work."""
         super().check()
+        if missing := [name for name in self.logger if not is_installed(name)]:
+            raise UserError(f"--logger {missing[0]}: this package is not installed; pip install {missing[0]}")
         if self.backbone_weights and self.weights:
             raise UserError("--weights and --backbone-weights both fill the backbone; use one")
         if self.sync_bn and world_size() == 1:
@@ -143,6 +150,12 @@ class TrainOptions(TrainingOptions):
             raise UserError(
                 f"--batch-size {self.batch_size}: is shared by {world_size()} processes; give a multiple"
             )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a package can be imported; a folder of its name here is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> TrainOptions:

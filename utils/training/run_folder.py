@@ -30,7 +30,7 @@ RUNS = ROOT / "runs" / "train"
 # These options change how long and on which hardware a run learns, not what it learns.
 CHANGEABLE_ON_RESUME = frozenset(
     {"resume", "epochs", "device", "workers", "cache", "patience", "save_period"}
-    | {"nosave", "noval", "noplots", "data", "local_rank", "plugins"}
+    | {"nosave", "noval", "noplots", "data", "local_rank", "plugins", "logger"}
 )
 
 

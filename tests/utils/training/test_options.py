@@ -10,7 +10,8 @@ import train
 from utils.cli import from_keywords
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
-from utils.training.options import FIRST_RECIPE, TrainOptions, parse_opt, with_recipe
+from utils.training import options
+from utils.training.options import FIRST_RECIPE, TrainOptions, is_installed, parse_opt, with_recipe
 
 BUNDLED = sorted((ROOT / "data" / "recipes").glob("*.yaml"))
 
@@ -77,3 +78,15 @@ def test_without_options_the_first_recipe_is_trained_and_said(monkeypatch: pytes
         train.main()
     assert asked == [{"recipe": FIRST_RECIPE}, {"epochs": 1}]
     assert len(said) == 1 and f"--recipe {FIRST_RECIPE}" in said[0]
+
+
+def test_a_logger_that_is_not_installed_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "absent_package").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert is_installed("torch") and not is_installed("absent_package")  # a folder of that name is none
+    monkeypatch.setattr(options, "is_installed", lambda package: package != "mlflow")
+    assert parse_opt(["--logger", "tensorboard", "wandb"]).logger == ["tensorboard", "wandb"]
+    with pytest.raises(UserError, match="--logger mlflow: this package is not installed; pip install mlflow"):
+        parse_opt(["--logger", "wandb", "mlflow"])
