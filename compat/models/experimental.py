@@ -40,7 +40,7 @@ class Ensemble(nn.ModuleList):
         self.stride = max((model.stride for model in models), key=lambda stride: float(stride.max()))
 
     def forward(self, x: Tensor, augment: bool = False) -> tuple[Tensor, None]:
-        """Return the decoded boxes of all networks (N, boxes, 5 + nc), and None for the raw maps."""
+        """Return the decoded boxes (N, boxes, 5 + nc) of all networks, and no maps."""
         return torch.cat([model(x, augment=augment)[0] for model in self], 1), None
 
 

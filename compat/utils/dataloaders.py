@@ -51,7 +51,7 @@ def _letterboxer(img_size: Size, stride: int, auto: bool) -> Letterboxer:
 
 
 def _input(frame: Frame, transforms: Transforms | None) -> np.ndarray:
-    """Return the image as the network takes it: RGB (3, h, w), or what `transforms` makes of it."""
+    """Return the letterboxed RGB image (3, h, w), or what `transforms` makes."""
     if transforms is not None:
         return transforms(frame.image)
     assert frame.input is not None  # the letterbox has filled it in
@@ -59,7 +59,7 @@ def _input(frame: Frame, transforms: Transforms | None) -> np.ndarray:
 
 
 class LoadImages:
-    """Yield the images and videos of a file, folder, glob or list, one frame at a time.
+    """Yield the images and the frames of videos, one at a time.
 
     Args:
         path: one of these, a `.txt` list, or several in a list.
@@ -96,7 +96,10 @@ class LoadImages:
         return self.nf
 
     def __iter__(self) -> Iterator[Item]:
-        """Yield path, RGB uint8 (3, h, w), BGR image (h, w, 3), facts of a video or None, and a log line."""
+        """Yield path, network's image, BGR image, a video's facts and a log line.
+
+        The network's image is RGB uint8 (3, h, w); an image file has no facts (None).
+        """
         batches: Iterator[list[Frame]]
         with closing(self._opened.batches()) as batches:  # type: ignore[type-var]  # a generator
             for (frame,) in batches:
@@ -179,7 +182,7 @@ class LoadStreams:
         return len(self.sources)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield names, RGB uint8 (n, 3, h, w), BGR images, None, and an empty log line."""
+        """Yield names, RGB uint8 (n, 3, h, w), BGR images, None and an empty line."""
         newest: dict[int, Frame] = {}
         batches: Iterator[list[Frame]]
         with closing(self._streams.batches()) as batches:  # type: ignore[type-var]  # a generator

@@ -114,7 +114,7 @@ def scale_boxes(
     img0_shape: tuple[int, ...],
     ratio_pad: RatioPad | None = None,
 ) -> Array:
-    """Bring xyxy boxes (n, 4+) from a letterboxed image (h, w) to the image itself, in place."""
+    """Bring xyxy boxes (n, 4+) from a letterboxed image to the original, in place."""
     to_shape = (img0_shape[0], img0_shape[1])
     boxes[..., :4] = letterbox.scale_boxes(img1_shape, boxes[..., :4], to_shape, ratio_pad)
     return boxes
@@ -140,7 +140,10 @@ def make_divisible(x: float, divisor: int | Tensor) -> int:
 
 
 def check_img_size(imgsz: int | Sequence[int], s: int | Tensor = 32, floor: int = 0) -> int | list[int]:
-    """Return an image size, one side or [h, w], rounded up to the stride `s`; at least `floor`."""
+    """Return an image size rounded up to the stride `s`, at least `floor`.
+
+    One side gives one side, [h, w] gives [h, w].
+    """
     sides = [max(side, floor) for side in fit_size(imgsz, int(torch.as_tensor(s).max()))]
     return sides[0] if isinstance(imgsz, int) else sides[: len(imgsz)]
 
@@ -203,7 +206,9 @@ def check_imshow(warn: bool = False) -> bool:
 
 
 def increment_path(path: str | Path, exist_ok: bool = False, sep: str = "", mkdir: bool = False) -> Path:
-    """Return a path, or with `2`, `3` and so on after it where it exists and `exist_ok` is not set.
+    """Return a path, with 2, 3 and so on after it where it exists.
+
+    With `exist_ok` it stays as it is.
 
     `mkdir` makes the folder. A file's number stands before its suffix.
     """
@@ -261,7 +266,7 @@ class Profile(contextlib.ContextDecorator):
 
 
 def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:
-    """Rewrite a checkpoint of ours without its training state and in float16, as `s` if given."""
+    """Rewrite a checkpoint in float16 without its training state, as `s` if given."""
     from models.weights.checkpoint import load_checkpoint, save_checkpoint
 
     checkpoint = load_checkpoint(f)

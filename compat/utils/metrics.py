@@ -21,7 +21,9 @@ def bbox_iou(
     CIoU: bool = False,  # noqa: N803
     eps: float = 1e-7,
 ) -> Tensor:
-    """Return the IoU (n, 1) of boxes (n, 4) taken in pairs, or one box (1, 4) with each of n.
+    """Return the IoU (n, 1) of boxes (n, 4) taken in pairs.
+
+    One of the two may be a single box (1, 4).
 
     `GIoU`, `DIoU` or `CIoU` give these instead; `xywh` says the form of both.
     """

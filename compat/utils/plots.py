@@ -76,7 +76,10 @@ class Annotator:
     def text(
         self, xy: Sequence[float], text: str, txt_color: Colour = (255, 255, 255), anchor: str = "top"
     ) -> None:
-        """Write text with its top left corner at (x, y); with `anchor` 'bottom', its lower left one."""
+        """Write text with its top left corner at (x, y).
+
+        With `anchor` 'bottom' that is its lower left corner.
+        """
         corner = "ld" if anchor == "bottom" else "la"
         write_text(self.im, (float(xy[0]), float(xy[1])), text, txt_color, self.font_size, corner)
 
@@ -106,7 +109,9 @@ def save_one_box(
     BGR: bool = False,  # noqa: N803 YOLOv5's name
     save: bool = True,
 ) -> np.ndarray:
-    """Cut a box out of an image, a little larger, and save it as JPEG under a free name.
+    """Cut a box out of an image, and save it under a free name.
+
+    The file is a JPEG.
 
     Args:
         xyxy: the box in pixels.

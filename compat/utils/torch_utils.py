@@ -14,7 +14,9 @@ _Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 def select_device(device: str | torch.device = "", batch_size: int = 0, newline: bool = True) -> torch.device:
-    """Return the device that a text such as 'cpu', '0' or 'cuda:1' names; '' is CUDA if there is any.
+    """Return the device that a text such as 'cpu', '0' or 'cuda:1' names.
+
+    '' is CUDA if there is any.
 
     `batch_size` and `newline` change nothing: several GPUs need one process each, and nothing is printed.
     """

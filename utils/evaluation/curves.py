@@ -37,7 +37,7 @@ def plot_curves(curves: Curves, names: Mapping[int, str], folder: str | Path) ->
 
 
 def _name(names: Mapping[int, str], cls: int, end: str = "") -> str:
-    """Return a class name with `end` for a legend: matplotlib hides those that begin with `_`."""
+    """Return a class name for a legend, which hides those that begin with `_`."""
     return plain_text(class_label(names, int(cls), end)).lstrip("_") or f"class{cls}"
 
 

@@ -72,7 +72,10 @@ def plain_text(text: str) -> str:
 
 
 def choose_font(text: Text) -> None:
-    """Give a matplotlib text an installed font that has its letters; `save_figure` does so for all."""
+    """Give a matplotlib text a font that has its letters.
+
+    `save_figure` does so for all.
+    """
     shown = text.get_text()
     if not shown.isascii() and (path := font_for(shown)):
         text.set_fontfamily([*text.get_fontfamily(), _family(path)])
@@ -80,7 +83,7 @@ def choose_font(text: Text) -> None:
 
 @cache
 def _family(path: str) -> str:
-    """Make a font known to matplotlib, and return its family: the next one after the usual font."""
+    """Make a font known to matplotlib, and return its family."""
     fontManager.addfont(path)
     return str(FontProperties(fname=path).get_name())
 

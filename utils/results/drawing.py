@@ -96,9 +96,9 @@ def class_label(names: Mapping[int, str] | Sequence[str], index: int, end: str =
 
 
 def shown_text(text: str, instead: str = "") -> str:
-    """Return a text, or `instead` where no installed font has its letters, which is said once.
+    """Return a text, or `instead` where no installed font has its letters.
 
-    Without `instead`, every letter outside ASCII becomes a question mark.
+    The lack is said once. Without `instead`, every letter outside ASCII becomes a question mark.
     """
     if text.isascii() or font_for(text):
         return text
@@ -196,7 +196,7 @@ def write_text(
     pixels: float,
     anchor: str = "la",
 ) -> None:
-    """Write text on an image (h, w, 3) in place, in a font that has its letters.
+    """Write text on an image (h, w, 3), in place.
 
     `anchor` is Pillow's: which corner of the text lies at `place` (x, y); `pixels` is the size.
     """
