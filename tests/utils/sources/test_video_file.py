@@ -114,6 +114,7 @@ def test_names_that_look_like_addresses_and_names_that_are_no_text(tmp_path):
     for name in (
         "2024-11-14T22:57:44.avi",
         "concat:x.avi",
+        "pipe:1.avi",
         "shot_%02d.avi",
         "a?b=1&c.avi",
         os.fsdecode(b"\xfe.avi"),
