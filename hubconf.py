@@ -1,13 +1,14 @@
-"""Build models for `torch.hub.load`: a file of yours, or a new bundled network.
+"""Build models for `torch.hub.load`: a file of yours, an official network, or a new bundled one.
 
     model = torch.hub.load("path/to/light-yolo", "custom", path="best.pt", source="local")
     results = model(["bus.jpg", "dog.jpg"], size=640)
     results.pandas().xyxy[0]
 
-`custom` takes every format that detect.py takes. For each `models/NAME.yaml` there is an entry of that name,
-with `_` for `-`: `yolov5n(pretrained=False, classes=3)`.
+`custom` takes every format that detect.py takes. There is an entry for each `models/NAME.yaml`, with `_` for
+`-`, and for yolov5n6 to yolov5x6: `yolov5n(pretrained=False, classes=3)`.
 """
 
+import copy
 import sys
 from pathlib import Path
 
@@ -37,7 +38,9 @@ def _say(what, device):
     LOGGER.info("%s, on %s", what, describe(device))
 
 
-def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, plugins=()):
+def custom(
+    path="path/to/model.pt", autoshape=True, _verbose=True, device=None, plugins=(), path_or_model=None
+):
     """Return a detector from a file: `.pt` (ours or official) or an exported file.
 
     Args:
@@ -47,6 +50,7 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
         _verbose: say on standard output what was loaded.
         device: cpu, 0, cuda:1; None: CUDA if there is any.
         plugins: your own .py files with blocks that the `.pt` uses. They are run.
+        path_or_model: the older name of `path`; it may be a DetectionModel too, which is copied.
     """
     _own_packages()
     from models.backends import load_backend
@@ -56,9 +60,12 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
     from models.weights.releases import fetch_missing
     from utils.device import select_device
 
+    path = path if path_or_model is None else path_or_model
+    device = select_device("" if device is None else str(device))
+    if hasattr(path, "state_dict"):
+        return _shaped(copy.deepcopy(path), device, autoshape)
     fetch_missing(path)
     load_plugins(plugins)
-    device = select_device("" if device is None else str(device))
     if autoshape:
         model = HubModel(load_backend(str(path), device))
     else:
@@ -68,25 +75,43 @@ def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None, 
     return model
 
 
-def _create(name, pretrained, channels, classes, autoshape, verbose, device):
-    """A new network from models/<name>.yaml."""
-    _own_packages()
+def _shaped(network, device, autoshape):
+    """Return a network on its device, wrapped to be called on images where `autoshape`."""
     from models.backends import ModelBackend, optimised
     from models.hub import HubModel
+
+    return HubModel(ModelBackend(optimised(network, device), device)) if autoshape else network.to(device)
+
+
+def _create(name, pretrained, channels, classes, autoshape, verbose, device):
+    """Return the official network of this name with its weights, or a new one from models/<name>.yaml."""
+    _own_packages()
+    from models.weights.checkpoint import load_checkpoint, transfer
+    from models.weights.releases import RELEASED, fetch_missing
     from models.yolo import DetectionModel
     from utils.device import select_device
     from utils.errors import UserError
 
-    if pretrained:
+    weights, yaml, start = f"{name}.pt", _HERE / "models" / f"{name}.yaml", None
+    if pretrained and weights not in RELEASED:
         raise UserError(
             f"{name}: no trained weights are hosted; pass pretrained=False for a new network, or load "
             "a file, or official weights by their name, with torch.hub.load(..., 'custom', path='yolov5n.pt')"
         )
+    if pretrained and (channels, classes) == (3, 80):
+        return custom(weights, autoshape, verbose, device)
+    if pretrained:
+        fetch_missing(weights)
+        start = load_checkpoint(weights).model
+        yaml = start.yaml
+    elif not yaml.is_file():
+        raise UserError(f"{name}: its YAML is in its weights; pass pretrained=True, which fetches them")
     device = select_device("" if device is None else str(device))
-    network = DetectionModel(_HERE / "models" / f"{name}.yaml", ch=channels, nc=classes)
+    network = DetectionModel(yaml, ch=channels, nc=classes)
+    fitting = "a new network" if start is None else str(transfer(network, start.state_dict()))
     if verbose:
-        _say(f"{name}: a new network of {network.nc} classes", device)
-    return HubModel(ModelBackend(optimised(network, device), device)) if autoshape else network.to(device)
+        _say(f"{name}: {network.nc} classes, {fitting}", device)
+    return _shaped(network, device, autoshape)
 
 
 def _entry(name):
@@ -94,12 +119,13 @@ def _entry(name):
         return _create(name, pretrained, channels, classes, autoshape, _verbose, device)
 
     create.__name__ = name.replace("-", "_")
-    create.__doc__ = f"""A new network from models/{name}.yaml, for `channels` and `classes`.
+    create.__doc__ = f"""Return the network {name} for `channels` and `classes`.
 
-    `pretrained=True`, YOLOv5's default, is refused: there are no hosted weights; see `custom`.
+    `pretrained=True` takes the official weights of this name, and is refused where there are none.
     """
     return create
 
 
-for _path in sorted((_HERE / "models").glob("*.yaml")):
-    globals()[_path.stem.replace("-", "_")] = _entry(_path.stem)
+_P6 = [f"yolov5{size}6" for size in "nsmlx"]  # their YAMLs are in their weights
+for _name in [*sorted(_path.stem for _path in (_HERE / "models").glob("*.yaml")), *_P6]:
+    globals()[_name.replace("-", "_")] = _entry(_name)

@@ -1,4 +1,14 @@
-"""The detector for Python, called on whatever holds an image: what `torch.hub.load` returns."""
+"""The detector for Python, called on whatever holds an image: what `torch.hub.load` returns.
+
+>>> from models.backends import ModelBackend, optimised
+>>> from models.yolo import DetectionModel
+>>> cpu = torch.device("cpu")
+>>> model = HubModel(ModelBackend(optimised(DetectionModel("yolov5n.yaml", nc=2), cpu), cpu))
+>>> model.conf = 0.9
+>>> results = model(np.zeros((48, 64, 3), np.uint8), size=64)
+>>> results.s, results.xyxy[0].shape[1]
+((1, 3, 64, 64), 6)
+"""
 
 from __future__ import annotations
 
@@ -27,6 +37,7 @@ from utils.nms import NmsOptions
 from utils.results.detections import Detections
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
+BATCH = 8  # images that the network gets at once, so that its memory does not grow with a list's length
 
 
 class HubModel(nn.Module):
@@ -42,16 +53,10 @@ class HubModel(nn.Module):
         multi_label: a box may be several classes.
         amp: run in the device's reduced precision (float16 or bfloat16); checkpoints only.
         names, stride: of the network; `model` is the DetectionModel itself, None for exported files.
-
-    >>> from models.backends import ModelBackend, optimised
-    >>> from models.yolo import DetectionModel
-    >>> cpu = torch.device("cpu")
-    >>> model = HubModel(ModelBackend(optimised(DetectionModel("yolov5n.yaml", nc=2), cpu), cpu))
-    >>> model.conf = 0.9
-    >>> results = model(np.zeros((48, 64, 3), np.uint8), size=64)
-    >>> results.s, results.xyxy[0].shape[1]
-    ((1, 3, 64, 64), 6)
+        pt: whether a checkpoint runs, not an exported file. fp16: whether images go in as float16.
     """
+
+    __module__ = "models.common"  # where YOLOv5 has such a class: SAHI takes a model of no other module
 
     conf: float = 0.25
     iou: float = 0.45
@@ -67,7 +72,13 @@ class HubModel(nn.Module):
         self.model = backend.model
         self.names = backend.names
         self.stride = backend.stride
+        self.pt = backend.pytorch
         self.eval()
+
+    @property
+    def fp16(self) -> bool:
+        """Return whether images go in as float16; `.half()` changes it."""
+        return self.backend.half
 
     def train(self, mode: bool = True) -> HubModel:
         """Refuse training: this model is fused and detects only."""
@@ -102,8 +113,9 @@ class HubModel(nn.Module):
 
         Args:
             ims: a path, http(s) address, PIL image, RGB array (h,w,3) or tensor (3,h,w), or a list of these
-                in any mixture and of any sizes, run as one batch. A tensor (N,3,h,w) of RGB in 0..1 or uint8,
-                its sides multiples of the stride, goes straight through the network.
+                in any mixture and of any sizes: all get one shape and run in batches of `BATCH`. A tensor
+                (N,3,h,w) of RGB in 0..1 or uint8, its sides multiples of the stride, goes straight through
+                the network.
             size: pixels of the long side, or (h, w) to fit into; None: 640, or the one size a file takes.
             augment: test-time augmentation; checkpoints only.
 
@@ -167,17 +179,21 @@ class HubModel(nn.Module):
             raise UserError("no image given; pass a path, an array, or a list of them")
         ch = self.backend.ch
         check_channels(self.backend.path, ch, f", so pass a tensor (N, {ch}, height, width)")
-        wanted = self._wanted()
+        detector = Detector(self.backend, self._wanted(), augment=augment)
         start = time.perf_counter()
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
         shape = self._shape([image.shape[:2] for image in images], size)
-        fitted = [letterbox(image, shape, auto=False) for image in images]
-        inputs = [rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted]
-        placements = [(image.shape[:2], (ratio, pad)) for image, (_, ratio, pad) in zip(images, fitted)]
-        spent = time.perf_counter() - start
-        found = Detector(self.backend, wanted, augment=augment)(inputs, placements, spent=spent)
-        pred = [boxes.to(self.backend.device) for boxes in found.boxes]
-        return Detections(images, pred, files, self.names, list(found.speed.values()), found.shape)
+        pred: list[Tensor] = []
+        for first in range(0, len(images), BATCH):
+            part = images[first : first + BATCH]
+            fitted = [letterbox(image, shape, auto=False) for image in part]
+            inputs = [rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted]
+            placements = [(image.shape[:2], (ratio, pad)) for image, (_, ratio, pad) in zip(part, fitted)]
+            found = detector(inputs, placements, spent=time.perf_counter() - start)
+            pred += [boxes.to(self.backend.device) for boxes in found.boxes]
+            start = time.perf_counter()
+        seen = (len(images), *found.shape[1:])
+        return Detections(images, pred, files, self.names, list(detector.speed.values()), seen)
 
 
 def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from models.formats.metadata import Metadata, Names
+from models.formats.metadata import OTHER_WAY, Metadata, Names
 from models.formats.nms_graph import figure_tensors
 from models.formats.nms_options import changes
 from models.yolo import DetectionModel
@@ -21,6 +21,8 @@ from utils.letterbox import to_luma
 from utils.nms import NmsOptions
 
 LOGGER = logging.getLogger("yolo.backends")
+
+MASKS = 32  # mask coefficients of a box in YOLOv5's segmentation networks
 
 
 @dataclass(frozen=True)
@@ -101,11 +103,8 @@ class Backend(ABC):
         with torch.no_grad():
             outputs = [self._run(piece, augment)[:number] for piece, number in self._pieces(inputs)]
         output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
-        if output.shape[-1] != 5 + self.nc:
-            raise UserError(
-                f"{self.path}: gives {output.shape[-1] - 5} classes, but there are {self.nc} names for them; "
-                "give --data with the dataset it was trained on"
-            )
+        if not self.pytorch and (problem := output_problem(output, self.nc)):
+            raise UserError(f"{self.path}: {problem}")
         return output
 
     def detections(
@@ -260,6 +259,45 @@ class Backend(ABC):
         height, width = self.fixed_size or shape[2:]
         images = torch.zeros((*shape[:2], height, width), device=self.device)
         self.infer(images, NmsOptions() if self.nms is None else self.nms.usual())
+
+
+def output_problem(output: Tensor, nc: int) -> str | None:
+    """Return why an output is not that of a YOLOv5 head; None when it is.
+
+    Args:
+        output: the first output of an exported file.
+        nc: how many names of classes there are.
+
+    >>> output_problem(torch.rand(1, 25200, 85), 80)
+    >>> output_problem(torch.rand(1, 25200, 85), 3)
+    'gives 80 classes, but there are 3 names for them; give --data with the dataset it was trained on'
+    >>> output_problem(torch.rand(1, 84, 8400), 80).split(":")[0]
+    'its output (1, 84, 8400) is that of a YOLOv8 or YOLO11 head, not a YOLOv5 head (images, boxes, 85)'
+    """
+    shape = tuple(output.shape)
+    if len(shape) != 3:
+        kind = "another kind of network"
+    elif shape[2] == 6 and _finished(output):
+        kind = "an end-to-end head (YOLOv10, YOLO26) or of NMS inside the file"
+    elif shape[2] == 5 + nc:
+        return None
+    elif 5 <= shape[1] < shape[2]:
+        kind = "a YOLOv8 or YOLO11 head"
+    elif shape[2] == 5 + nc + MASKS:
+        kind = "YOLOv5's segmentation head"
+    else:
+        return (
+            f"gives {shape[2] - 5} classes, but there are {nc} names for them; give --data with the dataset "
+            "it was trained on"
+        )
+    return f"its output {shape} is that of {kind}, not a YOLOv5 head (images, boxes, {5 + nc}): {OTHER_WAY}"
+
+
+def _finished(rows: Tensor) -> bool:
+    """Return whether rows (N, n, 6) are detections: two corners, falling confidence, whole class."""
+    corners = (rows[..., 2:4] >= rows[..., :2]).all()
+    falling = (rows[..., 4].diff() <= 0).all()
+    return bool(corners and falling and (rows[..., 5] == rows[..., 5].round()).all())
 
 
 Opener = Callable[[Path, torch.device, OpenOptions], Backend]

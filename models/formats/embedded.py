@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.formats.base import Backend, OpenOptions
 from models.formats.exporter import Decoded, Job
-from models.formats.metadata import decode, parse_metadata
+from models.formats.metadata import parse_metadata
 from models.schema import PROJECT
 from utils.errors import UserError
 
@@ -56,15 +56,13 @@ def plain_network(job: Job) -> tuple[nn.Module, Tensor]:
 
 
 def file_metadata(job: Job, content: bytes | None = None) -> dict[str, Any]:
-    """Return a file's metadata as plain values that JSON and YAML keep.
+    """Return a job's metadata as plain values.
 
     Args:
         content: what the runtime will read; its check sum goes with it.
     """
-    values = {key: decode(value) for key, value in job.metadata.entries().items()}
-    if content is not None:
-        values[DIGEST] = hashlib.sha256(content).hexdigest()
-    return values
+    digest = {} if content is None else {DIGEST: hashlib.sha256(content).hexdigest()}
+    return job.metadata.values() | digest
 
 
 def check_digest(path: Path, raw: Mapping[str, Any], content: bytes) -> None:

@@ -17,6 +17,9 @@ from utils.errors import UserError
 LOGGER = logging.getLogger("yolo.backends")
 
 STRIDE_LIMIT = 4096  # pixels; P6 networks have 64
+SIDE_LIMIT = 1 << 14  # pixels of an image's side, and images of a batch
+FOREIGN = "Ultralytics"  # the author of all files of the package ultralytics; official YOLOv5 files name none
+OTHER_WAY = "run it with the program it is from, or train a network here: the labels are the same"
 PRECISIONS = ("fp32", "fp16", "int8")
 NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
 
@@ -51,17 +54,14 @@ class Metadata:
     precision: str = "fp32"
     nms: Suppression | None = None
 
-    def entries(self) -> dict[str, str]:
-        """Return what an exported file carries, each value as text.
-
-        What is not text is written as JSON.
-        """
+    def values(self) -> dict[str, Any]:
+        """Return what an exported file carries, as values that JSON and YAML keep."""
         values: dict[str, Any] = {
             "author": PROJECT,
             "task": TASK,
             "schema": SCHEMA_DECODED if self.nms is None else SCHEMA,
             "stride": self.stride,
-            "names": {str(i): name for i, name in self.names.items()},
+            "names": dict(self.names),
             "imgsz": None if self.imgsz is None else list(self.imgsz),
             "batch": self.batch,
             "shape": None if self.imgsz is None else [self.batch, self.ch, *self.imgsz],
@@ -73,7 +73,19 @@ class Metadata:
             "normalisation": NORMALISATION,
             "nms": None if self.nms is None else asdict(self.nms),
         }
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items() if v is not None}
+        return {key: value for key, value in values.items() if value is not None}
+
+    def entries(self) -> dict[str, str]:
+        """Return `values` as text, for files that keep nothing else.
+
+        The names are a Python literal, which YOLOv5's readers expect; the rest is JSON.
+
+        >>> Metadata({0: "cat"}, 32).entries()["names"]
+        "{0: 'cat'}"
+        """
+        values = self.values()
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in values.items()}
+        return {**texts, "names": repr(values["names"])}
 
 
 def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> Metadata:
@@ -88,6 +100,11 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
         UserError: a later schema, another task, no names anywhere, or entries that cannot be read.
     """
     values = {key: decode(value) for key, value in raw.items()}
+    if values.get("author") == FOREIGN:
+        raise UserError(
+            f"{path}: was exported by the package ultralytics (YOLOv8 or later), whose heads give other "
+            f"outputs than YOLOv5's: {OTHER_WAY}"
+        )
     schema = values.get("schema", 0)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise UserError(
@@ -114,9 +131,9 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
         batch = values.get("batch") or (shape[0] if shape else None)
         return Metadata(
             names=index_names(found),
-            stride=_stride(values.get("stride", 32)),
-            imgsz=None if imgsz is None else (int(imgsz[0]), int(imgsz[1])),
-            batch=None if batch is None else int(batch),
+            stride=_whole("stride", values.get("stride", 32), STRIDE_LIMIT),
+            imgsz=None if imgsz is None else (_whole("side", imgsz[0]), _whole("side", imgsz[1])),
+            batch=None if batch is None else _whole("batch", batch),
             dynamic=bool(values.get("dynamic", False)),
             half=bool(values.get("half", False)),
             precision=_precision(values),
@@ -128,10 +145,10 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
         raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None
 
 
-def _stride(value: Any) -> int:
-    """Return the stride in pixels; refuse what no network can have."""
-    if not 1 <= float(value) <= STRIDE_LIMIT or float(value) != int(value):
-        raise ValueError(f"stride {value!r}")
+def _whole(what: str, value: Any, limit: int = SIDE_LIMIT) -> int:
+    """Return a whole number above 0; refuse what no network can have."""
+    if not 1 <= float(value) <= limit or float(value) != int(value):
+        raise ValueError(f"{what} {value!r}")
     return int(value)
 
 

@@ -1,6 +1,6 @@
 """Export to and run OpenVINO: a folder `<stem>_openvino_model`.
 
-It holds the network (.xml, .bin) and `metadata.yaml`.
+It holds the network (.xml, .bin), `metadata.yaml` and the same as `<stem>.yaml`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
     path.mkdir(parents=True)
     stem = path.name.removesuffix(ENDING).removesuffix("_int8")
     openvino.save_model(network, path / f"{stem}.xml", compress_to_fp16=compress)
-    save_yaml(path / _METADATA, dict(job.metadata.entries()))
+    for name in (_METADATA, f"{stem}.yaml"):  # YOLOv5 reads stride and names from the second
+        save_yaml(path / name, job.metadata.values())
 
 
 def quantise_openvino(network: Any, job: Job) -> Any:

@@ -8,7 +8,6 @@ which runtimes ignore.
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -55,13 +54,12 @@ def write_tflite(job: Job, path: Path) -> None:
     converted.export(str(path))
     content = reduce_tflite_precision(path.read_bytes(), job)
     path.write_bytes(content)
-    text = json.dumps(file_metadata(job, content))
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(META, text)
+        archive.writestr(META, repr(file_metadata(job, content)))
 
 
 def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the network alone, and its metadata: ours JSON, YOLOv5's a Python literal.
+    """Return the network alone, and its metadata: a Python literal, in older files of ours JSON.
 
     Raises:
         UserError: there is no metadata after the network, or it is damaged.

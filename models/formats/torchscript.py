@@ -44,17 +44,10 @@ def add_torchscript_nms(job: Job, network: Path, path: Path) -> None:
 
 def _trace(module: nn.Module, inputs: list[Tensor], job: Job, path: Path) -> None:
     """Write a module as it runs on these inputs, with the job's metadata."""
-    entries = {key: _json_or_text(value) for key, value in job.metadata.entries().items()}
+    text = json.dumps(job.metadata.values())
     with torch.no_grad(), quiet(job.verbose):
         script = torch.jit.trace(module, tuple(inputs), check_trace=False, strict=False)
-    script.save(str(path), _extra_files={"config.txt": json.dumps(entries)})
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+    script.save(str(path), _extra_files={"config.txt": text})
 
 
 @register_format(".torchscript")

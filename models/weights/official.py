@@ -29,6 +29,7 @@ _BLOCKS = (
     "DWConvTranspose2d Detect DetectionModel Expand Focus GhostBottleneck GhostConv MixConv2d Model SPP SPPF "
     "Sum TransformerBlock TransformerLayer"
 )
+_PACKAGE = "yolov5."  # in front of these modules in files of the package yolov5
 _ROOT_NAMES = frozenset({"models.yolo.Model", "models.yolo.DetectionModel"})
 _TORCH_MODULES = {
     "torch.nn.modules.activation": (
@@ -59,6 +60,26 @@ _VALUES = (
     "pathlib._local.PosixPath",  # as Python 3.13 calls them
     "pathlib._local.WindowsPath",
 )
+# How the refused names of other kinds of checkpoint start, what such a file is, and what to do.
+_KINDS = {
+    ("ultralytics.",): (
+        "a checkpoint of the package ultralytics (YOLOv8 or later), whose head differs; train a network here "
+        "on the same data set: the labels are the same"
+    ),
+    ("models.yolo.Seg", "models.common.Proto"): (
+        "a YOLOv5 segmentation checkpoint, and only detection is done here; take the checkpoint without -seg "
+        "or train one: polygon labels are read as boxes"
+    ),
+    ("models.yolo.Classif", "models.common.Classif"): (
+        "a YOLOv5 classification checkpoint, and only detection is done here; take the checkpoint without "
+        "-cls or train one on images with labelled boxes"
+    ),
+    ("models.",): (
+        "a checkpoint of a YOLOv5 fork with blocks of its own; write its YAML, register these blocks in a "
+        "file of yours, and train anew: train.py --cfg YAML --plugins FILE"
+    ),
+}
+_FAMILIAR = ("ultralytics.", "models.", "utils.", "torch.", "timm.")  # what such files name besides
 _ACTIVATIONS = "torch.nn.modules.activation."
 _DEEPEST = 64  # nesting of modules; official models have 6, a file that points into itself has no end
 _MODEL_KEYS = ("ema", "model")  # the averaged weights are the ones the official project itself would use
@@ -97,11 +118,13 @@ class Shell:
 
 
 def _shells() -> list[tuple[type[Shell], str]]:
-    """Return one shell class for each name that an official file may use."""
+    """Return one shell class for each name that an official file, or one of the package, may use."""
     names = [f"{module}.{block}" for module in _BLOCK_MODULES for block in _BLOCKS.split()]
     names += [f"{module}.{name}" for module, group in _TORCH_MODULES.items() for name in group.split()]
     names += _VALUES
-    return [(type("Shell", (Shell,), {"path": name}), name) for name in names]
+    aliases = [(name, _PACKAGE + name) for name in names if name.startswith(_BLOCK_MODULES)]
+    pairs = [*((name, name) for name in names), *aliases]
+    return [(type("Shell", (Shell,), {"path": path}), name) for path, name in pairs]
 
 
 SHELLS = _shells()
@@ -153,6 +176,8 @@ def _sentence(path: Path, error: Exception) -> str:
         refused = sorted(refused_names(path))
     except (ImportError, AttributeError, TypeError):
         refused = []  # torch keeps the list that is compared with in a private place, and may move it
+    if refused and (kind := _kind([name.removeprefix(_PACKAGE) for name in refused])):
+        return f"{path}: names {', '.join(refused[:3])}, so it is {kind} (nothing of it was run)"
     if refused:
         return (
             f"{path}: refused, because the pickle in it names {', '.join(refused[:3])}, which is neither a "
@@ -167,6 +192,14 @@ def _sentence(path: Path, error: Exception) -> str:
         f"{path}: is not a checkpoint or is damaged ({type(error).__name__}: {reason[:100]}); "
         "give a .pt file that train.py or YOLOv5 wrote"
     )
+
+
+def _kind(refused: list[str]) -> str | None:
+    """Return what a file with these refused names is; None if one of them is of no known project."""
+    if not all(name.startswith(_FAMILIAR) for name in refused):
+        return None
+    kinds = (kind for starts, kind in _KINDS.items() if any(name.startswith(starts) for name in refused))
+    return next(kinds, None)
 
 
 def refused_names(path: Path) -> set[str]:

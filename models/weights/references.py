@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.common import MBConvBlock, MobileNetV3Conv, make_divisible, stem
 from models.layers.timm_torchvision import timm_network, timm_state, torchvision_weights
 from utils.device import seeded
 from utils.errors import UserError, first_line
@@ -129,38 +129,23 @@ def _lite(name: str) -> tuple[nn.Module, Any, Any]:
     return EfficientNetLite(*_LITE_SCALE[name]), _LITE_MEAN, _LITE_STD
 
 
-class _SameConvolution(nn.Conv2d):
-    """Convolve with TensorFlow's SAME padding.
-
-    An odd pixel goes to the right and to the bottom.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, c1, H, W) to (N, c2, ceil(H/s), ceil(W/s))."""
-        (kh, kw), (sh, sw) = self.kernel_size, self.stride
-        down = max((-(-x.shape[2] // sh) - 1) * sh + kh - x.shape[2], 0)
-        across = max((-(-x.shape[3] // sw) - 1) * sw + kw - x.shape[3], 0)
-        return super().forward(F.pad(x, (across // 2, across - across // 2, down // 2, down - down // 2)))
-
-
 class _LiteBlock(nn.Module):
-    """Expand, depthwise, project; children named as in the package's files."""
+    """Rename the layers of an `MBConvBlock` as the package's files name them."""
 
     def __init__(self, c1: int, c2: int, k: int, s: int, expand: int) -> None:
         super().__init__()
-        hidden, self.stride, self.expand, self.add = c1 * expand, s, expand, s == 1 and c1 == c2
-        if expand != 1:
-            self._expand_conv = nn.Conv2d(c1, hidden, 1, bias=False)
-            self._bn0 = _lite_norm(hidden)
-        self._depthwise_conv = _SameConvolution(hidden, hidden, k, s, groups=hidden, bias=False)
-        self._bn1 = _lite_norm(hidden)
-        self._project_conv = nn.Conv2d(hidden, c2, 1, bias=False)
-        self._bn2 = _lite_norm(c2)
-        self.act = nn.ReLU6()
+        whole = MBConvBlock(c1, c2, k, s, expand)
+        *expansion, depthwise, project = whole.block
+        self.add = whole.add
+        self.expand = bool(expansion)
+        if self.expand:
+            self._expand_conv, self._bn0, _ = expansion[0]
+        self._depthwise_conv, self._bn1, self.act = depthwise
+        self._project_conv, self._bn2 = project
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, c1, H, W) to (N, c2, H/s, W/s)."""
-        y = self.act(self._bn0(self._expand_conv(x))) if self.expand != 1 else x
+        y = self.act(self._bn0(self._expand_conv(x))) if self.expand else x
         y = self.act(self._bn1(self._depthwise_conv(y)))
         y = self._bn2(self._project_conv(y))
         return x + y if self.add else y
@@ -180,17 +165,16 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, width: float, depth: float, classes: int = 1000) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = _SameConvolution(3, 32, 3, 2, bias=False), _lite_norm(32)
+        self._conv_stem, self._bn0, self.act = stem(3, 32)
         self._blocks, c1 = nn.ModuleList(), 32
         for number, (expand, c, n, s, k) in enumerate(self._STAGES):
-            c2 = _divisible(c * width)
+            c2 = make_divisible(c * width)
             whole = number in (0, len(self._STAGES) - 1)
             for i in range(n if whole else math.ceil(n * depth)):
                 self._blocks.append(_LiteBlock(c1, c2, k, s if i == 0 else 1, expand))
                 c1 = c2
-        self._conv_head, self._bn1 = nn.Conv2d(c1, 1280, 1, bias=False), _lite_norm(1280)
+        self._conv_head, self._bn1, _ = MobileNetV3Conv(c1, 1280, 1, act="ReLU6")
         self._fc = nn.Linear(1280, classes)
-        self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, 3, H, W) normalised to (N, classes)."""
@@ -198,16 +182,6 @@ class EfficientNetLite(nn.Module):
         for block in self._blocks:
             x = block(x)
         return self._fc(self.act(self._bn1(self._conv_head(x))).mean((2, 3)))
-
-
-def _lite_norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
-def _divisible(channels: float) -> int:
-    """Return the nearest multiple of 8, not under nine tenths."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def imagenet_state(label: str) -> Mapping[str, Tensor]:

@@ -236,12 +236,45 @@ def test_strides_that_no_network_has_are_refused(files, tmp_path, stride):
 
 
 def test_metadata_of_official_files_is_read(files, tmp_path):
-    """They write Python literals, where ours are JSON."""
+    """They hold two entries and no more."""
     path = tmp_path / "official.onnx"
     _with_properties(files[0] / "free.onnx", path, {"stride": "8", "names": "{0: 'it\\'s', 1: 'b'}"})
     backend = load_backend(path)
     assert backend.names == {0: "it's", 1: "b"}
     assert backend.stride == 8
+
+
+class Foreign(torch.nn.Module):
+    """A network of another kind: its output (N, 4 + classes, places) has the layout of YOLOv8."""
+
+    def forward(self, images):
+        return images.flatten(2)[:, :1].expand(-1, 6, -1)
+
+
+def foreign_files(folder):
+    """The network in three formats, with the metadata of YOLOv5's own files."""
+    network, example = Foreign(), torch.rand(1, 3, 16, 16)
+    names = {"stride": 8, "names": {0: "a", 1: "b"}}
+    script = torch.jit.trace(network, example)
+    script.save(str(folder / "a.torchscript"), _extra_files={"config.txt": json.dumps(names)})
+    yield folder / "a.torchscript"
+    torch.onnx.export(script, (example,), str(folder / "a.onnx"), dynamo=False, input_names=["images"])
+    _with_properties(folder / "a.onnx", folder / "a.onnx", {key: repr(value) for key, value in names.items()})
+    yield folder / "a.onnx"
+    openvino = pytest.importorskip("openvino", reason="openvino is optional")
+    openvino.save_model(openvino.convert_model(str(folder / "a.onnx")), folder / "a.xml")
+    (folder / "a.yaml").write_text("stride: 8\nnames: [a, b]\n")
+    yield folder / "a.xml"
+
+
+@pytest.mark.filterwarnings("ignore")  # about tracing
+def test_networks_of_other_kinds_are_refused_as_what_they_are(tmp_path):
+    for path in foreign_files(tmp_path):
+        backend = load_backend(path)
+        with pytest.raises(UserError, match=r"output .1, 6, 256. is that of a YOLOv8 or YOLO11 head"):
+            backend.warmup((1, 3, 16, 16))
+    with pytest.raises(UserError, match=r"a\.onnx: its output .1, 6, 256. is that of a YOLOv8"):
+        load_backend(tmp_path / "a.onnx", dnn=True).predict(torch.rand(1, 3, 16, 16))
 
 
 def test_later_schema_and_other_task_are_refused(files, tmp_path):

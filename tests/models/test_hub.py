@@ -11,6 +11,7 @@ from PIL import Image
 
 import detect
 import export
+from models.hub import BATCH
 from tests.hub import (
     ROOT,  # noqa: F401
     TINY,  # noqa: F401
@@ -91,6 +92,32 @@ def test_batch_of_different_sizes_shares_one_shape(folder, model):
         assert len(det) and (det[:, :4] >= 0).all() and (det[:, :4] <= limit).all()
     one, two = results.tolist()
     assert torch.equal(one.xyxy[0], results.xyxy[0]) and two.files == ["image1.jpg"]
+
+
+def test_a_long_list_is_run_in_batches_and_gives_what_each_image_gives(folder, model, monkeypatch):
+    """The network never sees more than `BATCH` images at once, so its memory does not grow with the list."""
+    shapes = []
+    run = type(model.backend)._run
+    spy = lambda self, images, augment: shapes.append(tuple(images.shape)) or run(self, images, augment)  # noqa: E731
+    monkeypatch.setattr(type(model.backend), "_run", spy)
+    array = rgb(folder / "wide.png")
+    images = [np.roll(array, 3 * i, axis=1) for i in range(64)]
+    results = model(images, size=128)
+    assert shapes == [(BATCH, 3, 80, 128)] * (64 // BATCH)
+    assert results.s == (64, 3, 80, 128) and len(results) == 64 and results.files[63] == "image63.jpg"
+    assert all(ms > 0 for ms in results.t)
+    for i in range(0, 64, 7):
+        torch.testing.assert_close(results.xyxy[i], model(images[i], size=128).xyxy[0], atol=1e-3, rtol=0)
+    assert not torch.equal(results.xyxy[0], results.xyxy[9])
+
+
+def test_attributes_that_scripts_for_yolov5_read(folder, model):
+    results = model(folder / "wide.png", size=128)
+    assert model.pt and not model.fp16 and model.half().fp16
+    assert results.imgs is results.ims
+    drawn = results.render()
+    assert results.imgs is drawn
+    assert type(model).__module__ == "models.common"  # SAHI takes no other
 
 
 def test_batch_tensor_goes_straight_through(folder, model):

@@ -68,6 +68,11 @@ class Detections:
         self.xyxyn = [det / size for det, size in zip(self.xyxy, sizes)]
         self.xywhn = [det / size for det, size in zip(self.xywh, sizes)]
 
+    @property
+    def imgs(self) -> list[np.ndarray]:
+        """Return `ims` by the name that YOLOv5 had for it until 6.1."""
+        return self.ims
+
     def __len__(self) -> int:
         return self.n
 

@@ -1,11 +1,12 @@
 """Backend: any batch in the pieces that a file takes, and no size that it cannot take."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.formats.base import FORMATS, Backend, check_precision, register_format
+from models.formats.base import FORMATS, Backend, check_precision, output_problem, register_format
 from models.formats.metadata import Metadata
 from models.formats.nms_options import Suppression
 from utils.errors import UserError
@@ -72,6 +73,38 @@ def test_what_the_network_cannot_do_is_a_sentence():
     three.names = {**NAMES, 2: "cow"}
     with pytest.raises(UserError, match="gives 2 classes, but there are 3 names"):
         three.predict(images(1))
+
+
+def finished(n, nc):
+    """Rows of an end-to-end head: two corners, confidence, class; the best first and zeros after the last."""
+    rows = torch.zeros(2, n, 6)
+    rows[:, :2] = torch.tensor([[10, 10, 90, 80, 0.9, nc - 1], [5, 5, 6, 6, 0.5, 0.0]])
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("output", "nc", "sentence"),
+    [
+        (torch.rand(1, 84, 8400), 80, r"output \(1, 84, 8400\) is that of a YOLOv8 or YOLO11 head"),
+        (torch.rand(1, 5, 8400), 1, "YOLOv8 or YOLO11 head"),
+        (torch.rand(1, 116, 8400), 80, "YOLOv8 or YOLO11 head"),
+        (finished(300, 80), 80, "an end-to-end head .YOLOv10, YOLO26. or of NMS inside"),
+        (finished(300, 1), 1, "an end-to-end head"),
+        (torch.rand(1, 25200, 117), 80, "YOLOv5's segmentation head"),
+        (torch.rand(1, 1000), 80, "another kind of network"),
+    ],
+)
+def test_outputs_of_other_heads_are_named(output, nc, sentence):
+    assert re.search(sentence, output_problem(output, nc))
+    assert "train a network here" in output_problem(output, nc)
+
+
+def test_one_class_of_yolov5_is_no_end_to_end_head():
+    rows = torch.rand(1, 300, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [640] * 4 + [1, 1]
+    )
+    for nothing in (rows, rows * torch.tensor([1, 1, 1, 1, 0, 0])):  # in int8 all scores may be 0
+        assert output_problem(nothing, 1) is None
 
 
 def test_nearest_options_are_said_once(log):

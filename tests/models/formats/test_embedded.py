@@ -34,7 +34,7 @@ def test_the_check_sum_is_of_the_content():
     job = Job(None, torch.zeros(1, 3, 8, 8), Metadata({0: "a"}, 8, (8, 8), 1))
     values = file_metadata(job, b"network")
     assert values[DIGEST] == hashlib.sha256(b"network").hexdigest()
-    assert values["names"] == {"0": "a"} and values["imgsz"] == [8, 8]
+    assert values["names"] == {0: "a"} and values["imgsz"] == [8, 8]
     assert DIGEST not in file_metadata(job)
 
 

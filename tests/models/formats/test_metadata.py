@@ -1,5 +1,6 @@
 """Metadata: what is written is read again; what no network can have is refused."""
 
+import ast
 import json
 
 import pytest
@@ -15,6 +16,25 @@ NAMES = {"names": json.dumps({"0": "a", "1": "b"})}
 def test_metadata_survives_its_own_writing(tmp_path):
     written = Metadata({0: "a", 1: 'b"\n'}, 32, (64, 96), 2, dynamic=True, half=True, ch=1, device="cpu")
     assert parse_metadata(tmp_path, written.entries(), None) == written
+
+
+@pytest.mark.parametrize("written", [{0: "it's", 1: "b"}, {"0": "it's", "1": "b"}])
+@pytest.mark.parametrize("as_text", [repr, json.dumps])
+def test_names_are_read_however_they_were_written(tmp_path, written, as_text):
+    """JSON as in our older files, literals as in YOLOv5's and in ours."""
+    assert parse_metadata(tmp_path, {"names": as_text(written)}, None).names == {0: "it's", 1: "b"}
+
+
+def test_text_is_what_yolov5s_readers_evaluate():
+    entries = Metadata({0: "it's", 1: "b"}, 32, (64, 96)).entries()
+    assert ast.literal_eval(entries["names"])[0] == "it's"
+    assert int(entries["stride"]) == 32
+    assert all(isinstance(value, str) for value in entries.values())
+
+
+def test_files_of_yolov8_are_refused_as_what_they_are(tmp_path):
+    with pytest.raises(UserError, match="exported by the package ultralytics .*train a network here"):
+        parse_metadata(tmp_path, {**NAMES, "author": "Ultralytics", "task": "detect"}, None)
 
 
 def test_index_names_sorts_by_number():
@@ -46,6 +66,9 @@ def test_a_file_that_takes_float16_has_float16_weights(tmp_path):
     [
         ({**NAMES, "precision": "fp8"}, "its metadata cannot be read .precision 'fp8'"),
         ({**NAMES, "stride": "8192"}, "its metadata cannot be read .stride 8192"),
+        ({**NAMES, "batch": "-1"}, "its metadata cannot be read .batch -1"),
+        ({**NAMES, "batch": "1e308"}, "its metadata cannot be read .batch 1e[+]308"),
+        ({**NAMES, "imgsz": "[64, 1000000000]"}, "its metadata cannot be read .side 1000000000"),
         ({**NAMES, "nms": '{"conf_thres": 2}'}, "confidence threshold of NMS must lie in 0..1, not 2"),
         ({}, "carries no class names"),
     ],

@@ -48,7 +48,7 @@ def test_it_gives_the_models_boxes_for_any_batch(exported):
 
 def test_it_says_what_it_is(exported):
     raw = yaml.safe_load((exported[0] / "metadata.yaml").read_text(encoding="utf-8"))
-    assert raw["names"] == {"0": "cat", "1": "dog"}
+    assert raw["names"] == {0: "cat", 1: "dog"}
     assert (raw["task"], raw["schema"], raw["precision"]) == ("detect", 1, "fp32")
     assert (raw["imgsz"], raw["stride"]) == (list(SIZE), 8)
     assert "mean" in raw["normalisation"]

@@ -1,7 +1,10 @@
 """ONNX: the promised names and axes, and what each runtime refuses."""
 
+import ast
 import json
 
+import cv2
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 import export
 from models.formats.onnx import onnx_obstacle
 from models.schema import PROJECT, SCHEMA_DECODED
-from models.weights.checkpoint import save_checkpoint
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 
 TINY = {
@@ -58,16 +61,30 @@ def test_onnx_has_the_promised_names_and_axes(weights, dynamic, simplify):
     else:
         assert axes == [[2, 3, 32, 64], [2, 2 * 8 * 16, 7]]
     properties = {p.key: p.value for p in graph.metadata_props}
-    assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
+    assert ast.literal_eval(properties["names"]) == {0: "cat", 1: "dog"}
     assert properties["author"] == PROJECT
     assert properties["task"] == "detect"
     assert json.loads(properties["schema"]) == SCHEMA_DECODED
-    assert json.loads(properties["stride"]) == 4
+    assert properties["stride"] == "4"
     assert json.loads(properties["imgsz"]) == [32, 64]
     assert json.loads(properties["batch"]) == 2
     assert json.loads(properties["dynamic"]) is dynamic
     assert "mean" in properties["normalisation"]
     assert graph.opset_import[0].version == 17
+
+
+@pytest.mark.parametrize("options", [{}, {"dynamic": True}, {"opset": 12}])
+def test_opencv_alone_reads_it(weights, options):
+    """What docs/export.md promises to those who have OpenCV and nothing else."""
+    (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[32, 64], **options)
+    image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
+    network = cv2.dnn.readNetFromONNX(str(result.path))
+    network.setInput(cv2.dnn.blobFromImage(image, 1 / 255, swapRB=True))
+    with torch.no_grad():
+        images = torch.from_numpy(image[None, ..., ::-1].transpose(0, 3, 1, 2).copy()).float() / 255
+        wanted = load_checkpoint(weights).model(images)[0]
+    assert wanted[..., 4:].std() > 0.1
+    torch.testing.assert_close(torch.from_numpy(network.forward()), wanted, atol=1e-3, rtol=0)
 
 
 def test_onnx_can_be_had_on_the_cpu_and_says_why_not_elsewhere(monkeypatch):

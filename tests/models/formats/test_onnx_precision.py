@@ -1,6 +1,6 @@
 """ONNX in float16 and int8: smaller, runs on the CPU, and the head is as it was."""
 
-import json
+import ast
 import os
 
 import numpy as np
@@ -97,7 +97,7 @@ def test_int8_is_smaller_and_leaves_the_head_alone(weights, tmp_path, options):
     assert sorted(os.listdir()) == before, "nothing is left in the working folder"
     properties = {p.key: p.value for p in graph.metadata_props}
     assert properties["precision"] == "int8"
-    assert json.loads(properties["names"]) == {"0": "cat", "1": "dog"}
+    assert ast.literal_eval(properties["names"]) == {0: "cat", 1: "dog"}
     backend = load_backend(result.path)
     assert backend.fixed_batch == (None if "dynamic" in options else 2)
     assert backend.predict(photographs(3, 64, 64)).shape[0] == 3

@@ -90,12 +90,13 @@ def test_float16_halves_the_weights_with_nms_too(tmp_path):
 
 def test_metadata_are_readable_text(files):
     folder, _ = files
-    raw = yaml.safe_load((folder / "half_openvino_model/metadata.yaml").read_text())
-    assert raw["author"] == PROJECT
-    assert raw["precision"] == "fp16"
-    assert yaml.safe_load(raw["imgsz"]) == [64, 96]
-    assert yaml.safe_load(raw["names"]) == {"0": "cat", "1": "dog"}
-    assert "mean" in raw["normalisation"]
+    for name in ("metadata.yaml", "half.yaml"):  # of YOLOv8's readers and of YOLOv5's
+        raw = yaml.safe_load((folder / "half_openvino_model" / name).read_text())
+        assert raw["author"] == PROJECT
+        assert raw["precision"] == "fp16"
+        assert raw["imgsz"] == [64, 96]
+        assert (raw["stride"], raw["names"]) == (8, {0: "cat", 1: "dog"})
+        assert "mean" in raw["normalisation"]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """TFLite: PyTorch's boxes in YOLOv5's layout, metadata after the network, damaged files refused."""
 
+import ast
 import json
 import shutil
 import zipfile
@@ -58,8 +59,8 @@ def test_it_has_yolov5s_layout_and_says_what_it_is(exported):
     network = Interpreter(model_path=str(path))  # the whole file: what lies behind the network hurts nobody
     assert network.get_input_details()[0]["shape"].tolist() == [1, *SIZE, 3]
     with zipfile.ZipFile(path) as archive:
-        raw = json.loads(archive.read(META))
-    assert raw["names"] == {"0": "cat", "1": "dog"}
+        raw = ast.literal_eval(archive.read(META).decode())
+    assert raw["names"] == {0: "cat", 1: "dog"}
     assert (raw["task"], raw["schema"], raw["precision"], raw["stride"]) == ("detect", 1, precision, 8)
 
 

@@ -241,6 +241,51 @@ def test_names_off_the_list_are_refused(tmp_path, monkeypatch, name):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("ultralytics.nn.tasks.DetectionModel torch.nn.modules.loss.BCELoss", "package ultralytics .YOLOv8"),
+        ("models.yolo.SegmentationModel models.common.Proto", "a YOLOv5 segmentation checkpoint.*-seg or"),
+        ("yolov5.models.yolo.ClassificationModel", "a YOLOv5 classification checkpoint.*-cls or train one"),
+        (
+            "models.common.CBAM utils.more.Mish",
+            "names models.common.CBAM.*train.py --cfg YAML --plugins FILE",
+        ),
+        ("models.common.CBAM shutil.rmtree", "refused, because .* names models.common.CBAM, shutil.rmtree"),
+    ],
+)
+def test_other_checkpoints_are_named_with_the_way_that_is_open(tmp_path, monkeypatch, names, sentence):
+    members = []
+    with monkeypatch.context() as patch:
+        for module, _, attribute in (name.rpartition(".") for name in names.split()):
+            kind = type(attribute, (), {"__module__": module})
+            for place in (module.partition(".")[0], module):
+                patch.setitem(sys.modules, place, sys.modules.get(place) or types.ModuleType(place))
+            patch.setattr(sys.modules[module], attribute, kind, raising=False)
+            members.append(kind())
+        torch.save({"model": members}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=rf"other\.pt: .*{sentence}"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_files_of_the_package_yolov5_have_their_own_module_names(tmp_path, monkeypatch):
+    model, path = tiny(), tmp_path / "package.pt"
+    with monkeypatch.context() as patch:
+        pickled = as_official(model, patch)
+        kinds = {type(m): m for m in pickled.modules() if type(m).__module__.startswith("models.")}
+        for kind in kinds:
+            for name in ("yolov5", "yolov5.models", f"yolov5.{kind.__module__}"):
+                patch.setitem(sys.modules, name, sys.modules.get(name) or types.ModuleType(name))
+            setattr(sys.modules[f"yolov5.{kind.__module__}"], kind.__name__, kind)
+            patch.setattr(kind, "__module__", f"yolov5.{kind.__module__}")
+        torch.save({"model": pickled}, path)
+    with zipfile.ZipFile(path) as archive:
+        member = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        assert b"yolov5.models.common" in archive.read(member)
+    weight = load_checkpoint(path).model.model[0].conv.weight
+    assert torch.equal(weight, model.model[0].conv.weight.half().float())
+
+
 def test_a_block_alone_is_no_model(tmp_path):
     path = tmp_path / "block.pt"
     torch.save({"model": models.common.Conv(3, 8)}, path)
@@ -275,7 +320,7 @@ def test_other_activations_than_the_yaml_builds_are_refused(tmp_path, monkeypatc
 def test_shells_do_nothing_but_record():
     for shell, name in SHELLS:
         assert issubclass(shell, Shell)
-        assert shell.path == name
+        assert shell.path == name.removeprefix("yolov5.")
     made = SHELLS[0][0].__new__(SHELLS[0][0], 1, 2)
     made.__setstate__({"_modules": {"a": 1}, "yaml": {}})
     assert made.part("_modules") == {"a": 1}
