@@ -36,7 +36,7 @@ from utils.dataset.config import load_dataset
 from utils.dataset.images import list_images
 from utils.device import select_device
 from utils.errors import UserError, first_line
-from utils.files import IMAGE_SUFFIXES, ROOT, find_file, path_size, replace_path
+from utils.files import ROOT, find_file, path_size, replace_path
 from utils.image_size import fit_size
 from utils.training.run_folder import with_newest_run
 
@@ -400,19 +400,13 @@ def _check_batch(photograph: Path, ch: int, batch: int, size: tuple[int, int]) -
 def _photograph(data: str) -> Path:
     """Return an image to check with.
 
-    It is the first image of the data set, of val if it has that, or else a bundled one, or else matplotlib's.
+    It is the first image of the data set, of val if it has that, or else a bundled one.
     """
     if data:
         config = load_dataset(data, fetch=False)
         split = next(name for name in ("val", "train", "test") if name in config.splits)
         return Path(list_images(config.splits[split], config.root)[0][0])
-    folder = ROOT / "data" / "images"
-    ours = sorted(p for p in folder.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if ours:
-        return ours[0]
-    import matplotlib
-
-    return Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return ROOT / "data" / "images" / "digits_1.jpg"
 
 
 def main() -> None:

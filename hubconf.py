@@ -83,40 +83,34 @@ def _shaped(network, device, autoshape):
     return HubModel(ModelBackend(optimised(network, device), device)) if autoshape else network.to(device)
 
 
-def _create(name, pretrained, channels, classes, autoshape, verbose, device):
-    """Return the official network of this name with its weights, or a new one from models/<name>.yaml."""
-    _own_packages()
-    from models.weights.checkpoint import load_checkpoint, transfer
-    from models.weights.releases import RELEASED, fetch_missing
-    from models.yolo import DetectionModel
-    from utils.device import select_device
-    from utils.errors import UserError
-
-    weights, yaml, start = f"{name}.pt", _HERE / "models" / f"{name}.yaml", None
-    if pretrained and weights not in RELEASED:
-        raise UserError(
-            f"{name}: no trained weights are hosted; pass pretrained=False for a new network, or load "
-            "a file, or official weights by their name, with torch.hub.load(..., 'custom', path='yolov5n.pt')"
-        )
-    if pretrained and (channels, classes) == (3, 80):
-        return custom(weights, autoshape, verbose, device)
-    if pretrained:
-        fetch_missing(weights)
-        start = load_checkpoint(weights).model
-        yaml = start.yaml
-    elif not yaml.is_file():
-        raise UserError(f"{name}: its YAML is in its weights; pass pretrained=True, which fetches them")
-    device = select_device("" if device is None else str(device))
-    network = DetectionModel(yaml, ch=channels, nc=classes)
-    fitting = "a new network" if start is None else str(transfer(network, start.state_dict()))
-    if verbose:
-        _say(f"{name}: {network.nc} classes, {fitting}", device)
-    return _shaped(network, device, autoshape)
-
-
 def _entry(name):
     def create(pretrained=True, channels=3, classes=80, autoshape=True, _verbose=True, device=None):
-        return _create(name, pretrained, channels, classes, autoshape, _verbose, device)
+        _own_packages()
+        from models.weights.checkpoint import load_checkpoint, transfer
+        from models.weights.releases import RELEASED, fetch_missing
+        from models.yolo import DetectionModel
+        from utils.device import select_device
+        from utils.errors import UserError
+
+        weights, yaml, start = f"{name}.pt", _HERE / "models" / f"{name}.yaml", None
+        if pretrained and weights not in RELEASED:
+            raise UserError(
+                f"{name}: no trained weights are hosted; pass pretrained=False for a new network, or "
+                "load a file or official weights by torch.hub.load(..., 'custom', path='yolov5n.pt')"
+            )
+        if pretrained and (channels, classes) == (3, 80):
+            return custom(weights, autoshape, _verbose, device)
+        if pretrained:
+            fetch_missing(weights)
+            start = load_checkpoint(weights).model
+        elif not yaml.is_file():
+            raise UserError(f"{name}: its YAML is in its weights; pass pretrained=True, which fetches them")
+        device = select_device("" if device is None else str(device))
+        network = DetectionModel(start.yaml if start else yaml, ch=channels, nc=classes)
+        fitting = transfer(network, start.state_dict()) if start else "a new network"
+        if _verbose:
+            _say(f"{name}: {network.nc} classes, {fitting}", device)
+        return _shaped(network, device, autoshape)
 
     create.__name__ = name.replace("-", "_")
     create.__doc__ = f"""Return the network {name} for `channels` and `classes`.

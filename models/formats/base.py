@@ -16,7 +16,7 @@ from models.formats.metadata import OTHER_WAY, Metadata, Names
 from models.formats.nms_graph import figure_tensors
 from models.formats.nms_options import changes
 from models.yolo import DetectionModel
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.letterbox import to_luma
 from utils.nms import NmsOptions
 
@@ -33,10 +33,6 @@ class OpenOptions:
     dnn: bool = False
     names: Names | None = None
     fuse: bool = True
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 class Backend(ABC):
@@ -198,9 +194,10 @@ class Backend(ABC):
             raise UserError(f"{self.path}: --augment needs a .pt checkpoint, an exported file cannot do it")
         size = (images.shape[-2], images.shape[-1])
         if self.fixed_size is not None and size != self.fixed_size:
+            height, width = self.fixed_size
             raise UserError(
-                f"{self.path}: takes images of {_by(self.fixed_size)} (height x width), not {_by(size)}; "
-                f"give --imgsz {self.fixed_size[0]} {self.fixed_size[1]} or export with --dynamic"
+                f"{self.path}: takes images of {height}x{width} (height x width), not {size[0]}x{size[1]}; "
+                f"give --imgsz {height} {width} or export with --dynamic"
             )
         return self.prepare(images)
 
@@ -316,6 +313,11 @@ def register_format(*endings: str) -> Callable[[Opener], Opener]:
         return opener
 
     return register
+
+
+def damaged(path: Path, kind: str, error: Exception) -> UserError:
+    """Return the error of a file that its runtime cannot open."""
+    return UserError(f"{path}: is not {kind} or is damaged ({first_line(error)[:120]})")
 
 
 def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: torch.device) -> None:

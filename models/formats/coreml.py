@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.formats.base import OpenOptions, register_format
+from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 
 
 def elsewhere() -> str | None:
@@ -72,8 +72,7 @@ class CoremlBackend(EmbeddedBackend):
             units = tools.ComputeUnit.CPU_ONLY if self.precision == "fp32" else tools.ComputeUnit.ALL
             self.network = tools.models.MLModel(str(path), compute_units=units)
         except (RuntimeError, ValueError, OSError) as error:
-            reason = first_line(error)
-            raise UserError(f"{path}: is not a CoreML package or is damaged ({reason[:120]})") from None
+            raise damaged(path, "a CoreML package", error) from None
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         output = self.network.predict({"images": np.ascontiguousarray(images.numpy())})["output0"]

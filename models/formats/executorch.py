@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.formats.base import OpenOptions, register_format
+from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import decode
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 
 FORWARD, _METADATA = "forward", "metadata"
 _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
@@ -66,8 +66,7 @@ class ExecutorchBackend(EmbeddedBackend):
             raw = _read_metadata(path, self.program)
             self.network = self.program.load_method(FORWARD)
         except RuntimeError as error:
-            reason = first_line(error)
-            raise UserError(f"{path}: is not an ExecuTorch file or is damaged ({reason[:120]})") from None
+            raise damaged(path, "an ExecuTorch file", error) from None
         super().__init__(path, device, options, raw)
         _OPEN.add(self)
 

@@ -19,7 +19,7 @@ LOGGER = logging.getLogger("yolo.backends")
 STRIDE_LIMIT = 4096  # pixels; P6 networks have 64
 SIDE_LIMIT = 1 << 14  # pixels of an image's side, and images of a batch
 FOREIGN = "Ultralytics"  # the author of all files of the package ultralytics; official YOLOv5 files name none
-OTHER_WAY = "run it with the program it is from, or train a network here: the labels are the same"
+OTHER_WAY = "run it with the program it is from, or train a network here on the same labels"
 PRECISIONS = ("fp32", "fp16", "int8")
 NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
 

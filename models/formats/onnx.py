@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.formats.base import Backend, OpenOptions, check_precision, register_format
+from models.formats.base import Backend, OpenOptions, check_precision, damaged, register_format
 from models.formats.exporter import Decoded, Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import Metadata, parse_metadata
 from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms
 from models.formats.onnx_precision import reduce_onnx_precision
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 
 OPSET = 17  # the default: ONNX Runtime, OpenVINO and TensorRT of the last years read it
 OPSETS = range(11, 21)  # what the tracing exporter writes; below 11 it has no Resize as the networks need it
@@ -89,7 +89,7 @@ class OnnxBackend(Backend):
     """Run an ONNX file with ONNX Runtime; its metadata are the model's properties."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
-        runtime = _import_onnxruntime(path)
+        runtime = require("onnxruntime", str(path))
         self.session = _open_session(runtime, path, device)
         metadata = _read_metadata(self.session, path, options)
         super().__init__(path, device, metadata)
@@ -127,14 +127,6 @@ def onnx_obstacle(device: torch.device) -> str:
     )
 
 
-def _import_onnxruntime(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError(f"{path}: needs ONNX Runtime; pip install onnxruntime") from None
-    return onnxruntime
-
-
 def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
     """Open an ONNX Runtime session with PyTorch's device and number of threads."""
     options = runtime.SessionOptions()
@@ -160,8 +152,7 @@ def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
     try:
         return runtime.InferenceSession(str(path), options, providers=providers)
     except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, Unsupported) as error:
-        reason = first_line(error)
-        raise UserError(f"{path}: is not an ONNX file or is damaged ({reason[:120]})") from None
+        raise damaged(path, "an ONNX file", error) from None
 
 
 class OpenCvBackend(Backend):
@@ -172,7 +163,7 @@ class OpenCvBackend(Backend):
 
         if device.type != "cpu":
             raise UserError(f"{path}: --dnn runs on the CPU only; use --device cpu or leave --dnn out")
-        session = _open_session(_import_onnxruntime(path), path, torch.device("cpu"))
+        session = _open_session(require("onnxruntime", str(path)), path, torch.device("cpu"))
         metadata = _read_metadata(session, path, options)
         if metadata.half:
             raise UserError(f"{path}: is in float16, which OpenCV does not run; export it without --half")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.formats.base import Backend, OpenOptions, register_format
+from models.formats.base import Backend, OpenOptions, damaged, register_format
 from models.formats.exporter import Decoded, Exporter, Job, back_to, quiet, register_exporter, require
 from models.formats.metadata import parse_metadata
 from models.formats.nms_graph import INPUTS
@@ -97,7 +97,7 @@ class OpenVinoBackend(Backend):
     """Run an exported OpenVINO folder, or the .xml in it, on the CPU."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
-        openvino = _import_openvino(path)
+        openvino = require("openvino", str(path))
         if device.type != "cpu":
             raise UserError(
                 f"{path}: OpenVINO files run on the CPU here, not on {device.type}; use --device cpu"
@@ -110,8 +110,7 @@ class OpenVinoBackend(Backend):
         try:
             network = openvino.Core().read_model(xml)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"{path}: is not an OpenVINO network or is damaged ({reason[:120]})") from None
+            raise damaged(path, "an OpenVINO network", error) from None
         shape = network.inputs[0].get_partial_shape()
         metadata.dynamic = shape.is_dynamic
         if not metadata.dynamic:  # the graph knows better than any note about it
@@ -153,14 +152,6 @@ def _compile(openvino: Any, network: Any) -> Any:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     return openvino.Core().compile_model(network, "CPU", settings)
-
-
-def _import_openvino(path: Path) -> Any:
-    try:
-        import openvino
-    except ImportError:
-        raise UserError(f"{path}: needs OpenVINO; pip install openvino") from None
-    return openvino
 
 
 def _network_file(path: Path) -> Path:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.formats.base import OpenOptions, register_format
+from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
 from models.formats.metadata import decode
 from models.formats.tflite_precision import reduce_tflite_precision
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 
 META = "meta.txt"
 META_LIMIT = 1 << 20  # bytes; the names of a thousand classes are 20 kB
@@ -101,8 +101,7 @@ class TfliteBackend(EmbeddedBackend):
             self.network = Interpreter(model_content=content, num_threads=torch.get_num_threads())
             self.network.allocate_tensors()
         except (ValueError, RuntimeError) as error:
-            reason = first_line(error)
-            raise UserError(f"{path}: is not a TFLite file or is damaged ({reason[:120]})") from None
+            raise damaged(path, "a TFLite file", error) from None
         inputs, outputs = self.network.get_input_details(), self.network.get_output_details()
         if len(inputs) != 1 or len(outputs) != 1 or len(inputs[0]["shape"]) != 4:
             raise UserError(f"{path}: is not a detector as this project or YOLOv5 exports it")

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.formats.base import Backend, OpenOptions, check_precision, register_format
+from models.formats.base import Backend, OpenOptions, check_precision, damaged, register_format
 from models.formats.exporter import Decoded, Exporter, Job, in_half, quiet, register_exporter
 from models.formats.metadata import decode, parse_metadata
 from models.formats.nms_graph import Suppressed, figure_tensors
-from utils.errors import UserError, first_line
+from utils.errors import UserError
 
 
 def write_torchscript(job: Job, path: Path) -> None:
@@ -61,8 +61,7 @@ class TorchScriptBackend(Backend):
                 warnings.simplefilter("ignore")  # torch calls the format old; files of it are in use
                 self.network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
         except (RuntimeError, ValueError) as error:
-            reason = first_line(error)
-            raise UserError(f"{path}: is not a TorchScript file or is damaged ({reason[:100]})") from None
+            raise damaged(path, "a TorchScript file", error) from None
         metadata = parse_metadata(path, _json_object(extra["config.txt"]), options.names)
         if metadata.device not in (None, device.type):  # tracing wrote the device into the graph
             raise UserError(

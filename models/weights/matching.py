@@ -106,29 +106,20 @@ def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = Fals
     run, seen, handles = Trace(), set(), []
 
     def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[object, ...], result: Any) -> None:
+        def note(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             if keep_maps and isinstance(result, Tensor):
                 run.maps.append(result.clone())
             if name in seen or not _owns(module):
                 return
             seen.add(name)
             run.order.append(name)
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                run.results[name] = result.clone()
-
-        return note
-
-    def before(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple[object, ...]) -> None:
-            if name not in run.inputs and args and isinstance(args[0], Tensor):
-                run.inputs[name] = args[0].clone()
+            if isinstance(module, nn.Conv2d | nn.Linear):  # it leaves what it is given as it is
+                run.results[name], run.inputs[name] = result.clone(), args[0].clone()
 
         return note
 
     for name, module in network.named_modules():
         handles.append(module.register_forward_hook(hook(name)))
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            handles.append(module.register_forward_pre_hook(before(name)))
     try:
         with torch.no_grad():
             forward()

@@ -25,7 +25,6 @@ from models.weights.references import (
     imagenet_state,
     is_label,
     read_weights,
-    written_like,
 )
 from models.yolo import DetectionModel
 from utils.errors import UserError
@@ -152,8 +151,6 @@ def _origin(model: DetectionModel, path: Path, state: Mapping[str, Tensor]) -> R
     named = _named(model)
     found = []
     for label in dict.fromkeys([*([named] if named else []), *KNOWN, *TWINS]):
-        if not written_like(label, state):
-            continue
         try:
             with torch.device("meta"):
                 network = build_reference(label).network

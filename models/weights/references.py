@@ -52,8 +52,6 @@ _LITE_SCALE = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2)}  #
 
 # What DataParallel, torch.compile, Lightning and classes of one's own put in front of every name.
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")
-# How the names of each source's tensors begin; timm's networks have no beginning in common.
-_MARKS = {"torchvision": ("features.", "layer1."), "efficientnet-lite": ("_conv_stem.",)}
 
 
 @dataclass
@@ -81,17 +79,6 @@ def is_label(text: str) -> bool:
     """Return whether a text names a reference."""
     source, slash, name = text.partition("/")
     return bool(slash and name) and source in SOURCES
-
-
-def written_like(label: str, state: Mapping[str, Tensor]) -> bool:
-    """Return whether a file's names may be those of a reference.
-
-    That saves building networks that cannot be meant.
-    """
-    marks = _MARKS.get(label.partition("/")[0])
-    others = tuple(mark for group in _MARKS.values() for mark in group)
-    begins = [name for name in state if name.startswith(marks or others)]
-    return bool(begins) == bool(marks) or marks is None
 
 
 def build_reference(label: str) -> Reference:
@@ -135,13 +122,13 @@ class _LiteBlock(nn.Module):
     def __init__(self, c1: int, c2: int, k: int, s: int, expand: int) -> None:
         super().__init__()
         whole = MBConvBlock(c1, c2, k, s, expand)
-        *expansion, depthwise, project = whole.block
+        *expansion, depthwise, project = whole.block.children()
         self.add = whole.add
         self.expand = bool(expansion)
         if self.expand:
-            self._expand_conv, self._bn0, _ = expansion[0]
-        self._depthwise_conv, self._bn1, self.act = depthwise
-        self._project_conv, self._bn2 = project
+            self._expand_conv, self._bn0, _ = expansion[0].children()
+        self._depthwise_conv, self._bn1, self.act = depthwise.children()
+        self._project_conv, self._bn2 = project.children()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, c1, H, W) to (N, c2, H/s, W/s)."""
@@ -165,7 +152,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, width: float, depth: float, classes: int = 1000) -> None:
         super().__init__()
-        self._conv_stem, self._bn0, self.act = stem(3, 32)
+        self._conv_stem, self._bn0, self.act = stem(3, 32).children()
         self._blocks, c1 = nn.ModuleList(), 32
         for number, (expand, c, n, s, k) in enumerate(self._STAGES):
             c2 = make_divisible(c * width)
@@ -173,7 +160,7 @@ class EfficientNetLite(nn.Module):
             for i in range(n if whole else math.ceil(n * depth)):
                 self._blocks.append(_LiteBlock(c1, c2, k, s if i == 0 else 1, expand))
                 c1 = c2
-        self._conv_head, self._bn1, _ = MobileNetV3Conv(c1, 1280, 1, act="ReLU6")
+        self._conv_head, self._bn1, _ = MobileNetV3Conv(c1, 1280, 1, act="ReLU6").children()
         self._fc = nn.Linear(1280, classes)
 
     def forward(self, x: Tensor) -> Tensor:

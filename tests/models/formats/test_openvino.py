@@ -122,6 +122,7 @@ def test_official_folder_has_its_metadata_in_a_yaml_of_the_networks_name(copy):
 
 def test_folder_without_metadata_needs_names_and_keeps_its_free_size(copy):
     (copy / "metadata.yaml").unlink()
+    (copy / "free.yaml").unlink()
     with pytest.raises(UserError, match="free_openvino_model: carries no class names"):
         load_backend(copy)
     assert load_backend(copy, names=["a", "b"]).rect_ok
