@@ -168,11 +168,7 @@ class ExportOptions(Options):
 
     def _check_figures(self) -> None:
         """Refuse numbers that are out of their ranges."""
-        self.at_least(batch_size=1)
-        if self.calibration_images is not None and self.calibration_images < 1:
-            raise UserError(
-                f"--calibration-images {self.calibration_images}: must be at least 1; 100 to 300 do"
-            )
+        self.at_least(batch_size=1, calibration_images=1)
         if self.opset is not None:
             check_opset(self.opset)
         if self.workspace is not None and self.workspace <= 0:

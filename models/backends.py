@@ -158,16 +158,15 @@ class Ensemble(Backend):
             raise UserError(f"{exported[0]}: an ensemble takes .pt files only; name one exported file alone")
         first = members[0]
         for member in members[1:]:
-            if member.nc != first.nc:
-                raise UserError(
-                    f"{member.path}: has {member.nc} classes, {first.path} has {first.nc}; the models of an "
-                    "ensemble must have been trained on the same classes"
-                )
-            if member.ch != first.ch:
-                raise UserError(
-                    f"{member.path}: takes {member.ch} channels, {first.path} takes {first.ch}; the models "
-                    "of an ensemble must take the same images"
-                )
+            for does, what, own, other in (
+                ("has", "classes", member.nc, first.nc),
+                ("takes", "channels", member.ch, first.ch),
+            ):
+                if own != other:
+                    raise UserError(
+                        f"{member.path}: {does} {own} {what}, {first.path} {does} {other}; the models of an "
+                        f"ensemble must have the same {what}"
+                    )
         stride = max(member.stride for member in members)
         super().__init__(
             first.path,

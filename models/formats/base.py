@@ -317,7 +317,7 @@ def register_format(*endings: str) -> Callable[[Opener], Opener]:
 
 def damaged(path: Path, kind: str, error: Exception) -> UserError:
     """Return the error of a file that its runtime cannot open."""
-    return UserError(f"{path}: is not {kind} or is damaged ({first_line(error)[:120]})")
+    return UserError(f"{path}: is not {kind} or is damaged ({first_line(error)})")
 
 
 def check_precision(path: Path, exported_half: bool, wanted_half: bool, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.formats.base import Backend, OpenOptions, check_precision, register_format
 from models.formats.embedded import check_digest, file_metadata
 from models.formats.exporter import Exporter, Job, register_exporter, require
-from models.formats.metadata import parse_metadata
+from models.formats.metadata import carried, decode, parse_metadata
 from models.formats.onnx import write_onnx
 from utils.errors import UserError
 
@@ -81,18 +81,8 @@ def read_engine(path: Path) -> tuple[dict[str, Any], bytes]:
     """
     content = path.read_bytes()
     length = int.from_bytes(content[:LENGTH], "little")
-    raw = None
-    if 0 < length <= min(HEADER_LIMIT, len(content) - LENGTH):
-        try:
-            raw = json.loads(content[LENGTH : LENGTH + length].decode("utf-8"))
-        except ValueError:
-            raw = None
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: carries no metadata, so it is damaged or was not exported by this project; export the "
-            "checkpoint again"
-        )
-    return raw, content[LENGTH + length :]
+    end = LENGTH + length if length <= HEADER_LIMIT else 0
+    return carried(path, decode(content[LENGTH:end].decode("utf-8", "replace"))), content[end:]
 
 
 @register_format(".engine")

@@ -16,8 +16,7 @@ from torch import Tensor
 from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
-from models.formats.metadata import decode
-from utils.errors import UserError
+from models.formats.metadata import carried, decode
 
 FORWARD, _METADATA = "forward", "metadata"
 _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
@@ -82,11 +81,7 @@ def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
         (stored,) = program.load_method(_METADATA).execute([])
         if isinstance(stored, Tensor):
             raw = decode(bytes(stored.numpy()).decode("utf-8", "replace"))
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: carries no metadata, so this project did not export it; export the checkpoint again"
-        )
-    return raw
+    return carried(path, raw)
 
 
 def _set_threads(number: int) -> None:

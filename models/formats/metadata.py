@@ -88,6 +88,16 @@ class Metadata:
         return {**texts, "names": repr(values["names"])}
 
 
+def carried(path: Path, raw: Any) -> dict[str, Any]:
+    """Return what was read as a file's metadata; refuse what is none."""
+    if not isinstance(raw, dict):
+        raise UserError(
+            f"{path}: carries no metadata, so it is damaged or neither this project nor YOLOv5 exported it; "
+            "export the checkpoint again"
+        )
+    return raw
+
+
 def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> Metadata:
     """Read the metadata of an exported file, ours or official YOLOv5's.
 

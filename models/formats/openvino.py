@@ -114,7 +114,8 @@ class OpenVinoBackend(Backend):
         shape = network.inputs[0].get_partial_shape()
         metadata.dynamic = shape.is_dynamic
         if not metadata.dynamic:  # the graph knows better than any note about it
-            metadata.batch, metadata.imgsz = int(shape[0].get_length()), _size(shape)
+            metadata.batch, _, *size = (int(side.get_length()) for side in shape)
+            metadata.imgsz = (size[0], size[1])
         super().__init__(path, device, metadata)
         self.request = _compile(openvino, network).create_infer_request()
 
@@ -135,10 +136,6 @@ class OpenVinoBackend(Backend):
         )
         # Copies: the request's own memory is written over by the next call.
         return [torch.from_numpy(results[number].copy()) for number in range(len(results))]
-
-
-def _size(shape: Any) -> tuple[int, int]:
-    return int(shape[2].get_length()), int(shape[3].get_length())
 
 
 def _compile(openvino: Any, network: Any) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
 from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
-from models.formats.metadata import decode
+from models.formats.metadata import carried, decode
 from models.formats.tflite_precision import reduce_tflite_precision
 from utils.errors import UserError
 
@@ -73,13 +73,8 @@ def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
             raw = decode(archive.read(info).decode("utf-8"))
             start = min(entry.header_offset for entry in archive.infolist())
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, OSError):
-        raw = None
-    if not isinstance(raw, dict):
-        raise UserError(
-            f"{path}: carries no metadata, so it is damaged or was not exported by this project or YOLOv5; "
-            "export the checkpoint again"
-        )
-    return content[:start], raw
+        raw, start = None, 0
+    return content[:start], carried(path, raw)
 
 
 @register_format(".tflite")
