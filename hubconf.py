@@ -1,4 +1,4 @@
-"""Build models for `torch.hub.load`: a file of yours, an official network, or a new bundled one.
+"""Build models for `torch.hub.load`: from a file of yours, an official one, or anew.
 
     model = torch.hub.load("path/to/light-yolo", "custom", path="best.pt", source="local")
     results = model(["bus.jpg", "dog.jpg"], size=640)
@@ -83,33 +83,39 @@ def _shaped(network, device, autoshape):
     return HubModel(ModelBackend(optimised(network, device), device)) if autoshape else network.to(device)
 
 
+def _network(name, pretrained, channels, classes):
+    """Return a new network and what it started from: official weights, or none."""
+    from models.weights.checkpoint import load_checkpoint, transfer
+    from models.weights.releases import RELEASED, fetch_missing
+    from models.yolo import DetectionModel
+    from utils.errors import UserError
+
+    weights, yaml = f"{name}.pt", _HERE / "models" / f"{name}.yaml"
+    if pretrained and weights not in RELEASED:
+        raise UserError(
+            f"{name}: no trained weights are hosted; pass pretrained=False for a new network, or load a file "
+            "or official weights by torch.hub.load(..., 'custom', path='yolov5n.pt')"
+        )
+    if pretrained:
+        fetch_missing(weights)
+        start = load_checkpoint(weights).model
+        network = DetectionModel(start.yaml, ch=channels, nc=classes)
+        network.names = start.names if classes == start.nc else network.names
+        return network, transfer(network, start.state_dict())
+    if not yaml.is_file():
+        raise UserError(f"{name}: its YAML is in its weights; pass pretrained=True, which fetches them")
+    return DetectionModel(yaml, ch=channels, nc=classes), "a new network"
+
+
 def _entry(name):
     def create(pretrained=True, channels=3, classes=80, autoshape=True, _verbose=True, device=None):
         _own_packages()
-        from models.weights.checkpoint import load_checkpoint, transfer
-        from models.weights.releases import RELEASED, fetch_missing
-        from models.yolo import DetectionModel
         from utils.device import select_device
-        from utils.errors import UserError
 
-        weights, yaml, start = f"{name}.pt", _HERE / "models" / f"{name}.yaml", None
-        if pretrained and weights not in RELEASED:
-            raise UserError(
-                f"{name}: no trained weights are hosted; pass pretrained=False for a new network, or "
-                "load a file or official weights by torch.hub.load(..., 'custom', path='yolov5n.pt')"
-            )
-        if pretrained and (channels, classes) == (3, 80):
-            return custom(weights, autoshape, _verbose, device)
-        if pretrained:
-            fetch_missing(weights)
-            start = load_checkpoint(weights).model
-        elif not yaml.is_file():
-            raise UserError(f"{name}: its YAML is in its weights; pass pretrained=True, which fetches them")
         device = select_device("" if device is None else str(device))
-        network = DetectionModel(start.yaml if start else yaml, ch=channels, nc=classes)
-        fitting = transfer(network, start.state_dict()) if start else "a new network"
+        network, origin = _network(name, pretrained, channels, classes)
         if _verbose:
-            _say(f"{name}: {network.nc} classes, {fitting}", device)
+            _say(f"{name}: {network.nc} classes, {origin}", device)
         return _shaped(network, device, autoshape)
 
     create.__name__ = name.replace("-", "_")

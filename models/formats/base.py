@@ -259,15 +259,8 @@ class Backend(ABC):
 
 
 def output_problem(output: Tensor, nc: int) -> str | None:
-    """Return why an output is not that of a YOLOv5 head; None when it is.
+    """Return why an output is not that of a YOLOv5 head of `nc` classes; None when it is.
 
-    Args:
-        output: the first output of an exported file.
-        nc: how many names of classes there are.
-
-    >>> output_problem(torch.rand(1, 25200, 85), 80)
-    >>> output_problem(torch.rand(1, 25200, 85), 3)
-    'gives 80 classes, but there are 3 names for them; give --data with the dataset it was trained on'
     >>> output_problem(torch.rand(1, 84, 8400), 80).split(":")[0]
     'its output (1, 84, 8400) is that of a YOLOv8 or YOLO11 head, not a YOLOv5 head (images, boxes, 85)'
     """

@@ -59,7 +59,9 @@ def write_tflite(job: Job, path: Path) -> None:
 
 
 def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the network alone, and its metadata: a Python literal, in older files of ours JSON.
+    """Return the network alone and its metadata.
+
+    They are a Python literal, in older files of ours JSON.
 
     Raises:
         UserError: there is no metadata after the network, or it is damaged.

@@ -118,7 +118,7 @@ class Shell:
 
 
 def _shells() -> list[tuple[type[Shell], str]]:
-    """Return one shell class for each name that an official file, or one of the package, may use."""
+    """Return one shell class for each name that an official file may use."""
     names = [f"{module}.{block}" for module in _BLOCK_MODULES for block in _BLOCKS.split()]
     names += [f"{module}.{name}" for module, group in _TORCH_MODULES.items() for name in group.split()]
     names += _VALUES
@@ -195,7 +195,7 @@ def _sentence(path: Path, error: Exception) -> str:
 
 
 def _kind(refused: list[str]) -> str | None:
-    """Return what a file with these refused names is; None if one of them is of no known project."""
+    """Return what a file with these names is; None if one is of no known project."""
     if not all(name.startswith(_FAMILIAR) for name in refused):
         return None
     kinds = (kind for starts, kind in _KINDS.items() if any(name.startswith(starts) for name in refused))
