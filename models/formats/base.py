@@ -259,7 +259,7 @@ class Backend(ABC):
 
 
 def output_problem(output: Tensor, nc: int) -> str | None:
-    """Return why an output is not that of a YOLOv5 head of `nc` classes; None when it is.
+    """Return why an output is not that of a YOLOv5 head; None when it is.
 
     >>> output_problem(torch.rand(1, 84, 8400), 80).split(":")[0]
     'its output (1, 84, 8400) is that of a YOLOv8 or YOLO11 head, not a YOLOv5 head (images, boxes, 85)'

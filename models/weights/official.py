@@ -195,7 +195,7 @@ def _sentence(path: Path, error: Exception) -> str:
 
 
 def _kind(refused: list[str]) -> str | None:
-    """Return what a file with these names is; None if one is of no known project."""
+    """Return what a file with these names is; None if one names another project."""
     if not all(name.startswith(_FAMILIAR) for name in refused):
         return None
     kinds = (kind for starts, kind in _KINDS.items() if any(name.startswith(starts) for name in refused))
