@@ -61,12 +61,16 @@ def find_labels(images: Sequence[str]) -> tuple[list[str], list[str]]:
     Where `label_path` does not exist, a file whose name differs only in the case of `.txt` or in its Unicode
     form is taken, else one beside the image.
     """
-    texts = functools.cache(_text_files)
+    names, respelled = functools.cache(_text_files), functools.cache(_respelled)
     expected = [label_path(image) for image in images]
-    found = [
-        _look(path, texts) or _look(os.path.splitext(image)[0] + ".txt", texts)
-        for path, image in zip(expected, images)
-    ]
+    found = []
+    for image, path in zip(images, expected):
+        folder, name = os.path.split(path)
+        if name in names(folder):  # nearly always, so it comes first
+            found.append(path)
+            continue
+        beside = os.path.splitext(image)[0] + ".txt"
+        found.append(_look(path, names, respelled) or _look(beside, names, respelled))
     notes = []
     moved = [(path, label) for path, label in zip(expected, found) if label not in ("", path)]
     if moved:
@@ -81,20 +85,28 @@ def find_labels(images: Sequence[str]) -> tuple[list[str], list[str]]:
     return [label or path for label, path in zip(found, expected)], notes
 
 
-def _look(path: str, texts: Callable[[str], dict[str, str]]) -> str:
+def _look(
+    path: str, names: Callable[[str], frozenset[str]], respelled: Callable[[str], dict[str, str]]
+) -> str:
     """Return a text file as its folder spells it; '' without it."""
     folder, name = os.path.split(path)
-    found = texts(folder).get(name) or texts(folder).get(_plain(name), "")
-    return path if found == name else found and os.path.join(folder, found)
+    if name in names(folder):
+        return path
+    found = respelled(folder).get(_plain(name), "")
+    return found and os.path.join(folder, found)
 
 
-def _text_files(folder: str) -> dict[str, str]:
-    """Return the names of a folder's text files, by name and by plain name."""
+def _text_files(folder: str) -> frozenset[str]:
+    """Return the names of a folder's text files."""
     try:
-        names = [name for name in os.listdir(folder or ".") if name.lower().endswith(".txt")]
+        return frozenset(name for name in os.listdir(folder or ".") if name.lower().endswith(".txt"))
     except OSError:
-        return {}
-    return {_plain(name): name for name in names} | {name: name for name in names}
+        return frozenset()
+
+
+def _respelled(folder: str) -> dict[str, str]:
+    """Return the names of a folder's text files by their plain names."""
+    return {_plain(name): name for name in _text_files(folder)}
 
 
 def _plain(name: str) -> str:
