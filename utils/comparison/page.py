@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from string import Template
 
 from utils.comparison.table import NET_COLUMNS, Column, Group, NetRow, is_best
+from utils.pages import html_facts, html_figure, html_image, html_page
 
-TEMPLATE = Path(__file__).with_suffix(".html")
 # Figure, heading of its best net, unit.
 _TILES = (
     ("map", "most accurate", "mAP50-95"),
@@ -57,17 +55,17 @@ class Page:
 
 def render(page: Page, chart: bytes) -> str:
     """Return the page as HTML, with the chart, a PNG file, inside."""
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(page.title),
-        lead=_lead(page),
-        groups="\n".join(_group(group) for group in page.groups),
-        failed=_failed(page.failed),
-        chart=_chart(chart) if page.groups else "",
-        samples=_samples(page.samples),
-        facts=_facts(page.facts),
-        conditions="\n".join(_conditions(group) for group in page.groups if group.ranked),
-        command=escape(page.command),
-    )
+    conditions = "\n".join(_conditions(group) for group in page.groups if group.ranked)
+    parts = [
+        _lead(page),
+        *map(_group, page.groups),
+        _failed(page.failed),
+        _chart(chart) if page.groups else "",
+        _samples(page.samples),
+        f"<section><h2>How it was measured</h2>{html_facts(page.facts)}{conditions}"
+        f"<pre>{escape(page.command)}</pre></section>",
+    ]
+    return html_page(page.title, "\n".join(parts))
 
 
 def _lead(page: Page) -> str:
@@ -148,7 +146,7 @@ def _chart(png: bytes) -> str:
     return (
         '<section class="chart"><h2>Accuracy over cost</h2><p class="sub">Filled: no other net of the same '
         "conditions is as cheap and as accurate, and better in one of them.</p>"
-        f"{_image(png, 'png', 'mAP50-95 over latency and over GFLOPs')}</section>"
+        f"{html_image(png, 'png', 'mAP50-95 over latency and over GFLOPs')}</section>"
     )
 
 
@@ -165,24 +163,10 @@ def _samples(samples: Sequence[SampleImage]) -> str:
 def _sample(sample: SampleImage) -> str:
     figures = []
     for number, (caption, jpeg, count) in enumerate(sample.pictures):
-        kind = ' class="truth"' if number == 0 else ""
         boxes = f"{count} box{'' if count == 1 else 'es'}"
-        alt = f"{sample.name}: {caption}"
-        figures.append(
-            f"<figure{kind}>{_image(jpeg, 'jpeg', alt)}"
-            f"<figcaption><b>{escape(caption)}</b><span>{boxes}</span></figcaption></figure>"
-        )
+        kind = "" if number else "truth"
+        figures.append(html_figure(jpeg, f"{sample.name}: {caption}", caption, boxes, kind))
     return f'<h3>{escape(sample.name)}</h3><div class="sample">{"".join(figures)}</div>'
-
-
-def _image(data: bytes, kind: str, alt: str) -> str:
-    code = base64.b64encode(data).decode("ascii")
-    return f'<img alt="{escape(alt)}" src="data:image/{kind};base64,{code}">'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = (f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
-    return f"<dl>{''.join(rows)}</dl>"
 
 
 def _conditions(group: Group) -> str:
@@ -194,4 +178,4 @@ def _conditions(group: Group) -> str:
     known = measured | {f"trained with {k}" if k in ("data", "imgsz") else k: v for k, v in known.items()}
     known |= {f"hyp {k}": v for k, v in (group.conditions or {}).get("hyp", {}).items()}
     text = {name: "none" if value is None else str(value) for name, value in known.items()}
-    return f"<details><summary>Conditions {group.number} in full</summary>{_facts(text)}</details>"
+    return f"<details><summary>Conditions {group.number} in full</summary>{html_facts(text)}</details>"

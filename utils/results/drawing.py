@@ -24,6 +24,10 @@ PALETTE = [
     *("332288", "DDCC77", "117733", "88CCEE", "882255", "44AA99", "999933", "AA4499", "CC6677"),
 ]
 
+PICTURE_PIXELS = (320, 480)
+"""Longer side of a picture on a page: at least, so that names are legible, and at most."""
+
+_PICTURE_QUALITY = 88
 _MIN_FONT_SCALE = 0.3  # below this cv2's strokes run together
 # Parts of file names, lower case, of fonts with many scripts made for screens; others are tried after them.
 _PREFERRED_FONTS = (
@@ -85,6 +89,24 @@ def draw_detections(
         box = (round(x1), round(y1), round(x2), round(y2))
         draw_box(canvas, box, label, colour(int(class_index)), line_thickness)
     return canvas
+
+
+def drawn_jpeg(
+    image: np.ndarray,
+    det: np.ndarray,
+    names: Mapping[int, str] | Sequence[str],
+    hide_conf: bool = False,
+) -> bytes:
+    """Draw boxes (n, 6) on a BGR image, and return a small JPEG."""
+    side = max(image.shape[:2])
+    scale = float(np.clip(side, *PICTURE_PIXELS)) / side
+    if scale != 1:
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
+    det = np.array(det, dtype=np.float64)
+    det[:, :4] *= scale
+    drawn = draw_detections(image, det, names, line_thickness=2, hide_conf=hide_conf)
+    return cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])[1].tobytes()
 
 
 def class_label(names: Mapping[int, str] | Sequence[str], index: int, end: str = "") -> str:
