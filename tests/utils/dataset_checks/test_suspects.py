@@ -69,6 +69,16 @@ def test_lines_are_those_of_the_file(tmp_path):
     assert (found.kind, found.line) == ("wrong-class", 3)
 
 
+def test_a_split_without_any_label_lacks_them_all(tmp_path):
+    path, right = write_shapes(tmp_path, 3)
+    for file in (tmp_path / "labels/train").iterdir():
+        file.unlink()
+    section = check_suspects(checked(path, 96, colour_network()))
+    found = section.kinds()["missing-label"]
+    assert len(section.findings) == len(found) == sum(map(len, right.values()))
+    assert [finding.score for finding in found] == pytest.approx([0.9] * len(found))
+
+
 def test_without_weights_and_with_unnamed_classes_it_says_why(tmp_path):
     path, _ = write_shapes(tmp_path, 2)
     assert "--weights" in check_suspects(checked(path)).facts["not searched"]
