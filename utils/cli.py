@@ -65,6 +65,7 @@ class _Refusal(argparse.Action):
 
 _T = TypeVar("_T")
 _Chosen = TypeVar("_Chosen", bound="Options")
+_Maker = Callable[[Any], object]  # Any: what a value may be is what it finds out
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class _Given:
     nargs: str | None
     const: object
     metavar: str | None
-    type: Callable[[Any], object] | None  # Any: what a value may be is what it finds out
+    type: _Maker | None
 
 
 def option(
@@ -89,7 +90,7 @@ def option(
     nargs: str | None = None,
     const: object = None,
     metavar: str | None = None,
-    type: Callable[[Any], object] | None = None,
+    type: _Maker | None = None,
 ) -> _T:
     """Declare one option, as a field of a subclass of `Options`.
 
@@ -117,7 +118,7 @@ def _number(value: Any) -> int | float:  # Any: any number, numpy's too
 
 
 # For each type of a field: what values it accepts, what makes one of it, and what it is called.
-_KINDS: dict[type, tuple[Any, Callable[[Any], object], str]] = {
+_KINDS: dict[type, tuple[type | tuple[type, ...], _Maker, str]] = {
     bool: (bool, bool, "True or False"),
     int: (numbers.Integral, int, "a whole number"),
     float: (numbers.Real, _number, "a number"),
@@ -193,6 +194,7 @@ class OptionSpec:
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add this option to a parser, without a default: only typed options are returned."""
         names = (self.flag, *self.given.flags)
+        # Any: argparse gives each of its keywords a type of its own.
         keywords: dict[str, Any] = {"dest": self.name, "default": argparse.SUPPRESS, "help": self._help()}
         if self.kinds == (bool,):
             parser.add_argument(*names, action="store_true", **keywords)

@@ -28,6 +28,9 @@ with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
 
 ROOT = Path(__file__).resolve().parents[1]
 
+YamlMapping = dict[str, Any]  # Any: a user's YAML holds values of any kind until they are checked
+JsonObject = dict[str, Any]  # Any: the same of JSON, and its objects mix numbers, text and lists
+
 _FORMATS = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
 _SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS}
 IMAGE_FORMATS = tuple(sorted(_FORMATS & Image.OPEN.keys()))
@@ -88,7 +91,7 @@ def increment_dir(project: str | Path, name: str, exist_ok: bool = False) -> Pat
             return candidate
 
 
-def atomic_write(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+def atomic_write(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all.
 
     The data go to a temporary file beside it, are flushed to the disk, and the file is renamed.
@@ -152,7 +155,7 @@ def atomic_text(path: str | Path, text: str) -> None:
     atomic_write(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def load_yaml(path: str | Path, *, names_as_text: bool = False) -> dict[str, Any]:
+def load_yaml(path: str | Path, *, names_as_text: bool = False) -> YamlMapping:
     """Read a YAML mapping with the safe loader.
 
     Args:
@@ -238,7 +241,7 @@ def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
     return f"{where}: is not valid YAML ({problem}, near {line.strip()[:60]!r}); mend that line"
 
 
-def save_yaml(path: str | Path, data: dict[str, Any]) -> None:
+def save_yaml(path: str | Path, data: YamlMapping) -> None:
     """Write a mapping as YAML, keys in their own order, whole or not at all."""
     atomic_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 

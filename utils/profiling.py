@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ from utils.errors import UserError, first_line
 LOGGER = logging.getLogger("yolo.profiling")
 
 Size = int | Sequence[int]
+LayerTable = list[dict[str, Any]]  # Any: a row's numbers, texts and arguments, by the names of the columns
+_Shape = tuple[int, ...] | list[tuple[int, ...]] | None  # of a map, or of the head's maps
+_Output = Tensor | Sequence[Tensor] | tuple[Tensor, Sequence[Tensor]]  # of a row; the head adds its raw maps
+_T = TypeVar("_T")
 
 
 class Fusible(Protocol):
@@ -58,14 +62,14 @@ def gflops(model: nn.Module, imgsz: Size = 640) -> float | None:
 
 
 def latency(
-    fn: Callable[[], Any], repeats: int = 30, warmup: int = 5, device: torch.device | None = None
+    fn: Callable[[], object], repeats: int = 30, warmup: int = 5, device: torch.device | None = None
 ) -> dict[str, float]:
     """Time a call: `percentiles` of `repeats` calls after `warmup` unmeasured ones, in ms."""
     return percentiles(call_times(fn, repeats, warmup, device))
 
 
 def call_times(
-    fn: Callable[[], Any], repeats: int, warmup: int = 5, device: torch.device | None = None
+    fn: Callable[[], object], repeats: int, warmup: int = 5, device: torch.device | None = None
 ) -> list[float]:
     """Return the milliseconds of each of `repeats` calls after `warmup` unmeasured ones."""
     device = device or torch.device("cpu")
@@ -93,7 +97,7 @@ def percentiles(times: Sequence[float]) -> dict[str, float]:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any]], repeats: int, rounds: int, device: torch.device | None = None
+    calls: Mapping[str, Callable[[], object]], repeats: int, rounds: int, device: torch.device | None = None
 ) -> dict[str, dict[str, float]]:
     """Return the `percentiles` of several calls, timed in rounds through all of them.
 
@@ -129,7 +133,7 @@ def summary(model: nn.Module, imgsz: Size = 640) -> dict[str, float | None]:
     }
 
 
-def layer_table(model: nn.Module, imgsz: Size = 640, timed: bool = False) -> list[dict[str, Any]]:
+def layer_table(model: nn.Module, imgsz: Size = 640, timed: bool = False) -> LayerTable:
     """Describe each row of a DetectionModel: index, from, n, params, module, args, shape.
 
     `shape` is the output's for one image, without the batch; for the head it is a list of shapes. With
@@ -170,7 +174,7 @@ def _height_width(imgsz: Size) -> tuple[int, int]:
 
 def _weightless_copy(model: nn.Module) -> nn.Module:
     """Copy a model to the meta device, in eval mode: shapes without memory or arithmetic."""
-    memo: dict[int, Any] = {}
+    memo: dict[int, Tensor] = {}
     for p in model.parameters():
         memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     for b in model.buffers():
@@ -178,7 +182,7 @@ def _weightless_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _on_copy(model: nn.Module, work: Callable[[nn.Module], Any]) -> Any:
+def _on_copy(model: nn.Module, work: Callable[[nn.Module], _T]) -> _T:
     """Work on a copy without weights, or on a real one where numbers are needed."""
     try:
         return work(_weightless_copy(model))
@@ -260,10 +264,10 @@ def _place(model: nn.Module, rows: list[nn.Module], index: int) -> str:
     return f"layer {index}, {known[index].name if known else type(rows[index]).__name__},"
 
 
-def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list[Any], list[float]]:
+def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list[_Shape], list[float]]:
     """Return each row's output shape, and its median milliseconds when `repeats` is above 0."""
     image = _image_for(model, imgsz)
-    shapes: list[Any] = [None] * len(_layers(model))
+    shapes: list[_Shape] = [None] * len(_layers(model))
     starts = [0.0] * len(shapes)
     times: list[list[float]] = [[] for _ in shapes]
 
@@ -271,7 +275,7 @@ def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list
         synchronize(image.device)
         starts[index] = time.perf_counter()
 
-    def after(index: int, y: Any) -> None:
+    def after(index: int, y: _Output) -> None:
         synchronize(image.device)
         times[index].append(1e3 * (time.perf_counter() - starts[index]))
         shapes[index] = _shape_of(y)
@@ -293,7 +297,7 @@ def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list
     return shapes, [sorted(t[1:])[len(t[1:]) // 2] if len(t) > 1 else 0.0 for t in times]
 
 
-def _shape_of(y: Any) -> Any:
+def _shape_of(y: _Output) -> _Shape:
     """Return the (C, H, W) of a map, or of the head's raw maps."""
     if isinstance(y, Tensor):
         return tuple(y.shape[1:])
@@ -301,7 +305,7 @@ def _shape_of(y: Any) -> Any:
     return [tuple(raw.shape[1:]) for raw in raws]
 
 
-def table_lines(table: list[dict[str, Any]]) -> list[str]:
+def table_lines(table: LayerTable) -> list[str]:
     """Format the table of layers as lines of text, each column as wide as needed."""
     columns = ["", "from", "n", "params", "module", "arguments", "output"]
     timed = "ms" in table[0]

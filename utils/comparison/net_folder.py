@@ -7,10 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.comparison.table import NetRow
-from utils.files import atomic_text
+from utils.files import JsonObject, atomic_text
 from utils.training.loggers import read_results
 from utils.training.run_folder import RunFolder
 
@@ -85,7 +84,7 @@ class NetFolder:
         return len(read_results(self.run.results))
 
 
-def read_json(path: Path) -> dict[str, Any]:  # Any: JSON values
+def read_json(path: Path) -> JsonObject:
     """Return a state file's content; empty if it is missing or damaged."""
     with contextlib.suppress(FileNotFoundError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))

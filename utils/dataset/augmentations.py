@@ -376,7 +376,7 @@ def albumentations_stage(image: np.ndarray, rng: np.random.Generator) -> np.ndar
 
 
 @functools.cache
-def _albumentations() -> list[Any]:  # the package is optional, so its types are not known
+def _albumentations() -> list[Any]:  # Any: the package is optional, so its types are not known
     """Return the four transforms of the albumentations package.
 
     None without the package, or where its version takes no seed.

@@ -254,7 +254,7 @@ class ImageSet:
             raise IndexError(f"image {index} of {len(self)}")
         return row
 
-    def __getstate__(self) -> dict[str, Any]:  # tensors, and the report
+    def __getstate__(self) -> dict[str, object]:
         # torch pickles a tensor as a handle to shared memory, where numpy would send a copy. The tensors are
         # kept, so that the second worker gets the same memory as the first.
         if not self._shared:
@@ -264,6 +264,7 @@ class ImageSet:
             }
         return {"arrays": self._shared, "report": self.report}
 
+    # Any: what `__getstate__` returned: tensors by name, and the report.
     def __setstate__(self, state: dict[str, Any]) -> None:
         for key, tensor in state["arrays"].items():
             setattr(self, key, tensor.numpy())

@@ -70,7 +70,7 @@ class _Batches(Dataset[_Made]):
             return _Made(refusal=str(error))
 
 
-def _as_is(made: Any) -> Any:  # torch types a collate function as one of lists
+def _as_is(made: object) -> object:
     return made
 
 
@@ -152,7 +152,7 @@ class Loader:
 
     def _start(self) -> DataLoader[_Made]:
         """Make torch's loader, which starts the workers."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {}  # Any: torch gives each of these keywords a type of its own
         if self.workers:
             options = {
                 "worker_init_fn": _start_worker,

@@ -15,12 +15,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import atomic_text
+from utils.files import JsonObject, atomic_text
 
 # COCO's 80 detection classes carry ids up to 90: these ten were never released.
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -80,7 +79,7 @@ def prediction_rows(
     detections: np.ndarray,
     categories: tuple[int, ...] | None = None,
     rounded: bool = True,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Return detections (n, 6) in native pixels as COCO result rows.
 
     Boxes become top-left x, y, width, height (3 decimals), scores have 5 decimals; `rounded=False` keeps all
@@ -100,7 +99,7 @@ def prediction_rows(
     return rows
 
 
-def save_predictions(path: str | Path, rows: list[dict[str, Any]]) -> None:
+def save_predictions(path: str | Path, rows: list[JsonObject]) -> None:
     """Write COCO result rows as JSON, whole or not at all."""
     atomic_text(path, json.dumps(rows))
 
@@ -109,12 +108,12 @@ class CocoEvaluator:
     """Collect images, labels and detections, and evaluate them as COCO does."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        self._truth: dict[str, list[dict[str, Any]]] = {  # JSON objects
+        self._truth: dict[str, list[JsonObject]] = {
             "images": [],
             "annotations": [],
             "categories": [{"id": c, "name": name} for c, name in names.items()],
         }
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[JsonObject] = []
 
     def add(self, shape: tuple[int, int], labels: np.ndarray, detections: np.ndarray, path: str = "") -> None:
         """Add one image (h, w): labels (m, 5) class, xyxy and detections (n, 6)."""
@@ -161,7 +160,7 @@ def installed_evaluator() -> tuple[str, ...]:
 
 
 def coco_evaluate(
-    truth: dict[str, Any], rows: list[dict[str, Any]], image_ids: list[int] | None = None
+    truth: JsonObject, rows: list[JsonObject], image_ids: list[int] | None = None
 ) -> CocoResult:
     """Evaluate result rows against a ground truth in COCO's format.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from utils.boxes import box_iou
 from utils.device import versions
-from utils.files import atomic_text
+from utils.files import JsonObject, atomic_text
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)  # the ten of mAP50-95; the first is mAP50's
 CONFIDENCES = np.linspace(0, 1, 1000)  # where the P, R and F1 curves are sampled
@@ -106,7 +105,7 @@ class Metrics:
     recall: float = 0.0
     map50: float = 0.0
     map: float = 0.0
-    per_class: list[dict[str, Any]] = field(default_factory=list)
+    per_class: list[JsonObject] = field(default_factory=list)
     confidence: float = 0.0  # the confidence that precision and recall are read at
     curves: Curves | None = None
 
@@ -117,7 +116,7 @@ class Metrics:
             maps[row["class"]] = row["map"]
         return maps
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return plain values for metrics.json."""
         return {
             "precision": self.precision,

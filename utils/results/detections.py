@@ -187,6 +187,7 @@ class Detections:
         """Write `json()` to a file."""
         atomic_text(path, self.json())
 
+    # Any: the five values of a crop have four types.
     def crop(
         self, save: bool = True, save_dir: str | Path = _SAVE_DIR, exist_ok: bool = False
     ) -> list[dict[str, Any]]:
@@ -198,7 +199,7 @@ class Detections:
         """
         folder = _folder(save_dir, exist_ok) if save else None
         folders, paths = folder_names(self.names), FreePaths()
-        crops: list[dict[str, Any]] = []  # Any: the values of one crop have five types
+        crops: list[dict[str, Any]] = []  # Any: see above
         for image, det, stem in zip(self._clean, self.pred, self._stems()):
             for row in det.detach().float().cpu().numpy():
                 part = crop_box(image, row[:4])

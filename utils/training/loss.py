@@ -18,6 +18,8 @@ from torch.autograd.function import once_differentiable
 from utils.boxes import complete_iou
 from utils.training.anchors import AnchoredLayer
 
+_Context = Any  # Any: torch lets a function add attributes of any kind to its context
+
 # Half a cell from the centre towards: the own cell, left, up, right, down.
 CELL_OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
 BALANCE = {3: (4.0, 1.0, 0.4)}
@@ -243,8 +245,7 @@ class _PickCells(torch.autograd.Function):
     """
 
     @staticmethod
-    # Any: torch adds what it likes to a function's context.
-    def forward(ctx: Any, matches: Matches, *raws: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _Context, matches: Matches, *raws: Tensor) -> tuple[Tensor, Tensor]:
         ctx.matches = matches
         ctx.layouts = [(raw.shape, raw.dtype, _is_channels_last(raw)) for raw in raws]
         logits = torch.cat([raw[..., 4].reshape(-1) for raw in raws])
@@ -253,7 +254,7 @@ class _PickCells(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logits: Tensor, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad_logits: Tensor, grad_rows: Tensor) -> tuple[Tensor | None, ...]:
         grads: list[Tensor | None] = [None]
         cells = [shape[:-1].numel() for shape, _, _ in ctx.layouts]
         parts = zip(

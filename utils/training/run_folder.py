@@ -16,7 +16,7 @@ from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
 from utils.device import world_size
 from utils.errors import UserError
-from utils.files import ROOT, increment_dir, load_yaml, save_yaml
+from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
 from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
 from utils.training.options import TrainOptions
@@ -90,7 +90,7 @@ class RunFolder:
         """Return the options as they were run, with the hyperparameters fitted to the data set."""
         return self.path / "opt.yaml"
 
-    def read_options(self) -> dict[str, Any]:  # Any: YAML values
+    def read_options(self) -> YamlMapping:
         """Return the options of the run; empty if opt.yaml is missing."""
         return load_yaml(self.options) if self.options.is_file() else {}
 

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,6 +30,7 @@ from utils.dataset.convert.annotated import (
 )
 from utils.downloads import leaves_folder
 from utils.errors import UserError
+from utils.files import JsonObject
 
 _CROWDS = "marked as crowds"
 _MOST_DISTANCES = 1 << 22  # between points of two parts; larger outlines are written as boxes
@@ -146,8 +146,8 @@ class _CocoFile:
     def __init__(self, path: Path, options: ConvertOptions) -> None:
         self.path, self.options = path, options
         data = _load(path)
-        self._objects: dict[str, list[dict[str, Any]]] = defaultdict(list)  # values of a JSON
-        self._images: dict[str, dict[str, Any]] = {}
+        self._objects: dict[str, list[JsonObject]] = defaultdict(list)
+        self._images: dict[str, JsonObject] = {}
         self._notes: list[str] = []
         self._bounds = 0  # boxes that are bounds of polygons
         try:
@@ -174,7 +174,7 @@ class _CocoFile:
         self.names = [names[key] for key in ordered]
         self._numbers = {key: i for i, key in enumerate(ordered)}
 
-    def _placeholder(self, categories: dict[str, dict[str, Any]]) -> str:
+    def _placeholder(self, categories: dict[str, JsonObject]) -> str:
         """Return the id of an unused class that is every other's supercategory, or ''."""
         used = {_key(item.get("category_id")) for items in self._objects.values() for item in items}
         for key, category in categories.items():
@@ -214,7 +214,7 @@ class _CocoFile:
             report.remedy = report.remedy or "keep the boxes of crowds with --keep-crowds"
             report.messages.append(f"{self.path}: {crowds} crowds left out; --keep-crowds keeps them")
 
-    def _add_objects(self, found: Annotated, items: list[dict[str, Any]], report: ConvertReport) -> None:
+    def _add_objects(self, found: Annotated, items: list[JsonObject], report: ConvertReport) -> None:
         """Add the boxes and outlines of an image's annotations."""
         for item in items:
             if _is_true(item.get("iscrowd")) and not self.options.keep_crowds:
@@ -245,7 +245,7 @@ class _CocoFile:
                 f"{self.path}: annotations of {len(unknown)} unknown images, as {unknown[0]}; ignored"
             )
 
-    def _number(self, item: dict[str, Any]) -> int:
+    def _number(self, item: JsonObject) -> int:
         """Return the class number of an annotation."""
         key = _key(item.get("category_id"))
         if key not in self._numbers:
@@ -255,7 +255,7 @@ class _CocoFile:
             )
         return self._numbers[key]
 
-    def _is_box(self, item: dict[str, Any], box: tuple[float, ...] | None, report: ConvertReport) -> bool:
+    def _is_box(self, item: JsonObject, box: tuple[float, ...] | None, report: ConvertReport) -> bool:
         """Return whether a box has four numbers and an area; report one that has not."""
         shown = f"{self.path}: annotation {_shown(item.get('id'))} has the bbox {_shown(item.get('bbox'))}"
         if box is None and not _numbers(item.get("bbox")):
@@ -268,7 +268,7 @@ class _CocoFile:
         return False
 
 
-def _load(annotations: Path) -> dict[str, Any]:  # values of a JSON
+def _load(annotations: Path) -> JsonObject:
     """Read a JSON file that holds an object."""
     try:
         data = json.loads(annotations.read_bytes())
@@ -308,7 +308,7 @@ def _is_true(value: object) -> bool:
     return bool(value) and str(value).strip().lower() not in ("0", "0.0", "false", "no", "none")
 
 
-def _size(image: dict[str, Any]) -> tuple[int, int]:
+def _size(image: JsonObject) -> tuple[int, int]:
     """Return the width and height that the annotation states, (0, 0) without."""
     width, height = to_number(image.get("width")), to_number(image.get("height"))
     return (int(width), int(height)) if width > 0 and height > 0 else (0, 0)

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ from utils.dataset.labels import image_size
 from utils.dataset.verification import log_findings
 from utils.downloads import leaves_folder
 from utils.errors import UserError
-from utils.files import load_yaml, save_yaml
+from utils.files import YamlMapping, load_yaml, save_yaml
 from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.convert")
@@ -77,7 +76,7 @@ def write_dataset(
     return reports
 
 
-def _read_yaml(path: Path, names: list[str]) -> dict[str, Any]:  # values of a YAML
+def _read_yaml(path: Path, names: list[str]) -> YamlMapping:
     """Return the dataset YAML of an earlier conversion, or the start of a new one."""
     if not path.exists():
         return {"path": "."}
