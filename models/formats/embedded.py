@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.formats.base import Backend, OpenOptions
 from models.formats.exporter import Decoded, Job
-from models.formats.metadata import parse_metadata
+from models.formats.metadata import RawMetadata, parse_metadata
 from models.schema import PROJECT
 from utils.errors import UserError
 
@@ -55,7 +55,7 @@ def plain_network(job: Job) -> tuple[nn.Module, Tensor]:
     return Decoded(model), job.example.contiguous()
 
 
-def file_metadata(job: Job, content: bytes | None = None) -> dict[str, Any]:
+def file_metadata(job: Job, content: bytes | None = None) -> dict[str, object]:
     """Return a job's metadata as plain values.
 
     Args:
@@ -65,7 +65,7 @@ def file_metadata(job: Job, content: bytes | None = None) -> dict[str, Any]:
     return job.metadata.values() | digest
 
 
-def check_digest(path: Path, raw: Mapping[str, Any], content: bytes) -> None:
+def check_digest(path: Path, raw: RawMetadata, content: bytes) -> None:
     """Refuse a file whose content is not what was written.
 
     The runtimes are native code that trusts its file.
@@ -88,9 +88,7 @@ class EmbeddedBackend(Backend):
 
     title: ClassVar[str]
 
-    def __init__(
-        self, path: Path, device: torch.device, options: OpenOptions, raw: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, path: Path, device: torch.device, options: OpenOptions, raw: RawMetadata) -> None:
         if device.type != "cpu":
             raise UserError(f"{path}: {self.title} files run on the CPU here; use --device cpu")
         metadata = parse_metadata(path, raw, options.names)

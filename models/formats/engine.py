@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from torch import Tensor
 from models.formats.base import Backend, OpenOptions, check_precision, register_format
 from models.formats.embedded import check_digest, file_metadata
 from models.formats.exporter import Exporter, Job, register_exporter, require
-from models.formats.metadata import carried, decode, parse_metadata
+from models.formats.metadata import RawMetadata, carried, decode, parse_metadata
 from models.formats.onnx import write_onnx
 from utils.errors import UserError
 
@@ -73,7 +72,7 @@ def profile_shapes(job: Job) -> tuple[tuple[int, ...], ...]:
     return (1, channels, stride, stride), (batch, channels, height, width), (batch, channels, most, most)
 
 
-def read_engine(path: Path) -> tuple[dict[str, Any], bytes]:
+def read_engine(path: Path) -> tuple[RawMetadata, bytes]:
     """Return what the file says about itself, and TensorRT's plan.
 
     Raises:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, file_metadata, plain_network
-from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
-from models.formats.metadata import carried, decode
+from models.formats.exporter import Exporter, Job, Untyped, quiet, register_exporter, require
+from models.formats.metadata import RawMetadata, carried, decode
 
 FORWARD, _METADATA = "forward", "metadata"
 _OPEN: weakref.WeakSet[EmbeddedBackend] = weakref.WeakSet()  # programs that hold on to the pool of threads
@@ -74,7 +73,7 @@ class ExecutorchBackend(EmbeddedBackend):
         return output.clone()  # the program's own memory, which the next run overwrites
 
 
-def _read_metadata(path: Path, program: Any) -> dict[str, Any]:
+def _read_metadata(path: Path, program: Untyped) -> RawMetadata:
     """Return what the program's method `metadata` gives."""
     raw = None
     if _METADATA in program.method_names and FORWARD in program.method_names:

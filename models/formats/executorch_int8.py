@@ -44,6 +44,7 @@ class RangeObserver(MinMaxObserver):
     `activation_range` makes one range of them.
     """
 
+    # Any: the options of the class above, which torchao leaves untyped.
     def __init__(self, bounds: tuple[float, float] = (-math.inf, math.inf), **options: Any) -> None:
         super().__init__(**options)
         self.bounds = bounds

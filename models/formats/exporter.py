@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.images import load_image
 from utils.letterbox import letterbox_tensor
+
+Untyped = Any  # Any: an object of an optional package; most have no types, and any may be absent
 
 _Node = TypeVar("_Node")
 _Key = TypeVar("_Key", bound=Hashable)
@@ -200,7 +203,7 @@ def quiet(verbose: bool = False) -> Iterator[None]:
         yield
 
 
-def require(package: str, wanted_by: str, install: str | None = None) -> Any:  # a module without types
+def require(package: str, wanted_by: str, install: str | None = None) -> ModuleType:
     """Return an optional package, imported.
 
     Raises:

@@ -24,6 +24,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 NORMALISATION = "RGB in 0..1; the network subtracts its own mean and divides by its own std"
 
 Names = Mapping[int, str] | Sequence[str]
+_Value = Any  # Any: an entry's text, or what JSON, YAML or a Python literal makes of it
+RawMetadata = Mapping[str, _Value]
 
 
 @dataclass
@@ -54,9 +56,9 @@ class Metadata:
     precision: str = "fp32"
     nms: Suppression | None = None
 
-    def values(self) -> dict[str, Any]:
+    def values(self) -> dict[str, object]:
         """Return what an exported file carries, as values that JSON and YAML keep."""
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "author": PROJECT,
             "task": TASK,
             "schema": SCHEMA_DECODED if self.nms is None else SCHEMA,
@@ -88,7 +90,7 @@ class Metadata:
         return {**texts, "names": repr(values["names"])}
 
 
-def carried(path: Path, raw: Any) -> dict[str, Any]:
+def carried(path: Path, raw: object) -> RawMetadata:
     """Return what was read as a file's metadata; refuse what is none."""
     if not isinstance(raw, dict):
         raise UserError(
@@ -98,7 +100,7 @@ def carried(path: Path, raw: Any) -> dict[str, Any]:
     return raw
 
 
-def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> Metadata:
+def parse_metadata(path: Path, raw: RawMetadata, names: Names | None) -> Metadata:
     """Read the metadata of an exported file, ours or official YOLOv5's.
 
     Args:
@@ -155,14 +157,14 @@ def parse_metadata(path: Path, raw: Mapping[str, Any], names: Names | None) -> M
         raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None
 
 
-def _whole(what: str, value: Any, limit: int = SIDE_LIMIT) -> int:
+def _whole(what: str, value: _Value, limit: int = SIDE_LIMIT) -> int:
     """Return a whole number above 0; refuse what no network can have."""
     if not 1 <= float(value) <= limit or float(value) != int(value):
         raise ValueError(f"{what} {value!r}")
     return int(value)
 
 
-def _precision(values: Mapping[str, Any]) -> str:
+def _precision(values: RawMetadata) -> str:
     """Return the precision of the weights.
 
     A file that does not say is float32, or float16 when it takes float16 images.
@@ -182,7 +184,7 @@ def index_names(names: Names) -> dict[int, str]:
     return {int(i): str(name) for i, name in sorted(pairs, key=lambda pair: int(pair[0]))}
 
 
-def decode(value: Any) -> Any:
+def decode(value: _Value) -> _Value:
     """Return a text value read as JSON or as a Python literal.
 
     Text that is neither stays text.

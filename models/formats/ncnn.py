@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from models.formats.base import OpenOptions, register_format
 from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
-from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
+from models.formats.exporter import Exporter, Job, Untyped, quiet, register_exporter, require
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
@@ -106,7 +105,7 @@ class NcnnBackend(EmbeddedBackend):
         if loaded or len(inputs) != 1 or len(outputs) != 1:
             raise UserError(f"{path}: is not an ncnn model of ours or is damaged; export it again")
         self.ends: tuple[str, str] = (inputs[0], outputs[0])
-        self.mat: Callable[[np.ndarray], Any] = ncnn.Mat
+        self.mat: Callable[[np.ndarray], Untyped] = ncnn.Mat
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         outputs = [self._run_one(np.ascontiguousarray(image)) for image in images.numpy()]
@@ -122,7 +121,7 @@ class NcnnBackend(EmbeddedBackend):
         return np.array(output)
 
 
-def _set_options(options: Any, *, exact: bool) -> None:
+def _set_options(options: Untyped, *, exact: bool) -> None:
     """Set PyTorch's number of threads, the CPU, and float32 where `exact`."""
     options.num_threads = torch.get_num_threads()
     options.use_vulkan_compute = False

@@ -25,6 +25,10 @@ from utils.nms import MAX_CANDIDATES, NmsOptions
 INPUTS = {"conf_thres": torch.float32, "iou_thres": torch.float32, "max_det": torch.int64}
 OUTPUTS = ("output0", "counts")
 
+_Context = Any  # Any: torch leaves the exporter's graph and a function's context untyped
+_Value = Any  # Any: the same of a value in that graph
+_Function = Callable[..., Any]  # Any: functions of several signatures are scripted
+
 
 def figure_tensors(nms: Suppression, wanted: NmsOptions | None = None) -> dict[str, Tensor]:
     """Return the graph's inputs after the images, in order.
@@ -168,7 +172,7 @@ def _candidates(decoded: Tensor, conf_thres: Tensor, ordered: bool) -> tuple[Ten
 
 
 @functools.cache
-def _scripted(function: Callable[..., Any]) -> Callable[..., Any]:
+def _scripted(function: _Function) -> _Function:
     """Script a function, which keeps loops and sizes that tracing loses.
 
     torch calls scripting old, but a TorchScript file can hold nothing newer.
@@ -260,12 +264,12 @@ class _TopK(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: _Context, scores: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         values, order = scores.sort(dim=1, descending=True, stable=True)
         return values[:, : int(count)], order[:, : int(count)]
 
     @staticmethod
-    def symbolic(g: Any, scores: Any, count: Any) -> Any:
+    def symbolic(g: _Context, scores: _Value, count: _Value) -> _Value:
         count = g.op("Reshape", count, g.op("Constant", value_t=torch.tensor([1])))
         return g.op("TopK", scores, count, axis_i=1, largest_i=1, sorted_i=1, outputs=2)
 
@@ -279,13 +283,15 @@ class _Nms(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, boxes: Tensor, ranks: Tensor, iou_thres: Tensor, like: Tensor, max_det: int
+        ctx: _Context, boxes: Tensor, ranks: Tensor, iou_thres: Tensor, like: Tensor, max_det: int
     ) -> Tensor:
         return like.clone()  # only traced, never asked: what comes of the example's figures is thrown away
 
     @staticmethod
-    def symbolic(g: Any, boxes: Any, ranks: Any, iou_thres: Any, like: Any, max_det: int) -> Any:
-        def constant(*values: float, dtype: torch.dtype = torch.int64) -> Any:
+    def symbolic(
+        g: _Context, boxes: _Value, ranks: _Value, iou_thres: _Value, like: _Value, max_det: int
+    ) -> _Value:
+        def constant(*values: float, dtype: torch.dtype = torch.int64) -> _Value:
             return g.op("Constant", value_t=torch.tensor(values, dtype=dtype))
 
         iou_thres = g.op("Reshape", iou_thres, constant(1))

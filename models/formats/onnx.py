@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.formats.base import Backend, OpenOptions, check_precision, damaged, register_format
-from models.formats.exporter import Decoded, Exporter, Job, quiet, register_exporter, require
+from models.formats.exporter import Decoded, Exporter, Job, Untyped, quiet, register_exporter, require
 from models.formats.metadata import Metadata, parse_metadata
 from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms
@@ -70,7 +70,7 @@ def add_onnx_nms(job: Job, network: Path, path: Path) -> None:
     _save(with_nms(onnx.load(str(network)), job), job, path)
 
 
-def _save(graph: Any, job: Job, path: Path) -> None:
+def _save(graph: Untyped, job: Job, path: Path) -> None:
     """Write a graph together with the job's metadata."""
     onnx = require("onnx", "--include onnx")
     onnx.helper.set_model_props(graph, job.metadata.entries())
@@ -127,7 +127,7 @@ def onnx_obstacle(device: torch.device) -> str:
     )
 
 
-def _open_session(runtime: Any, path: Path, device: torch.device) -> Any:
+def _open_session(runtime: ModuleType, path: Path, device: torch.device) -> Untyped:
     """Open an ONNX Runtime session with PyTorch's device and number of threads."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -180,7 +180,7 @@ class OpenCvBackend(Backend):
         return torch.from_numpy(np.array(self.network.forward()))
 
 
-def _read_metadata(session: Any, path: Path, options: OpenOptions) -> Metadata:
+def _read_metadata(session: Untyped, path: Path, options: OpenOptions) -> Metadata:
     """Read the file's metadata; shapes and types come from the graph itself."""
     metadata = parse_metadata(path, session.get_modelmeta().custom_metadata_map, options.names)
     first = session.get_inputs()[0]

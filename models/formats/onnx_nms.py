@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from models.formats.exporter import Job, quiet, require
+from models.formats.exporter import Job, Untyped, quiet, require
 from models.formats.nms_graph import INPUTS, OUTPUTS, Suppressed, figure_tensors
 
 PREFIX = "nms/"  # before the name of everything inside, which might be in the network too
@@ -43,7 +42,7 @@ def nms_graph(job: Job, *, openvino: bool = False) -> bytes:
         return file.read_bytes()
 
 
-def with_nms(graph: Any, job: Job) -> Any:
+def with_nms(graph: Untyped, job: Job) -> Untyped:
     """Return an ONNX network followed by the job's NMS, as one graph.
 
     The network has the output `output0` (N, boxes, 5 + nc).
@@ -66,7 +65,7 @@ def with_nms(graph: Any, job: Job) -> Any:
     return graph
 
 
-def _rename(graph: Any, name: str, new: str) -> None:
+def _rename(graph: Untyped, name: str, new: str) -> None:
     """Rename a tensor wherever it is made or used."""
     for node in graph.node:
         for names in (node.input, node.output):
@@ -76,7 +75,7 @@ def _rename(graph: Any, name: str, new: str) -> None:
             value.name = new
 
 
-def with_nms_in_openvino(network: Any, job: Job) -> Any:
+def with_nms_in_openvino(network: Untyped, job: Job) -> Untyped:
     """Return an openvino.Model followed by the job's NMS, as one model.
 
     The network has one output (N, boxes, 5 + nc).

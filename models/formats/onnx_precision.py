@@ -5,18 +5,18 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from models.formats.exporter import Job, back_to, quiet, require
+from models.formats.exporter import Job, Untyped, back_to, quiet, require
 from utils.errors import UserError
 
 _WEIGHTY = frozenset({"Conv", "Gemm", "MatMul"})
 PER_CHANNEL = 13  # the first operator set in which every channel may have a scale of its own
 
 
-def reduce_onnx_precision(graph: Any, job: Job) -> Any:
+def reduce_onnx_precision(graph: Untyped, job: Job) -> Untyped:
     """Return the graph in the precision asked for; unchanged when that is float32."""
     if job.metadata.precision == "fp16":
         return _onnx_to_float16(graph)
@@ -25,7 +25,7 @@ def reduce_onnx_precision(graph: Any, job: Job) -> Any:
     return graph
 
 
-def _onnx_to_float16(graph: Any) -> Any:
+def _onnx_to_float16(graph: Untyped) -> Untyped:
     """Convert weights and arithmetic to float16.
 
     Images and results stay float32, so that any runtime can feed the file.
@@ -43,7 +43,7 @@ def _onnx_to_float16(graph: Any) -> Any:
     return half
 
 
-def _onnx_to_int8(graph: Any, job: Job) -> Any:
+def _onnx_to_int8(graph: Untyped, job: Job) -> Untyped:
     """Quantise by ONNX Runtime: convolutions with their ReLU, weights per channel.
 
     QuantizeLinear/DequantizeLinear pairs enclose what runs in int8 (QDQ). Other activations, sums
@@ -88,14 +88,14 @@ class _Reader:
     """Give ONNX Runtime the calibration images batch by batch, then None."""
 
     def __init__(self, job: Job) -> None:
-        self._batches: Iterator[Any] = job.calibration_batches()
+        self._batches: Iterator[Tensor] = job.calibration_batches()
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._batches, None)
         return None if batch is None else {"images": batch.numpy()}
 
 
-def _name_nodes(graph: Any) -> None:
+def _name_nodes(graph: Untyped) -> None:
     """Name the nodes that have no name: names say what stays float32."""
     taken = {node.name for node in graph.graph.node}
     for number, node in enumerate(graph.graph.node):
@@ -104,7 +104,7 @@ def _name_nodes(graph: Any) -> None:
             node.name = name if name not in taken else f"{name}_unnamed"
 
 
-def _keep_float32(graph: Any) -> None:
+def _keep_float32(graph: Untyped) -> None:
     """Join what stays float32.
 
     The converter casts every single result of it to float16 and back.
@@ -130,7 +130,7 @@ def _keep_float32(graph: Any) -> None:
             graph.graph.node.remove(node)
 
 
-def _store_constants(graph: Any) -> None:
+def _store_constants(graph: Untyped) -> None:
     """Turn Constant nodes into stored tensors."""
     constants = [node for node in graph.graph.node if node.op_type == "Constant"]
     for node in constants:
@@ -142,14 +142,14 @@ def _store_constants(graph: Any) -> None:
             graph.graph.node.remove(node)
 
 
-def onnx_head(graph: Any) -> list[str]:
+def onnx_head(graph: Untyped) -> list[str]:
     """Return the names of the head's nodes.
 
     The head runs from its 1x1 convolutions, these included, to the outputs.
     """
     makers = {name: node for node in graph.graph.node for name in node.output}
 
-    def made(names: Iterable[str]) -> list[Any]:
+    def made(names: Iterable[str]) -> list[Untyped]:
         return [makers[name] for name in names if name in makers]
 
     found = back_to(

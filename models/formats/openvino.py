@@ -8,13 +8,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from models.formats.base import Backend, OpenOptions, damaged, register_format
-from models.formats.exporter import Decoded, Exporter, Job, back_to, quiet, register_exporter, require
+from models.formats.exporter import (
+    Decoded,
+    Exporter,
+    Job,
+    Untyped,
+    back_to,
+    quiet,
+    register_exporter,
+    require,
+)
 from models.formats.metadata import parse_metadata
 from models.formats.nms_graph import INPUTS
 from models.formats.onnx_nms import with_nms_in_openvino
@@ -50,7 +59,7 @@ def add_openvino_nms(job: Job, folder: Path, path: Path) -> None:
     _save(with_nms_in_openvino(network, job), job, path, compress=False)  # what may be float16 is by now
 
 
-def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
+def _save(network: Untyped, job: Job, path: Path, *, compress: bool) -> None:
     """Write a network and its metadata; `compress` stores the weights in float16."""
     openvino = require("openvino", "--include openvino")
     path.mkdir(parents=True)
@@ -60,7 +69,7 @@ def _save(network: Any, job: Job, path: Path, *, compress: bool) -> None:
         save_yaml(path / name, job.metadata.values())
 
 
-def quantise_openvino(network: Any, job: Job) -> Any:
+def quantise_openvino(network: Untyped, job: Job) -> Untyped:
     """Quantise with NNCF: weights per channel; the head stays float32."""
     nncf = require("nncf", "--include openvino --int8")
     logging.getLogger("nncf").setLevel(logging.INFO if job.verbose else logging.ERROR)
@@ -77,7 +86,7 @@ def quantise_openvino(network: Any, job: Job) -> Any:
     )
 
 
-def openvino_head(network: Any) -> list[str]:
+def openvino_head(network: Untyped) -> list[str]:
     """Return the names of the head's operations.
 
     The head runs from its 1x1 convolutions, these included, to the outputs.
@@ -138,7 +147,7 @@ class OpenVinoBackend(Backend):
         return [torch.from_numpy(results[number].copy()) for number in range(len(results))]
 
 
-def _compile(openvino: Any, network: Any) -> Any:
+def _compile(openvino: ModuleType, network: Untyped) -> Untyped:
     """Compile for one image after another, with PyTorch's number of threads."""
     # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box,
     # where these files promise to be equal to PyTorch. In int8 files it is the head that stays float32, and

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from models.formats.base import OpenOptions, damaged, register_format
 from models.formats.embedded import EmbeddedBackend, check_digest, file_metadata, plain_network
-from models.formats.exporter import Exporter, Job, quiet, register_exporter, require
-from models.formats.metadata import carried, decode
+from models.formats.exporter import Exporter, Job, Untyped, quiet, register_exporter, require
+from models.formats.metadata import RawMetadata, carried, decode
 from models.formats.tflite_precision import reduce_tflite_precision
 from utils.errors import UserError
 
@@ -58,7 +57,7 @@ def write_tflite(job: Job, path: Path) -> None:
         archive.writestr(META, repr(file_metadata(job, content)))
 
 
-def read_tflite(path: Path) -> tuple[bytes, dict[str, Any]]:
+def read_tflite(path: Path) -> tuple[bytes, RawMetadata]:
     """Return the network alone and its metadata.
 
     They are a Python literal, in older files of ours JSON.
@@ -118,7 +117,7 @@ class TfliteBackend(EmbeddedBackend):
         return torch.cat((output[..., :4] * self.size, output[..., 4:]), -1)
 
 
-def _to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+def _to_stored(values: np.ndarray, tensor: dict[str, Untyped]) -> np.ndarray:
     """Convert floats to what the tensor stores."""
     if not np.issubdtype(tensor["dtype"], np.integer):
         return values.astype(tensor["dtype"], copy=False)
@@ -127,7 +126,7 @@ def _to_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     return np.clip(np.round(values / scale + zero), limits.min, limits.max).astype(tensor["dtype"])
 
 
-def _from_stored(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+def _from_stored(values: np.ndarray, tensor: dict[str, Untyped]) -> np.ndarray:
     """Convert what a tensor stores to float32."""
     if not np.issubdtype(values.dtype, np.integer):
         return values.astype(np.float32, copy=False)

@@ -9,8 +9,8 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def read_network(content: bytes) -> Network:
     made = {*graph.inputs, *(tensor for operator in graph.operators for tensor in operator.outputs)}
     names = {index: graph.tensors[index].name.decode() for index in made}
 
-    def named(indices: Any) -> tuple[str, ...]:
+    def named(indices: Iterable[int]) -> tuple[str, ...]:
         return tuple(names[index] for index in indices if index in made)
 
     operations = [

@@ -9,14 +9,13 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.formats.base import Backend, OpenOptions, check_precision, damaged, register_format
 from models.formats.exporter import Decoded, Exporter, Job, in_half, quiet, register_exporter
-from models.formats.metadata import decode, parse_metadata
+from models.formats.metadata import RawMetadata, decode, parse_metadata
 from models.formats.nms_graph import Suppressed, figure_tensors
 from utils.errors import UserError
 
@@ -79,7 +78,7 @@ class TorchScriptBackend(Backend):
         return self.network(images, *(figure.to(self.device) for figure in figures.values()))
 
 
-def _json_object(text: str | bytes) -> dict[str, Any]:
+def _json_object(text: str | bytes) -> RawMetadata:
     """Return the object in a JSON text, empty when it is not one."""
     value = decode(text.decode("utf-8", "replace") if isinstance(text, bytes) else text)
     return value if isinstance(value, dict) else {}
