@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -107,7 +106,7 @@ class HubModel(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, ims: Any, size: int | tuple[int, int] | None = None, augment: bool = False
+        self, ims: object, size: int | tuple[int, int] | None = None, augment: bool = False
     ) -> Detections | Tensor:
         """Detect objects, or give a tensor's decoded output.
 
@@ -174,7 +173,7 @@ class HubModel(nn.Module):
             )
         return fixed
 
-    def _detect(self, items: list[Any], size: int | tuple[int, int] | None, augment: bool) -> Detections:
+    def _detect(self, items: list[object], size: int | tuple[int, int] | None, augment: bool) -> Detections:
         if not items:
             raise UserError("no image given; pass a path, an array, or a list of them")
         ch = self.backend.ch
@@ -196,7 +195,7 @@ class HubModel(nn.Module):
         return Detections(images, pred, files, self.names, list(detector.speed.values()), seen)
 
 
-def read_any(item: Any, number: int) -> tuple[np.ndarray, str]:
+def read_any(item: object, number: int) -> tuple[np.ndarray, str]:
     """Return an image in any form as RGB uint8 (h, w, 3), with its name.
 
     Args:

@@ -97,12 +97,10 @@ class BlockSpec:
         """Return the constructor's parameters without `self`."""
         return inspect.signature(self.cls)
 
+    # Any: an annotation is a class, a union or a generic alias, which share no type.
     @property
     def hints(self) -> dict[str, Any]:
-        """Return the types of the constructor's parameters; none if its annotations cannot be read.
-
-        Any, because an annotation can be a class, a union or a generic alias, which share no type.
-        """
+        """Return the types of the constructor's parameters; none if its annotations cannot be read."""
         try:
             return typing.get_type_hints(self.cls.__init__)
         except (NameError, TypeError, AttributeError):

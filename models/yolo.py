@@ -31,7 +31,7 @@ from models.plugins import load_plugins
 from utils.cli import Options, from_keywords, guard, option, parse
 from utils.device import describe, select_device
 from utils.errors import UserError
-from utils.files import find_file, load_yaml
+from utils.files import YamlMapping, find_file, load_yaml
 from utils.image_size import fit_size
 from utils.letterbox import to_luma
 from utils.profiling import latency, layer_table, summary, table_lines
@@ -45,9 +45,7 @@ _TTA_FLIPS = (False, True, False)
 _TTA_PAD = 0.447  # grey of the padding, about the mean of ImageNet
 
 
-def parse_model(
-    cfg: dict[str, Any], ch: int = 3, source: str = "model YAML"
-) -> tuple[nn.Sequential, list[Row]]:
+def parse_model(cfg: YamlMapping, ch: int = 3, source: str = "model YAML") -> tuple[nn.Sequential, list[Row]]:
     """Check a model's YAML row by row, then build its layers on torch's default device.
 
     Args:
@@ -95,7 +93,7 @@ class DetectionModel(nn.Module):
 
     def __init__(
         self,
-        cfg: str | Path | dict[str, Any],  # Any: the values of a YAML are of any kind until they are checked
+        cfg: str | Path | YamlMapping,
         ch: int = 3,
         nc: int | None = None,
         anchors: Any = None,  # Any: lists, a number, an array or a tensor
@@ -172,7 +170,7 @@ class DetectionModel(nn.Module):
         """
         return self._forward_augmented(x) if augment else self._forward_once(x)
 
-    def _forward_once(self, x: Tensor) -> Any:
+    def _forward_once(self, x: Tensor) -> Any:  # Any: as `forward`
         """Run each layer on the results of its sources."""
         x = self._prepare(x)
         kept: dict[int, Tensor] = {}
@@ -244,7 +242,7 @@ def _scaled(x: Tensor, scale: float, multiple: int) -> tuple[Tensor, tuple[float
     return F.pad(x, padding, value=_TTA_PAD), (h / height, w / width)
 
 
-def _read_config(cfg: str | Path | dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _read_config(cfg: str | Path | YamlMapping) -> tuple[YamlMapping, str]:
     """Return a copy of the YAML's contents, and what to call it in messages."""
     if isinstance(cfg, dict):
         return copy.deepcopy(cfg), "model configuration"

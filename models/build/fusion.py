@@ -43,13 +43,13 @@ class _FlowRecorder(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _enter(self, module: nn.Module, args: tuple[object, ...]) -> None:
         self._inside.append(module)
         self.calls[module] = self.calls.get(module, 0) + 1
         for tensor in _tensors(args):
             self.note(tensor)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
+    def _leave(self, module: nn.Module, args: tuple[object, ...], result: Tensor) -> None:
         self._inside.pop()
         if isinstance(module, _ConvNd):
             self.produced[id(result)] = (module, result)

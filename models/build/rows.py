@@ -13,6 +13,7 @@ from models.build.values import accepts, kind_of
 from models.layers.activations import activation_factory
 from models.registry import REGISTRY, BlockSpec, lookup
 from utils.errors import UserError
+from utils.files import YamlMapping
 
 LOGGER = logging.getLogger("yolo.models")
 
@@ -54,7 +55,7 @@ class Row:
     number: int
     name: str
     spec: BlockSpec = field(repr=False)
-    args: list[Any]
+    args: list[Any]  # Any: what a YAML's list can hold
     out_channels: int = 0
     stride: float = 0
     params: int = 0
@@ -79,8 +80,7 @@ class RowError(Exception):
     """
 
 
-# Any: the values of a YAML are of any kind until they are checked here.
-def check_keys(cfg: dict[str, Any], source: str) -> None:
+def check_keys(cfg: YamlMapping, source: str) -> None:
     """Check everything of a model's YAML but its rows.
 
     Raises:
@@ -117,7 +117,7 @@ def _warn_unknown(source: str, key: str) -> None:
     LOGGER.warning("%s: key %r is not known and does nothing; known are %s", source, key, ", ".join(KEYS))
 
 
-def read_rows(cfg: dict[str, Any], source: str) -> list[Row]:
+def read_rows(cfg: YamlMapping, source: str) -> list[Row]:
     """Read the rows of backbone and head.
 
     Args:
@@ -150,7 +150,7 @@ def read_rows(cfg: dict[str, Any], source: str) -> list[Row]:
     return rows
 
 
-def _read_row(section: str, section_row: int, index: int, raw: object, cfg: dict[str, Any]) -> Row:
+def _read_row(section: str, section_row: int, index: int, raw: object, cfg: YamlMapping) -> Row:
     """Read one row [from, number, module, args]."""
     if not isinstance(raw, list) or len(raw) != 4:
         raise RowError(f"found {raw!r}, expected four entries [from, number, module, [args]]")
@@ -174,7 +174,7 @@ def _read_row(section: str, section_row: int, index: int, raw: object, cfg: dict
     return Row(index, section, section_row, from_, sources, repeats, name, spec, values)
 
 
-def _literal(value: Any, cfg: dict[str, Any]) -> Any:
+def _literal(value: object, cfg: YamlMapping) -> object:
     """Return an argument's value.
 
     'nc', 'anchors', 'None', 'True' and 'False' are names of values; any other text is itself.
@@ -185,7 +185,7 @@ def _literal(value: Any, cfg: dict[str, Any]) -> Any:
     return names.get(value, value) if isinstance(value, str) else value
 
 
-def _sources(index: int, from_: Any, spec: BlockSpec) -> tuple[int, ...]:
+def _sources(index: int, from_: int | list[int], spec: BlockSpec) -> tuple[int, ...]:
     """Return the numbers of the layers that a `from` means (-1: the image)."""
     wanted = from_ if isinstance(from_, list) else [from_]
     if not wanted or not all(accepts(f, int) for f in wanted):

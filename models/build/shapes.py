@@ -15,7 +15,9 @@ from models.build.rows import Row, RowError
 from models.build.values import accepts, kind_of, readable_hint
 from models.layers.activations import Activation, activation_factory
 from models.plugins import blame
+from models.registry import Arguments
 from utils.errors import UserError, first_line
+from utils.files import YamlMapping
 
 _PROBE = 512  # pixels per side of the image that shapes are inferred with: strides up to 512
 
@@ -28,8 +30,7 @@ _POSITIVE = {
 _CANNOT = (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError)
 
 
-# Any: the values of a YAML are of any kind until they are compared with the constructor's annotations.
-def infer_shapes(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> None:
+def infer_shapes(rows: list[Row], cfg: YamlMapping, ch: int, source: str) -> None:
     """Complete the arguments of every row and fill its channels, stride and parameters.
 
     Each row is built and run once without weights.
@@ -48,7 +49,7 @@ def infer_shapes(rows: list[Row], cfg: dict[str, Any], ch: int, source: str) -> 
             raise UserError(f"{source}: {row.place}: {error}") from None
 
 
-def _infer_shape(row: Row, rows: list[Row], cfg: dict[str, Any], ch: int) -> None:
+def _infer_shape(row: Row, rows: list[Row], cfg: YamlMapping, ch: int) -> None:
     """Complete one row; the rows before it are complete."""
     shapes = [rows[s].shape if s >= 0 else (1, ch, _PROBE, _PROBE) for s in row.sources]
     _check_lists(row, rows)
@@ -82,7 +83,7 @@ def _check_sizes(row: Row, rows: list[Row], shapes: Sequence[tuple[int, ...]]) -
     raise RowError(f"cannot join maps of different strides: {found}; expected one stride for all")
 
 
-def _complete_args(row: Row, channels: list[int], cfg: dict[str, Any]) -> None:
+def _complete_args(row: Row, channels: list[int], cfg: YamlMapping) -> None:
     """Turn the row's arguments into the constructor's.
 
     Widths are scaled; input channels come in front; repeats inside a block come after its width.
@@ -109,13 +110,13 @@ def _complete_args(row: Row, channels: list[int], cfg: dict[str, Any]) -> None:
         raise RowError(problem)
 
 
-def _scaled_width(width: int, cfg: dict[str, Any]) -> int:
+def _scaled_width(width: int, cfg: YamlMapping) -> int:
     """Multiply a width by width_multiple and round it up to a multiple of channel_multiple (8)."""
     divisor: int = cfg.get("channel_multiple", 8)
     return math.ceil(width * cfg.get("width_multiple", 1.0) / divisor) * divisor
 
 
-def _bind(row: Row, given: int) -> dict[str, Any]:
+def _bind(row: Row, given: int) -> Arguments:
     """Return the arguments by the constructor's names, after a check of their number and kinds.
 
     Args:
@@ -138,6 +139,7 @@ def _bind(row: Row, given: int) -> dict[str, Any]:
     return dict(bound.arguments)
 
 
+# Any: of a kind that `accepts` has checked.
 def _check_value(name: str, value: Any, hint: object) -> None:
     """Check that an activation is known and that sizes are above 0."""
     if hint is Activation and isinstance(value, str):
@@ -164,7 +166,7 @@ def _expected(row: Row) -> str:
     return f"[{', '.join(words)}]"
 
 
-def _complete_output(row: Row, strides: list[float], cfg: dict[str, Any]) -> None:
+def _complete_output(row: Row, strides: list[float], cfg: YamlMapping) -> None:
     """Check the output's nc and strides, and write its anchors as pixels per level."""
     for source, stride in zip(row.sources, strides):
         if stride != int(stride):
@@ -176,6 +178,7 @@ def _complete_output(row: Row, strides: list[float], cfg: dict[str, Any]) -> Non
             row.args[i] = pixel_anchors(row.args[i], strides)
 
 
+# Any: a number or lists, which it checks itself.
 def pixel_anchors(anchors: Any, strides: Sequence[float]) -> list[list[float]]:
     """Return anchors as one flat list w, h, w, h, ... per level, in pixels.
 
@@ -237,6 +240,7 @@ def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
     row.params = _count(layer)
 
 
+# Any: a user's block may return anything.
 def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]]) -> Any:
     """Run a row on the meta device, without memory or arithmetic.
 
@@ -255,8 +259,9 @@ def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[i
         raise RowError(f"cannot take an input of {inputs} with {row.args}: {_why(row, error)}") from None
 
 
+# Any: see above.
 def _forward(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]], device: str) -> Any:
-    """Run a row on maps of zeros; Any, because a user's block may return anything."""
+    """Run a row on maps of zeros."""
     maps = [torch.zeros(shape, device=device) for shape in shapes]
     with torch.no_grad():
         return layer(maps if row.spec.joins or row.spec.picks else maps[0])

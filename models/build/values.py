@@ -1,7 +1,4 @@
-"""Compare a YAML value with the annotation of a constructor's parameter.
-
-Any stands for both: a value can be of any kind, and an annotation can be a class, a union or an alias.
-"""
+"""Compare a YAML value with the annotation of a constructor's parameter."""
 
 from __future__ import annotations
 
@@ -12,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+_Hint = Any  # Any: an annotation can be a class, a union or an alias, which share no type
 _UNIONS = (typing.Union, types.UnionType)
 
 
-def accepts(value: Any, hint: Any) -> bool:
+def accepts(value: object, hint: _Hint) -> bool:
     """Return whether a value is of the kind that an annotation states.
 
     An annotation that is not known here accepts every value.
@@ -23,7 +21,7 @@ def accepts(value: Any, hint: Any) -> bool:
     >>> accepts([3, 5], tuple[int, ...]), accepts(True, int)
     (True, False)
     """
-    origin = typing.get_origin(hint)
+    origin: object = typing.get_origin(hint)
     if origin in _UNIONS:
         return any(accepts(value, option) for option in typing.get_args(hint))
     if hint is None or hint is type(None):
@@ -42,7 +40,7 @@ def accepts(value: Any, hint: Any) -> bool:
     return True
 
 
-def _accepts_items(value: Any, kinds: tuple[Any, ...]) -> bool:
+def _accepts_items(value: object, kinds: tuple[_Hint, ...]) -> bool:
     """Return whether a list fits tuple[int, ...], tuple[int, int] or Sequence[float]."""
     if not isinstance(value, list | tuple):
         return False
@@ -59,7 +57,7 @@ def kind_of(value: object) -> str:
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
-def readable_hint(hint: Any) -> str:
+def readable_hint(hint: _Hint) -> str:
     """Return an annotation in a user's words.
 
     >>> readable_hint(int | None)
@@ -68,7 +66,7 @@ def readable_hint(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
     if hint in names:
         return names[hint]
-    origin = typing.get_origin(hint)
+    origin: object = typing.get_origin(hint)
     if origin in _UNIONS:
         return " or ".join(readable_hint(h) for h in typing.get_args(hint) if h is not nn.Module)
     return "a list" if origin in (tuple, list) else getattr(hint, "__name__", str(hint))

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_Context = Any  # Any: torch lets a function add attributes of any kind to its context
+
 
 class _StridedDepthwise(torch.autograd.Function):
     """Compute a depthwise conv2d whose input gradient uses an unstrided convolution."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, stride: list[int], padding: list[int]) -> Tensor:
         """Convolve x (N, C, H, W) with a weight (C, 1, k, k)."""
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
@@ -25,7 +27,7 @@ class _StridedDepthwise(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """Return the gradients of x and weight."""
         x, weight = ctx.saved_tensors
         wants_x, wants_weight = ctx.needs_input_grad[:2]
@@ -34,7 +36,7 @@ class _StridedDepthwise(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
-def _spread(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> Tensor:
+def _spread(grad: Tensor, x: Tensor, weight: Tensor, ctx: _Context) -> Tensor:
     """Return the gradient at the unstrided size, zero where the stride skips."""
     height, width = (x.shape[i + 2] + 2 * ctx.padding[i] - weight.shape[i + 2] + 1 for i in (0, 1))
     memory = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
@@ -45,7 +47,9 @@ def _spread(grad: Tensor, x: Tensor, weight: Tensor, ctx: Any) -> Tensor:
     return spread
 
 
-def _gradients(grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], ctx: Any, which: int) -> Tensor:
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: list[int], ctx: _Context, which: int
+) -> Tensor:
     """Return the library's gradient for the input (0) or the weight (1)."""
     mask = [which == 0, which == 1, False]
     groups = weight.shape[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ def _installed(package: str) -> bool:
         return False
 
 
-def import_timm() -> Any:
+def import_timm() -> ModuleType:
     """Return timm, which is optional.
 
     Raises:
@@ -36,7 +37,7 @@ def import_timm() -> Any:
     return timm
 
 
-def timm_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
+def timm_network(name: str, pretrained: bool, **options: object) -> nn.Module:
     """Return a network of timm, with its own weights on request.
 
     Raises:
@@ -65,7 +66,7 @@ def timm_state(name: str) -> dict[str, Tensor]:
     return timm_network(name, pretrained=True, **options).state_dict()
 
 
-def _hub_options(repository: str, file: str) -> dict[str, Any]:
+def _hub_options(repository: str, file: str) -> dict[str, object]:
     """Return the options with which timm uses the hub's cache; none to fetch.
 
     The hub's client tries a dead network for minutes and reports each try, so it is asked once before.
@@ -83,6 +84,7 @@ def _hub_options(repository: str, file: str) -> dict[str, Any]:
     return {}
 
 
+# Any: torchvision has no types; it is one of its WeightsEnum.
 def torchvision_weights(name: str) -> Any:
     """Return torchvision's default weights of a classifier, with their preparation of images.
 
@@ -98,7 +100,7 @@ def torchvision_weights(name: str) -> Any:
     return get_model_weights(name).DEFAULT
 
 
-def _torchvision_classifiers() -> Any:
+def _torchvision_classifiers() -> ModuleType:
     import torchvision
 
     return torchvision.models

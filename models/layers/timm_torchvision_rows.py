@@ -10,6 +10,7 @@ Channels and strides are read from the network itself. Nothing is downloaded to 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +22,7 @@ from models.layers.timm_torchvision import import_timm, timm_network, torchvisio
 from models.registry import Arguments, register_block
 from utils.device import seeded
 from utils.errors import UserError, first_line
+from utils.files import YamlMapping
 
 STRIDES = (8, 16, 32)
 _PROBE = 128  # pixels per side of the image a network's strides are read with
@@ -65,7 +67,7 @@ class Timm(nn.Module):
 @lru_cache(maxsize=32)  # a detector builds its rows three times: to plan, to check, to have
 def _usable(
     name: str, c1: int, strides: tuple[int, ...]
-) -> tuple[tuple[tuple[str, Any], ...], list[tuple[int, ...]]]:
+) -> tuple[tuple[tuple[str, Any], ...], list[tuple[int, ...]]]:  # Any: values as in `Arguments`
     """Return timm's options for maps of any image size, and the maps' shapes.
 
     The shapes are those for an image of _ODD pixels.
@@ -74,7 +76,7 @@ def _usable(
         UserError: there are no such maps, or it takes images of one size, or of few, whatever it is told.
     """
     label, why = f"timm/{name}", None
-    wanted: dict[str, Any] = {"pretrained": False, "in_chans": c1, "features_only": True}
+    wanted: Arguments = {"pretrained": False, "in_chans": c1, "features_only": True}
     try:
         with torch.device("meta"):
             info: Any = timm_network(name, **wanted).feature_info  # Any: timm's FeatureInfo
@@ -98,7 +100,7 @@ def _usable(
     raise UserError(_of_some_sizes(label, why, "mobilenetv4_conv_small"))
 
 
-def _maps(name: str, options: dict[str, Any], c1: int, device: str) -> list[Tensor]:
+def _maps(name: str, options: Arguments, c1: int, device: str) -> list[Tensor]:
     """Return a network's maps of an image of _ODD pixels."""
     with torch.device(device), torch.no_grad():
         return timm_network(name, **options).eval()(torch.zeros(1, c1, *_ODD))
@@ -196,6 +198,7 @@ def _stages(network: nn.Module, every: bool) -> list[tuple[str, nn.Module]]:
     return stages
 
 
+# Any: strides alone, which the type of `maps` does not say.
 def _stage_nodes(name: str, network: nn.Module, strides: tuple[Any, ...]) -> list[tuple[str, bool]]:
     """Return the last stage of each stride, and whether its channels are the last axis.
 
@@ -220,7 +223,7 @@ def _stage_strides(
     handles = []
     for stage, module in stages:
 
-        def note(module: nn.Module, args: tuple[object, ...], result: Any, stage: str = stage) -> None:
+        def note(module: nn.Module, args: tuple[object, ...], result: object, stage: str = stage) -> None:
             if not isinstance(result, Tensor) or result.ndim != 4:
                 return
             for last, (h, w) in ((False, result.shape[2:]), (True, result.shape[1:3])):
@@ -242,12 +245,12 @@ def _stage_strides(
     return found
 
 
-def is_named(text: Any) -> bool:
+def is_named(text: object) -> bool:
     """Return whether a text names a network of another library, not a file."""
     return str(text).startswith(("timm:", "torchvision:"))
 
 
-def named_config(text: str) -> dict[str, Any] | None:
+def named_config(text: str) -> YamlMapping | None:
     """Return the YAML that `timm:NAME` or `torchvision:NAME` means, else None.
 
     The neck is YOLOv5's, as wide as the maps allow and never wider than YOLOv5s's.
@@ -277,7 +280,7 @@ def _channels(layer: nn.Module) -> list[int]:
         return [m.shape[1] for m in layer(torch.zeros(1, 3, _PROBE, _PROBE))]
 
 
-def _statistics(source: str, name: str) -> tuple[Any, Any]:
+def _statistics(source: str, name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Return mean and standard deviation of the input that weights were trained with."""
     if source == "torchvision":
         rules = torchvision_weights(name).transforms()
@@ -289,7 +292,7 @@ def _statistics(source: str, name: str) -> tuple[Any, Any]:
     return cfg.mean, cfg.std
 
 
-def _neck(block: str, name: str, widths: list[int]) -> dict[str, Any]:
+def _neck(block: str, name: str, widths: list[int]) -> YamlMapping:
     """Return YOLOv5's PAN over a wrapper's three maps.
 
     The anchors are YOLOv5's for COCO.

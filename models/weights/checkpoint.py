@@ -22,7 +22,6 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,11 +30,11 @@ from torch import Tensor, nn
 from models.build.rows import KEYS
 from models.registry import lookup
 from models.schema import PROJECT, SCHEMA, TASK
-from models.weights.official import OfficialFile, is_official, parse_official, read_file
+from models.weights.official import OfficialFile, Stored, is_official, parse_official, read_file
 from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
-from utils.files import atomic_write, find_file
+from utils.files import YamlMapping, atomic_write, find_file
 
 
 @dataclass
@@ -51,8 +50,8 @@ class Checkpoint:
     """
 
     model: DetectionModel
-    meta: dict[str, Any]
-    training: dict[str, Any] | None
+    meta: dict[str, Stored]
+    training: dict[str, Stored] | None
     official: bool
     path: Path
 
@@ -61,8 +60,8 @@ def save_checkpoint(
     path: str | Path,
     model: DetectionModel,
     *,
-    meta: Mapping[str, Any],
-    training: Mapping[str, Any] | None = None,
+    meta: Mapping[str, object],
+    training: Mapping[str, object] | None = None,
     half: bool = False,
 ) -> None:
     """Write a checkpoint, whole or not at all.
@@ -127,7 +126,7 @@ def _detached(tensor: Tensor) -> Tensor:
     return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
 
 
-def plain_data(value: Any, where: str) -> Any:
+def plain_data(value: object, where: str) -> object:
     """Return a copy of nested data with tensors and Python's own types only.
 
     Args:
@@ -161,7 +160,7 @@ def plain_data(value: Any, where: str) -> Any:
     raise TypeError(f"{where}: a checkpoint holds plain data and tensors, not {type(value).__name__}")
 
 
-def needed_plugins(yaml: Mapping[str, Any]) -> dict[str, str]:
+def needed_plugins(yaml: YamlMapping) -> dict[str, str]:
     """Return {block: file} of the user's own blocks that a model's YAML names."""
     used = {str(row[2]) for part in ("backbone", "head") for row in yaml.get(part, ()) if len(row) > 2}
     specs = {name: lookup(name) for name in sorted(used)}
@@ -195,7 +194,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
     return Checkpoint(model.to(device), data["meta"], data["training"], official=False, path=file)
 
 
-def _check_payload(path: Path, data: Any) -> None:
+def _check_payload(path: Path, data: object) -> None:
     """Check the kind of each part of a payload."""
     if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
         if isinstance(data, dict) and data and all(isinstance(v, Tensor) for v in data.values()):
@@ -234,7 +233,7 @@ def _from_official(path: Path, official: OfficialFile, device: str | torch.devic
 
 
 def _rebuild(
-    path: Path, yaml: dict[str, Any], state: dict[str, Tensor], names: dict[int, str]
+    path: Path, yaml: YamlMapping, state: dict[str, Tensor], names: dict[int, str]
 ) -> DetectionModel:
     """Build the YAML's network and fill every tensor of it from `state`."""
     try:

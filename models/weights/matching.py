@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.activations import ACTIVATIONS
+from models.yolo import DetectionModel
 
 _TOLERANCE = 1e-6  # relative; both run in float64, where rounding is ten orders smaller
 _BATCH, _SIDE = 4, 64
@@ -98,7 +99,7 @@ class Trace:
     maps: list[Tensor] = field(default_factory=list)
 
 
-def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = False) -> Trace:
+def watch(network: nn.Module, forward: Callable[[], object], keep_maps: bool = False) -> Trace:
     """Run a network and note which layers were called with what.
 
     Results are copies, since some layers work in place.
@@ -106,6 +107,7 @@ def watch(network: nn.Module, forward: Callable[[], Any], keep_maps: bool = Fals
     run, seen, handles = Trace(), set(), []
 
     def hook(name: str) -> Callable[..., None]:
+        # Any: a module takes and gives what it likes.
         def note(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
             if keep_maps and isinstance(result, Tensor):
                 run.maps.append(result.clone())
@@ -134,7 +136,7 @@ def _owns(module: nn.Module) -> bool:
     return bool(module._parameters or module._buffers)
 
 
-def reveal(network: nn.Module, forward: Callable[[], Any], seed: int = 0) -> None:
+def reveal(network: nn.Module, forward: Callable[[], object], seed: int = 0) -> None:
     """Set weights that show any other activation, padding, eps or wiring, in place.
 
     Norms scale by 1 to 4, so that results lie on both sides of every kink (0, 3 and 6); their running
@@ -164,9 +166,9 @@ def reveal(network: nn.Module, forward: Callable[[], Any], seed: int = 0) -> Non
     network.eval()
 
 
-def backbone_maps(model: Any, x: Tensor) -> list[Any]:
+def backbone_maps(model: DetectionModel, x: Tensor) -> list[object]:
     """Return what each row of a backbone gives for a normalised image."""
-    maps: list[Any] = []
+    maps: list[object] = []
     for row, layer in zip(model.rows, model.model):
         if row.section != "backbone":
             break
@@ -175,7 +177,7 @@ def backbone_maps(model: Any, x: Tensor) -> list[Any]:
     return maps
 
 
-def backbone_leaves(model: Any) -> list[Leaf]:
+def backbone_leaves(model: DetectionModel) -> list[Leaf]:
     """Return the layers of a backbone, by their names in the whole model."""
     rows = sum(row.section == "backbone" for row in model.rows)
     inside = tuple(f"model.{i}." for i in range(rows))
@@ -197,9 +199,9 @@ class BackboneComparison:
 
     def __init__(
         self,
-        model: Any,
+        model: DetectionModel,
         reference: nn.Module,
-        run: Callable[[nn.Module, Tensor], Any] | None = None,
+        run: Callable[[nn.Module, Tensor], object] | None = None,
         side: int | None = None,
     ) -> None:
         self.model = copy.deepcopy(model).cpu().double().eval()
@@ -218,7 +220,7 @@ class BackboneComparison:
         paired = {own.name for own, _ in self.pairs}
         return [leaf for leaf in self.own if leaf.name not in paired]
 
-    def _reference_run(self) -> Any:
+    def _reference_run(self) -> object:
         return self._run(self.reference, self.image)
 
     def _pair_by_calls(self) -> None:
@@ -268,7 +270,7 @@ class BackboneComparison:
     def _other_results(self) -> str | None:
         reveal(self.reference, self._reference_run)
         copy_pairs(self.pairs, self.reference.state_dict(), self.model.state_dict())
-        kept: list[Any] = []
+        kept: list[object] = []
         ours = watch(self.model, lambda: kept.extend(backbone_maps(self.model, self.image)))
         theirs = watch(self.reference, self._reference_run, keep_maps=True)
         missing = {leaf.name for leaf in self.unmatched}
@@ -311,7 +313,7 @@ class BackboneComparison:
             return f"what reaches {name} is {how} otherwise than where the weights come from"
         return f"{name} pads or strides otherwise than the layer that its weights come from"
 
-    def _other_taps(self, maps: list[Any], others: list[Tensor]) -> str | None:
+    def _other_taps(self, maps: list[object], others: list[Tensor]) -> str | None:
         """Return the maps of the head that the reference does not compute."""
         rows = {s for row in self.model.rows if row.section == "head" for s in row.sources}
         for index in sorted(i for i in rows if i < len(maps)):
@@ -347,14 +349,14 @@ def same(a: Tensor, b: Tensor) -> bool:
     return float((a.flatten().sort().values - b.flatten().sort().values).abs().max()) <= limit
 
 
-def activations_of(network: Any, rows: Sequence[int] | None = None) -> set[str]:
+def activations_of(network: nn.Module, rows: Sequence[int] | None = None) -> set[str]:
     """Return the names of a network's activations.
 
     Of a DetectionModel only those of `rows`, if given.
     """
     parts: Iterator[nn.Module] = network.modules()
     if rows is not None:
-        parts = (module for i in rows for module in network.model[i].modules())
+        parts = (module for i in rows for module in network.get_submodule(f"model.{i}").modules())
     return {type(m).__name__ for m in parts} & (set(ACTIVATIONS) - {"Identity"})
 
 

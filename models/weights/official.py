@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -80,6 +80,7 @@ _KINDS = {
     ),
 }
 _FAMILIAR = ("ultralytics.", "models.", "utils.", "torch.", "timm.")  # what such files name besides
+Stored = Any  # Any: a checkpoint's values are of any kind until they are checked
 _ACTIVATIONS = "torch.nn.modules.activation."
 _DEEPEST = 64  # nesting of modules; official models have 6, a file that points into itself has no end
 _MODEL_KEYS = ("ema", "model")  # the averaged weights are the ones the official project itself would use
@@ -90,7 +91,7 @@ class Shell:
 
     path = ""
 
-    def __new__(cls, *args: Any, **_: Any) -> Shell:
+    def __new__(cls, *args: object, **_: object) -> Shell:
         """Record the arguments.
 
         A pickle may call this or `object.__new__`; both end here.
@@ -100,19 +101,19 @@ class Shell:
         shell.__dict__["state"] = {}
         return shell
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         """Do nothing: the arguments were recorded when it was made."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Record the state as it is."""
         self.__dict__["state"] = state if isinstance(state, dict) else {}
 
-    def part(self, name: str) -> dict[str, Any]:
+    def part(self, name: str) -> dict[str, object]:
         """Return a mapping in the state (`_modules`, `_parameters`, `_buffers`), else an empty one."""
         value = self.__dict__["state"].get(name)
         return value if isinstance(value, dict) else {}
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> Stored:
         """Return an attribute in the state, or None."""
         return self.__dict__["state"].get(name)
 
@@ -130,7 +131,7 @@ def _shells() -> list[tuple[type[Shell], str]]:
 SHELLS = _shells()
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path) -> Stored:
     """Return what a checkpoint file holds, read with `weights_only=True`.
 
     Raises:
@@ -233,16 +234,16 @@ def _named(path: Path) -> Iterator[str]:
         return
 
 
-def _globals_of(file: Any) -> Iterator[str]:
+def _globals_of(file: IO[bytes]) -> Iterator[str]:
     """Yield the names in one pickle, by reading its opcodes."""
     from torch._weights_only_unpickler import (  # type: ignore[attr-defined]  # torch does not list them
         IMPORT_MAPPING,
         NAME_MAPPING,
     )
 
-    pushed: list[Any] = [None, None]  # Any: a pickle's values
-    memo: dict[int, Any] = {}
-    argument: Any  # of an opcode: text, a number or None
+    pushed: list[object] = [None, None]
+    memo: dict[int, object] = {}
+    argument: Any  # Any: of an opcode: text, a number or None
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "MEMOIZE":
             memo[len(memo)] = pushed[-1]
@@ -274,14 +275,14 @@ class OfficialFile:
         meta: what else is plain in the file: epoch, date, opt.
     """
 
-    yaml: dict[str, Any]
+    yaml: dict[str, Stored]
     names: dict[int, str]
     state: dict[str, torch.Tensor]
     activations: set[str]
-    meta: dict[str, Any]
+    meta: dict[str, Stored]
 
 
-def is_official(data: Any) -> bool:
+def is_official(data: object) -> bool:
     """Return whether what `read_file` returned is an official checkpoint.
 
     A bare pickled model is one too.
@@ -289,13 +290,13 @@ def is_official(data: Any) -> bool:
     return _root(data) is not None
 
 
-def _root(data: Any) -> Shell | None:
+def _root(data: object) -> Shell | None:
     """Return the model's shell, the averaged one if there is one."""
     candidates = [data.get(key) for key in _MODEL_KEYS] if isinstance(data, dict) else [data]
     return next((c for c in candidates if isinstance(c, Shell)), None)
 
 
-def parse_official(path: Path, data: Any) -> OfficialFile:
+def parse_official(path: Path, data: object) -> OfficialFile:
     """Turn what `read_file` returned into plain data.
 
     Raises:
@@ -343,14 +344,14 @@ def _collect(
             _collect(path, child, f"{prefix}{name}.", state, activations, depth + 1)
 
 
-def _names(value: Any) -> dict[int, str]:
+def _names(value: object) -> dict[int, str]:
     """Return class names by index, from a list or a dict."""
     if isinstance(value, dict):
         return {int(k): str(v) for k, v in value.items() if isinstance(k, int)}
     return {i: str(v) for i, v in enumerate(value)} if isinstance(value, list | tuple) else {}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a copy with plain data only; anything else becomes None."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if isinstance(k, str | int)}

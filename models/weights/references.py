@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,10 @@ def build_reference(label: str) -> Reference:
     return Reference(label, network.eval(), tuple(mean), tuple(std))
 
 
-def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
+_Found = tuple[nn.Module, Sequence[float], Sequence[float]]  # a network, and its input's mean and std
+
+
+def _torchvision(name: str) -> _Found:
     weights = torchvision_weights(name)
     from torchvision.models import get_model
 
@@ -104,13 +107,13 @@ def _torchvision(name: str) -> tuple[nn.Module, Any, Any]:
     return get_model(name, weights=None), rules.mean, rules.std
 
 
-def _timm(name: str) -> tuple[nn.Module, Any, Any]:
+def _timm(name: str) -> _Found:
     network = timm_network(name, pretrained=False)
     cfg: Any = network.pretrained_cfg  # Any: timm's own dictionary
     return network, cfg["mean"], cfg["std"]
 
 
-def _lite(name: str) -> tuple[nn.Module, Any, Any]:
+def _lite(name: str) -> _Found:
     if name not in _LITE_SCALE:
         raise UserError(f"efficientnet-lite/{name}: there are {', '.join(_LITE_SCALE)}")
     return EfficientNetLite(*_LITE_SCALE[name]), _LITE_MEAN, _LITE_STD
@@ -224,7 +227,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: not such a file, or one that would need code to be run (it is not run).
     """
-    data: Any  # what a stranger's file holds
+    data: Any  # Any: what a stranger's file holds
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # here: comes with timm, needed for its files alone
