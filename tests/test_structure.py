@@ -158,3 +158,28 @@ def test_a_script_imports_no_other_script(script: str) -> None:
         elif isinstance(node, ast.ImportFrom) and node.module:
             imported.add(node.module.split(".")[0])
     assert not imported & set(SCRIPTS)
+
+
+def uses_of_any(node: ast.AST, statement: int = 1) -> Iterator[tuple[int, int]]:
+    """The line of each `Any` outside imports, also of one in a text, and the first line of its statement."""
+    if isinstance(node, ast.stmt):
+        statement = min(part.lineno for part in [node, *getattr(node, "decorator_list", [])])
+    names = [getattr(node, key, None) for key in ("id", "attr", "value")]  # Any, typing.Any, "list[Any]"
+    if any(isinstance(name, str) and re.search(r"^Any$|\bAny[],]", name) for name in names):
+        yield node.lineno, statement
+    for child in ast.iter_child_nodes(node):
+        yield from uses_of_any(child, statement)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "/" in m])
+def test_a_comment_says_why_a_type_is_any(module: str) -> None:
+    lines = ["", *(ROOT / module).read_text(encoding="utf-8").splitlines()]
+    silent = []
+    for number, statement in uses_of_any(tree(module)):
+        block = statement - 1
+        while lines[block].lstrip().startswith("#"):
+            block -= 1
+        near = [lines[number], lines[number - 1], *lines[block:statement]]
+        if not any(re.search(r"# Any: \S", line) for line in near):
+            silent.append(f"line {number}: {lines[number].strip()}")
+    assert not silent, "\n".join([f"{module}: say why in a comment '# Any: ...'", *silent])
