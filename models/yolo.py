@@ -30,7 +30,7 @@ from models.layers.timm_torchvision_rows import named_config
 from models.plugins import load_plugins
 from utils.cli import Options, from_keywords, guard, option, parse
 from utils.device import describe, select_device
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import YamlMapping, find_file, load_yaml
 from utils.image_size import fit_size
 from utils.letterbox import to_luma
@@ -40,18 +40,23 @@ __all__ = ["DetectionModel", "Detect", "Row", "parse_model"]
 
 LOGGER = logging.getLogger("yolo.models")
 
+MOST_PARAMETERS = 500_000_000
+"""Parameters of a network, counted before a weight takes memory; yolov5x has 87 million."""
 _TTA_SCALES = (1.0, 0.83, 0.67)
 _TTA_FLIPS = (False, True, False)
 _TTA_PAD = 0.447  # grey of the padding, about the mean of ImageNet
 
 
-def parse_model(cfg: YamlMapping, ch: int = 3, source: str = "model YAML") -> tuple[nn.Sequential, list[Row]]:
+def parse_model(
+    cfg: YamlMapping, ch: int = 3, source: str = "model YAML", most: int = MOST_PARAMETERS
+) -> tuple[nn.Sequential, list[Row]]:
     """Check a model's YAML row by row, then build its layers on torch's default device.
 
     Args:
         cfg: the YAML as a dict; `nc` and `anchors` must be in it.
         ch: channels of the input image.
         source: what to call it in messages.
+        most: parameters that it may have.
 
     Returns:
         The layers and a `Row` for each.
@@ -63,6 +68,11 @@ def parse_model(cfg: YamlMapping, ch: int = 3, source: str = "model YAML") -> tu
     rows = read_rows(cfg, source)
     with default_activation(cfg.get("activation")):
         infer_shapes(rows, cfg, ch, source)
+        if (total := sum(row.params for row in rows)) > most:
+            raise UserError(
+                f"{source}: the network has {total} parameters, expected at most {most}; lower "
+                "width_multiple or the channels of its rows"
+            )
         layers = nn.Sequential(*(build_layer(row) for row in rows))
     return layers, rows
 
@@ -75,6 +85,7 @@ class DetectionModel(nn.Module):
             'torchvision:NAME' for that network under YOLOv5's neck.
         ch: channels of the image, unless the YAML has `ch`.
         nc, anchors: instead of the YAML's; anchors as lists per level or as a number per level.
+        most: parameters that it may have.
 
     Attributes:
         yaml: the YAML as a dict with `ch`, `nc` and `anchors` as given; it builds the same network again.
@@ -97,6 +108,7 @@ class DetectionModel(nn.Module):
         ch: int = 3,
         nc: int | None = None,
         anchors: Any = None,  # Any: lists, a number, an array or a tensor
+        most: int = MOST_PARAMETERS,
     ) -> None:
         super().__init__()
         self.yaml, self.source = _read_config(cfg)
@@ -105,7 +117,7 @@ class DetectionModel(nn.Module):
             self.yaml["nc"] = nc
         if anchors is not None:
             self.yaml["anchors"] = anchors.tolist() if hasattr(anchors, "tolist") else copy.deepcopy(anchors)
-        self.model, self.rows = parse_model(self.yaml, self.yaml["ch"], self.source)
+        self.model, self.rows = parse_model(self.yaml, self.yaml["ch"], self.source, most)
         self.ch: int = self.yaml["ch"]
         self.nc: int = self.yaml["nc"]
         self.names = {i: f"class{i}" for i in range(self.nc)}
@@ -125,7 +137,7 @@ class DetectionModel(nn.Module):
         )
         if not numbers or len(values) != self.ch or (key == "std" and min(values) <= 0):
             raise UserError(
-                f"{self.source}: {key}: {values!r}, expected {self.ch} numbers"
+                f"{self.source}: {key}: {shown(values)}, expected {self.ch} numbers"
                 f"{' above 0' if key == 'std' else ''}, one per channel of the image in 0..1"
             )
         return torch.tensor(values).float().view(1, -1, 1, 1)

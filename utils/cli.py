@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TextIO, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import ROOT
 
 LOGGER = logging.getLogger("yolo")
@@ -178,7 +178,7 @@ class OptionSpec:
             try:
                 value = self.given.type(value)
             except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-                raise UserError(f"{where}{self.name}={value!r}: {error}") from None
+                raise UserError(f"{where}{self.name}={shown(value)}: {error}") from None
         for kind in self.kinds:
             accepted, make, _ = _KINDS[kind]
             if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
@@ -186,9 +186,11 @@ class OptionSpec:
                 break
         else:
             wanted = " or ".join(_KINDS[kind][2] for kind in self.kinds)
-            raise UserError(f"{where}{self.name}={value!r}; it takes {wanted}{', or several' * self.is_list}")
+            raise UserError(
+                f"{where}{self.name}={shown(value)}; it takes {wanted}{', or several' * self.is_list}"
+            )
         if self.given.choices is not None and value not in self.given.choices:
-            raise UserError(f"{where}{self.name}={value!r}; it takes one of {list(self.given.choices)}")
+            raise UserError(f"{where}{self.name}={shown(value)}; it takes one of {list(self.given.choices)}")
         return value
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
@@ -370,7 +372,7 @@ def typed(options_class: type[Options], options: Mapping[str, object], where: st
     if unknown := sorted(str(name) for name in options if name not in known):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the options are {', '.join(sorted(known))}"
-        raise UserError(f"{where}the unknown option {unknown[0]!r}; {hint}")
+        raise UserError(f"{where}the unknown option {shown(unknown[0])}; {hint}")
     return {name: known[name].take(value, where) for name, value in options.items()}
 
 
@@ -433,14 +435,14 @@ def guard(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         _stop("stopped from the keyboard", code=130)
     except OSError as error:
-        if error.errno not in _USERS_OS_ERRORS:
+        if error.errno not in USERS_OS_ERRORS:
             raise
         _stop(
-            f"{error.strerror or error}: {error.filename or 'while writing'}; {_USERS_OS_ERRORS[error.errno]}"
+            f"{error.strerror or error}: {error.filename or 'while writing'}; {USERS_OS_ERRORS[error.errno]}"
         )
 
 
-_USERS_OS_ERRORS = {
+USERS_OS_ERRORS = {
     errno.ENOSPC: "free some space on that disk and run again",
     errno.EDQUOT: "free some of your quota and run again",
     errno.EFBIG: "raise the file size limit and run again",

@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import string
+import struct
 import tarfile
 import tempfile
 import time
@@ -22,20 +23,24 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.downloads")
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
+MOST_EXPANSION = 200
+"""Times that an archive's files may be larger than the archive; images hardly shrink, labels ten times."""
+_SMALL_ARCHIVE = 64 << 20  # bytes of files that any archive may hold
+_LONGEST_HEADER = 1 << 20  # bytes of a tar's pax header or long name
 _BLOCK = 1 << 18
 _TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as broken."""
@@ -185,6 +190,22 @@ def _raise_if_disk(error: BaseException, dest: Path) -> None:
         raise UserError(f"{dest}: cannot be written ({reason}); make room or choose another folder") from None
 
 
+class _OnHttp(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to http and https only; Python itself would follow one to ftp."""
+
+    def redirect_request(self, *args: Any) -> urllib.request.Request | None:
+        """Return the next request; urllib calls this, with the new address last."""
+        if not is_url(args[-1]):
+            raise UserError(
+                f"{args[0].full_url}: the server sends to {shown(args[-1])}, which is no http address; check "
+                "the address"
+            )
+        return super().redirect_request(*args)
+
+
+_OPENER = urllib.request.build_opener(_OnHttp)
+
+
 class _Broken(OSError):
     """Say that the connection ended before the file did."""
 
@@ -200,7 +221,7 @@ def _receive(url: str, part: Path, size: int | None, limit: int | None = None) -
     spelled = quote(url, safe=string.punctuation)  # HTTP takes ASCII only
     request = urllib.request.Request(spelled, headers=headers)  # noqa: S310 (fetch has looked at the scheme)
     try:
-        response = urllib.request.urlopen(request, timeout=_TIMEOUT)  # noqa: S310
+        response = _OPENER.open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
             return _length_from_416(error, part, have)
@@ -315,6 +336,10 @@ _BROKEN = (
     RuntimeError,  # encrypted
     NotImplementedError,  # a compression that this Python lacks
     ValueError,
+    ArithmeticError,  # these three: a damaged directory or header
+    LookupError,
+    struct.error,
+    MemoryError,
 )
 
 
@@ -351,10 +376,10 @@ def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) ->
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                _extract([_zip_member(opened, info) for info in opened.infolist()], archive, temporary)
+                _extract((_zip_member(opened, info) for info in opened.infolist()), archive, temporary)
         elif tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as opened:
-                _extract([_tar_member(opened, info) for info in opened], archive, temporary)
+            with tarfile.open(archive, tarinfo=_ShortHeader) as opened:
+                _extract((_tar_member(opened, info) for info in opened), archive, temporary)
                 while opened.fileobj and opened.fileobj.read(_BLOCK):
                     pass  # the checksum of a compressed stream follows the last member
         else:
@@ -373,6 +398,18 @@ def unpack(archive: str | Path, folder: str | Path, *, replace: bool = False) ->
     return folder
 
 
+class _ShortHeader(tarfile.TarInfo):
+    """Refuse a header that is longer than any name; tarfile reads headers into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _ShortHeader:
+        """Return a member's header; tarfile calls this."""
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > _LONGEST_HEADER and info.type not in tarfile.SUPPORTED_TYPES[:9]:
+            raise tarfile.ReadError(f"a header of {info.size} bytes")
+        return info
+
+
 def _zip_member(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
     is_file = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG)
     return _Member(info.filename, info.file_size, info.is_dir(), is_file, lambda: opened.open(info))
@@ -382,19 +419,27 @@ def _tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
     return _Member(info.name, info.size, info.isdir(), info.isreg(), lambda: opened.extractfile(info))
 
 
-def _extract(members: list[_Member], archive: Path, folder: Path) -> None:
+def _extract(found: Iterable[_Member], archive: Path, folder: Path) -> None:
     """Check the members, then write their files below an empty folder."""
-    for member in members:
+    members, needed, most = [], 0, max(_SMALL_ARCHIVE, MOST_EXPANSION * archive.stat().st_size)
+    for member in found:
+        members.append(member)
+        needed += member.size
+        if needed > most:
+            raise UserError(
+                f"{archive}: its files are more than {MOST_EXPANSION} times larger than itself; unpack it by "
+                "hand if you trust it, and give the folder"
+            )
         if leaves_folder(member.name):
             raise UserError(
-                f"{archive}: member {member.name!r} would leave the folder; such archives are refused"
+                f"{archive}: member {shown(member.name)} would leave the folder; such archives are refused"
             )
         if not (member.is_folder or member.is_file):
             raise UserError(
-                f"{archive}: member {member.name!r} is a link or a device; such archives are refused"
+                f"{archive}: member {shown(member.name)} is a link or a device; such archives are refused"
             )
     files = [member for member in members if not member.is_folder]
-    needed, free = sum(member.size for member in files), shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"{archive}: needs {needed >> 20} MiB in {folder.parent}, {free >> 20} are free; make room"
@@ -409,7 +454,7 @@ def _extract(members: list[_Member], archive: Path, folder: Path) -> None:
             written = file.tell()
         if written != member.size:
             raise UserError(
-                f"{archive}: member {member.name!r} is not of its declared size; fetch the archive again"
+                f"{archive}: member {shown(member.name)} is not of its declared size; fetch the archive again"
             )
 
 

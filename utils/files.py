@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import errno
 import os
 import platform
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 import zlib
@@ -18,8 +19,17 @@ from typing import Any, BinaryIO
 
 import yaml
 from PIL import Image
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.parser import Parser as YamlParser
+from yaml.reader import Reader
+from yaml.resolver import Resolver
+from yaml.scanner import Scanner
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line, shown
+
+if yaml.__with_libyaml__:
+    from yaml._yaml import CParser
 
 with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
     from pillow_heif import register_heif_opener
@@ -40,7 +50,10 @@ VIDEO_SUFFIXES = frozenset(
 )
 IMAGE_SUFFIXES = frozenset({".dng"} | _SUFFIXES) - VIDEO_SUFFIXES
 
-_MOST_NODES = 1_000_000  # of a YAML with its aliases written out
+MOST_NODES = 100_000
+"""Values of a YAML or a checkpoint with aliases written out; 40 000 numbered class names fit."""
+DEEPEST = 100
+"""Lists and mappings inside each other in a YAML or a checkpoint."""
 _TEMPORARY_NAME = 40  # characters of a file's name that the temporary one beside it bears
 
 
@@ -50,7 +63,36 @@ def datasets_dir() -> Path:
     It is $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder.
     """
     given = os.environ.get("YOLOV5_DATASETS_DIR")
-    return Path(given).expanduser() if given else ROOT.parent / "datasets"
+    return expand_user(given) if given else ROOT.parent / "datasets"
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with a leading `~` or `~user` expanded.
+
+    That of an unknown user stays as it is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def read_regular(path: str | Path) -> bytes:
+    """Return the bytes of a file.
+
+    A pipe or a device is refused without waiting for it.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return file.read()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def user_cache_dir() -> Path:
@@ -169,18 +211,19 @@ def load_yaml(path: str | Path, *, names_as_text: bool = False) -> YamlMapping:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such YAML file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({reason}); check the file") from None
     try:
-        loader = _Loader(io.StringIO(text))
+        loader = _Loader(text)
         node = loader.get_single_node()
-        if node and _written_out(node, {}) > _MOST_NODES:
+        if node and _written_out(node, {}) > MOST_NODES:
             raise UserError(f"{path}: its aliases repeat parts without end; write the values out")
         for key, value in node.value if names_as_text and isinstance(node, yaml.MappingNode) else ():
-            for word in _parts(value) if key.value == "names" else ():
+            for word in _children(value) if key.value == "names" else ():
                 if isinstance(word, yaml.ScalarNode):
                     word.tag = "tag:yaml.org,2002:str"
         data = loader.construct_document(node) if node else None
@@ -199,14 +242,55 @@ def load_yaml(path: str | Path, *, names_as_text: bool = False) -> YamlMapping:
     return data
 
 
-class _Loader(yaml.SafeLoader):
-    """Name the line of a value that is not what its form or tag says."""
+if yaml.__with_libyaml__:
+    # Text by libyaml, which is five times as fast; values by Python, where depth and number are counted.
+    class _Text(Composer, CParser):
+        def __init__(self, text: str) -> None:
+            CParser.__init__(self, text)
+            Composer.__init__(self)
+
+else:
+
+    class _Text(Reader, Scanner, YamlParser, Composer):  # type: ignore[no-redef]  # one of the two is made
+        def __init__(self, text: str) -> None:
+            Reader.__init__(self, text)
+            Scanner.__init__(self)
+            YamlParser.__init__(self)
+            Composer.__init__(self)
+
+
+class _Loader(_Text, SafeConstructor, Resolver):
+    """Name the line of a value that is not what its tag says.
+
+    Values that are too many or too deep are refused while they are read.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
+        self.depth = self.nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node; yaml calls this."""
+        self.depth += 1
+        self.nodes += 1
+        if self.depth > DEEPEST:
+            raise RecursionError
+        if self.nodes > MOST_NODES:
+            event: Any = self.peek_event()  # Any: the marks of libyaml and of Python have no common type
+            raise yaml.constructor.ConstructorError(
+                problem=f"more than {MOST_NODES} values", problem_mark=event.start_mark
+            )
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
         """Return the value of a node; yaml calls this."""
         try:
             return super().construct_object(node, deep)
-        except (AttributeError, LookupError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             kind = node.tag.rpartition(":")[2]
             raise yaml.constructor.ConstructorError(
                 problem=f"no {kind}", problem_mark=node.start_mark
@@ -216,12 +300,12 @@ class _Loader(yaml.SafeLoader):
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
     """Return the number of nodes when every alias is written out."""
     if id(node) not in known:
-        known[id(node)] = _MOST_NODES  # as long as it is counted: a node inside itself has no end
-        known[id(node)] = 1 + sum(_written_out(part, known) for part in _parts(node))
+        known[id(node)] = MOST_NODES  # as long as it is counted: a node inside itself has no end
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in _children(node))
     return known[id(node)]
 
 
-def _parts(node: yaml.Node) -> list[yaml.Node]:
+def _children(node: yaml.Node) -> list[yaml.Node]:
     """Return the entries of a sequence, the keys and values of a mapping, or none."""
     values = node.value if isinstance(node, yaml.CollectionNode) else ()
     return [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
@@ -232,13 +316,13 @@ def _yaml_sentence(path: Path, text: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     lines = text.splitlines()
     if mark is None:
-        return f"{path}: is not valid YAML ({error}); correct it or save it as plain UTF-8 text"
+        return f"{path}: is not valid YAML ({first_line(error)}); correct it or save it as plain UTF-8 text"
     where = f"{path}, line {mark.line + 1}"
     line = lines[mark.line] if mark.line < len(lines) else ""
     if "\t" in line[: mark.column + 1]:
         return f"{where}: a tab is used for indentation, which YAML forbids; replace it with spaces"
     problem = getattr(error, "problem", None) or "syntax error"
-    return f"{where}: is not valid YAML ({problem}, near {line.strip()[:60]!r}); mend that line"
+    return f"{where}: is not valid YAML ({problem[:200]}, near {shown(line.strip()[:60])}); mend that line"
 
 
 def save_yaml(path: str | Path, data: YamlMapping) -> None:
@@ -302,7 +386,7 @@ def read_path_list(listed: Path, root: Path | None = None) -> list[tuple[int, st
         UserError: the list cannot be read, or is not text.
     """
     try:
-        text = listed.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        text = read_regular(listed).decode("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{listed}: the list cannot be read ({error.strerror}); check the path") from None
     if "\0" in text:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,10 +17,15 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from utils.errors import UserError
-from utils.files import IMAGE_FORMATS
+from utils.files import IMAGE_FORMATS, read_regular
 
 PIXELS_VARIABLE = "YOLOV5_MAX_PIXELS"
 """The environment variable with the most pixels that an image may have; without it Pillow's limit holds."""
+PIXELS_OF_A_SMALL_FILE = 1 << 25
+PIXELS_PER_BYTE = 32
+"""An image with more of both is refused unless the variable allows it: such a file shows one colour."""
+MOST_SCANS = 100
+"""Passes over the picture of one JPEG; writers make ten, and each costs time however few bytes it has."""
 
 _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
@@ -29,8 +35,15 @@ _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ORIENTATION_TAG = 274
 _SWAPPED = (5, 6, 7, 8)
 """EXIF orientations that turn width into height."""
-_PILLOW_FAULTS = (OSError, SyntaxError, EOFError, ValueError, KeyError, IndexError, TypeError)
+_PILLOW_FAULTS = (
+    *(OSError, SyntaxError, EOFError, ValueError, LookupError, TypeError, ArithmeticError),
+    *(AttributeError, RuntimeError, struct.error),
+)
 """Pillow's many ways to say that a file is not what it claims to be."""
+
+
+class _TooManyPixels(ValueError):
+    """Say that a picture is larger than its file or the limit allows."""
 
 
 class NoMemoryLeft(ValueError):
@@ -47,7 +60,7 @@ def load_image(path: str | Path) -> np.ndarray:
         UserError: the file is missing, empty, cut short or not an image.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}); put the image back or take it off the list"
@@ -68,9 +81,7 @@ def decode_image(data: bytes) -> np.ndarray:
         raise ValueError("is empty")
     if not data.startswith(_JPEG_START):
         return _decode_with_pillow(data)
-    jpeg = jpeg_header(data)
-    if jpeg.width * jpeg.height > pixel_limit():
-        raise ValueError(_too_large())
+    jpeg = _checked_jpeg(data)
     if not jpeg.ends:
         return _decode_unfinished_jpeg(data)
     # OpenCV decodes a JPEG about twice as fast as Pillow and turns it by its EXIF orientation in all
@@ -94,9 +105,9 @@ def inspect_image(data: bytes) -> tuple[int, int, str]:
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 return width, height, f"only the first of its {frames} pages or frames is read"
         return width, height, ""
+    jpeg = _checked_jpeg(data)
     with _open_with_pillow(data) as image:
         width, height = image.size[:: -1 if image.getexif().get(_ORIENTATION_TAG) in _SWAPPED else 1]
-    jpeg = jpeg_header(data)
     if not jpeg.ends:
         _decode_unfinished_jpeg(data)
         return width, height, "JPEG without its end marker, kept because it still decodes"
@@ -134,6 +145,26 @@ def jpeg_header(data: bytes) -> JpegHeader:
     return found
 
 
+def _checked_jpeg(data: bytes) -> JpegHeader:
+    """Read a JPEG's header, and refuse what would take gigabytes or minutes."""
+    jpeg = jpeg_header(data)
+    _check_pixels(jpeg.width * jpeg.height, len(data))
+    if data.count(bytes((0xFF, _JPEG_SCAN))) > MOST_SCANS:
+        raise ValueError(f"has more than {MOST_SCANS} scans; save it again as an ordinary JPEG")
+    return jpeg
+
+
+def _check_pixels(pixels: int, size: int) -> None:
+    """Refuse a picture with too many pixels, also for a file of `size` bytes."""
+    if pixels > pixel_limit():
+        raise _TooManyPixels(_too_large())
+    if PIXELS_VARIABLE not in os.environ and pixels > max(PIXELS_OF_A_SMALL_FILE, PIXELS_PER_BYTE * size):
+        raise _TooManyPixels(
+            f"has {pixels} pixels in only {size} bytes; if it is meant to, set the environment variable "
+            f"{PIXELS_VARIABLE} to at least that number"
+        )
+
+
 def _decode_unfinished_jpeg(data: bytes) -> np.ndarray:
     """Decode a JPEG without end marker; refuse one that is cut short.
 
@@ -159,7 +190,8 @@ def _decode_with_opencv(data: bytes, flags: int) -> np.ndarray | None:
 def _decode_with_pillow(data: bytes) -> np.ndarray:
     with _open_with_pillow(data) as image:
         image.load()
-        return pillow_to_bgr(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return pillow_to_bgr(image)
 
 
 @contextlib.contextmanager
@@ -170,7 +202,10 @@ def _open_with_pillow(data: bytes) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore")  # notes on odd metadata, which say nothing about the picture
         try:
             with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+                _check_pixels(image.width * image.height, len(data))
                 yield image
+        except _TooManyPixels:
+            raise
         except UnidentifiedImageError:  # its own words name a buffer in memory
             raise ValueError("is not an image of a known format") from None
         except Image.DecompressionBombError:
@@ -215,7 +250,8 @@ def pillow_to_bgr(image: Image.Image) -> np.ndarray:
         values = np.nan_to_num(np.asarray(image), posinf=255.0, neginf=0.0)
         grey = np.clip(values * 255.0 if values.max() <= 1.0 else values, 0, 255).round().astype(np.uint8)
     else:
-        return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")  # convert would copy it
+        return cv2.cvtColor(np.asarray(rgb), cv2.COLOR_RGB2BGR)
     return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from models.build.values import accepts, kind_of
 from models.layers.activations import activation_factory
 from models.registry import REGISTRY, BlockSpec, lookup
-from utils.errors import UserError
+from utils.dataset.config import MOST_CLASSES
+from utils.errors import UserError, shown
 from utils.files import YamlMapping
 
 LOGGER = logging.getLogger("yolo.models")
 
-_MOST_REPEATS = 1000  # a larger number is a typing error that would build for minutes
+# What is above these is a typing error, and would take minutes or gigabytes to build.
+MOST_LAYERS = 150  # rows, and copies of one row or of all rows together
+MOST_ENTRIES = 1000  # of a list in a row
+LARGEST_NUMBER = 65_536  # of channels, or of any other number in a row
+LARGEST_MULTIPLE = 100  # depth_multiple and width_multiple
 KEYS = (
     *("nc", "depth_multiple", "width_multiple", "channel_multiple", "anchors", "backbone", "head", "ch"),
     *("activation", "inplace", "mean", "std", "pretrained"),
@@ -89,7 +93,7 @@ def check_keys(cfg: YamlMapping, source: str) -> None:
     for key in [key for key in cfg if key not in KEYS]:
         close = difflib.get_close_matches(str(key).strip().lower(), KEYS, 1, 0.8)
         if close:
-            raise UserError(f"{source}: key {key!r} is not known; did you mean {close[0]!r}?")
+            raise UserError(f"{source}: key {shown(key)} is not known; did you mean {close[0]!r}?")
         _warn_unknown(source, str(key))
     for key, remedy in _REMEDY.items():
         if cfg.get(key) is None:
@@ -97,15 +101,19 @@ def check_keys(cfg: YamlMapping, source: str) -> None:
     for key in ("backbone", "head"):
         if not isinstance(cfg[key], list) or not cfg[key]:
             raise UserError(f"{source}: '{key}' is {kind_of(cfg[key])}, expected a list of rows")
-    for key in ("nc", "ch", "channel_multiple"):
-        if key in cfg and not (accepts(cfg[key], int) and cfg[key] > 0):
-            raise UserError(f"{source}: {key}: {cfg[key]!r} is not a whole number above 0")
+    for key, most in (("nc", MOST_CLASSES), ("ch", LARGEST_NUMBER), ("channel_multiple", LARGEST_NUMBER)):
+        if key in cfg and not (accepts(cfg[key], int) and 0 < cfg[key] <= most):
+            raise UserError(
+                f"{source}: {key}: {shown(cfg[key])} is not a whole number above 0 and up to {most}"
+            )
     for key in ("depth_multiple", "width_multiple"):
-        if key in cfg and not (accepts(cfg[key], float) and 0 < cfg[key] < math.inf):
-            raise UserError(f"{source}: {key}: {cfg[key]!r} is not a number above 0")
+        if key in cfg and not (accepts(cfg[key], float) and 0 < cfg[key] <= LARGEST_MULTIPLE):
+            raise UserError(
+                f"{source}: {key}: {shown(cfg[key])} is not a number above 0 and up to {LARGEST_MULTIPLE}"
+            )
     activation = cfg.get("activation")
     if activation is not None and not isinstance(activation, str):
-        raise UserError(f"{source}: activation: {activation!r} is no name such as 'ReLU6'")
+        raise UserError(f"{source}: activation: {shown(activation)} is no name such as 'ReLU6'")
     try:
         activation_factory(activation or "SiLU")
     except ValueError as error:
@@ -129,6 +137,8 @@ def read_rows(cfg: YamlMapping, source: str) -> list[Row]:
             no `Detect` as the last row.
     """
     rows: list[Row] = []
+    if len(cfg["backbone"]) + len(cfg["head"]) > MOST_LAYERS:
+        raise UserError(f"{source}: backbone and head have more than {MOST_LAYERS} rows; write fewer")
     for section in ("backbone", "head"):
         for number, raw in enumerate(cfg[section], 1):
             try:
@@ -137,6 +147,11 @@ def read_rows(cfg: YamlMapping, source: str) -> list[Row]:
                 name = raw[2] if isinstance(raw, list) and len(raw) == 4 and isinstance(raw[2], str) else ""
                 place = _place(section, number, len(rows), name)
                 raise UserError(f"{source}: {place}: {error}") from None
+    if (repeats := sum(row.number for row in rows)) > MOST_LAYERS:
+        raise UserError(
+            f"{source}: its rows repeat {repeats} times together, expected at most {MOST_LAYERS}; lower "
+            "their numbers or depth_multiple"
+        )
     last, output = rows[-1], next((row for row in rows if row.spec.output), None)
     if output is None:
         raise UserError(
@@ -153,22 +168,22 @@ def read_rows(cfg: YamlMapping, source: str) -> list[Row]:
 def _read_row(section: str, section_row: int, index: int, raw: object, cfg: YamlMapping) -> Row:
     """Read one row [from, number, module, args]."""
     if not isinstance(raw, list) or len(raw) != 4:
-        raise RowError(f"found {raw!r}, expected four entries [from, number, module, [args]]")
+        raise RowError(f"found {shown(raw)}, expected four entries [from, number, module, [args]]")
     from_, number, name, args = raw
     if not isinstance(name, str):
-        raise RowError(f"module is {kind_of(name)} {name!r}, expected the name of a block")
+        raise RowError(f"module is {kind_of(name)} {shown(name)}, expected the name of a block")
     spec = lookup(name)
     if spec is None:
         close = difflib.get_close_matches(name, REGISTRY, 3, 0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "expected a block of models/common.py"
-        raise RowError(f"unknown block {name!r}; {hint} (your own blocks are loaded by --plugins FILE)")
-    if not accepts(number, int) or number < 1:
-        raise RowError(f"number is {number!r}, expected a whole number of repeats from 1")
+        raise RowError(f"unknown block {shown(name)}; {hint} (your own blocks are loaded by --plugins FILE)")
+    if not accepts(number, int) or number < 1 or number.bit_length() > 64:
+        raise RowError(f"number is {shown(number)}, expected a whole number of repeats from 1")
     if not isinstance(args, list):
-        raise RowError(f"args is {kind_of(args)} {args!r}, expected a list such as [64, 3, 2]")
+        raise RowError(f"args is {kind_of(args)} {shown(args)}, expected a list such as [64, 3, 2]")
     repeats = max(round(number * cfg.get("depth_multiple", 1.0)), 1) if number > 1 else 1
-    if repeats > _MOST_REPEATS:
-        raise RowError(f"repeats {repeats} times after depth_multiple, expected at most {_MOST_REPEATS}")
+    if repeats > MOST_LAYERS:
+        raise RowError(f"repeats {repeats} times after depth_multiple, expected at most {MOST_LAYERS}")
     sources = _sources(index, from_, spec)
     values = [_literal(arg, cfg) for arg in args]
     return Row(index, section, section_row, from_, sources, repeats, name, spec, values)
@@ -180,7 +195,11 @@ def _literal(value: object, cfg: YamlMapping) -> object:
     'nc', 'anchors', 'None', 'True' and 'False' are names of values; any other text is itself.
     """
     names = {"nc": cfg["nc"], "anchors": cfg["anchors"], "None": None, "True": True, "False": False}
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+        raise RowError(f"args has {shown(value)}, expected numbers up to {LARGEST_NUMBER}")
     if isinstance(value, list):
+        if len(value) > MOST_ENTRIES:
+            raise RowError(f"args has a list of {len(value)} entries, expected at most {MOST_ENTRIES}")
         return [_literal(item, cfg) for item in value]
     return names.get(value, value) if isinstance(value, str) else value
 
@@ -188,16 +207,16 @@ def _literal(value: object, cfg: YamlMapping) -> object:
 def _sources(index: int, from_: int | list[int], spec: BlockSpec) -> tuple[int, ...]:
     """Return the numbers of the layers that a `from` means (-1: the image)."""
     wanted = from_ if isinstance(from_, list) else [from_]
-    if not wanted or not all(accepts(f, int) for f in wanted):
+    if not 0 < len(wanted) <= MOST_ENTRIES or not all(accepts(f, int) for f in wanted):
         raise RowError(
-            f"from is {from_!r}, expected a layer's number, -1 for the row before, or a list of them"
+            f"from is {shown(from_)}, expected a layer's number, -1 for the row before, or a list of them"
         )
     if spec.joins != isinstance(from_, list):
         expected = "a list of layers" if spec.joins else "one layer"
-        raise RowError(f"from is {from_!r}, expected {expected}, which is what {spec.name} takes")
+        raise RowError(f"from is {shown(from_)}, expected {expected}, which is what {spec.name} takes")
     sources = tuple(f if f >= 0 else index + f for f in wanted)
     for f, absolute in zip(wanted, sources):
         if absolute >= index or absolute < (-1 if index == 0 else 0):
             allowed = f"-{index} to {index - 1}" if index else "-1 (the image)"
-            raise RowError(f"from {f} is out of range, expected {allowed}: a layer above this row")
+            raise RowError(f"from {shown(f)} is out of range, expected {allowed}: a layer above this row")
     return sources

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.build.rows import Row, RowError
+from models.build.rows import LARGEST_NUMBER, Row, RowError
 from models.build.values import accepts, kind_of, readable_hint
 from models.layers.activations import Activation, activation_factory
 from models.plugins import blame
 from models.registry import Arguments
-from utils.errors import UserError, first_line
+from utils.errors import UserError, first_line, shown
 from utils.files import YamlMapping
 
 _PROBE = 512  # pixels per side of the image that shapes are inferred with: strides up to 512
+_MOST_VALUES = 1 << 26  # of the weights and maps of a block that cannot be tried on the meta device
+_MOST_INSIDE = 100  # copies that one block makes inside itself, and anchors of a level
+_COUNTS = frozenset({"n", "layers", "depth"})
 
 # Parameters of constructors that must be above 0.
 _POSITIVE = {
@@ -79,7 +82,8 @@ def _check_sizes(row: Row, rows: list[Row], shapes: Sequence[tuple[int, ...]]) -
     """Check that maps to be joined have one size; the output takes any."""
     if row.spec.output or row.spec.picks or len({shape[2:] for shape in shapes}) == 1:
         return
-    found = ", ".join(f"layer {s} has stride {rows[s].stride:g}" for s in row.sources)
+    strides = dict.fromkeys(f"layer {s} has stride {rows[s].stride:g}" for s in row.sources)
+    found = ", ".join(list(strides)[:10])
     raise RowError(f"cannot join maps of different strides: {found}; expected one stride for all")
 
 
@@ -131,7 +135,7 @@ def _bind(row: Row, given: int) -> Arguments:
     for name, value in bound.arguments.items():
         if name in hints and not accepts(value, hints[name]):
             raise RowError(
-                f"{name} is {kind_of(value)} {value!r}, "
+                f"{name} is {kind_of(value)} {shown(value)}, "
                 f"expected {readable_hint(hints[name])}: {_expected(row)}"
             )
         _check_value(name, value, hints.get(name))
@@ -147,9 +151,11 @@ def _check_value(name: str, value: Any, hint: object) -> None:
             activation_factory(value)
         except ValueError as error:
             raise RowError(str(error)) from None
+    if name in _COUNTS and accepts(value, int) and value > _MOST_INSIDE:
+        raise RowError(f"{name} is {value}, expected at most {_MOST_INSIDE} copies inside a block")
     values = value if isinstance(value, tuple | list) else [value]
     if name in _POSITIVE and any(accepts(v, float) and v <= 0 for v in values):
-        raise RowError(f"{name} is {value!r}, expected a number above 0")
+        raise RowError(f"{name} is {shown(value)}, expected a number above 0")
 
 
 def _expected(row: Row) -> str:
@@ -173,7 +179,9 @@ def _complete_output(row: Row, strides: list[float], cfg: YamlMapping) -> None:
             raise RowError(f"layer {source} has stride {stride:g}, expected a whole number")
     for i, name in enumerate(list(row.spec.signature.parameters)[: len(row.args)]):
         if name == "nc" and row.args[i] != cfg["nc"]:
-            raise RowError(f"its nc is {row.args[i]!r} but the model's is {cfg['nc']!r}; write nc there")
+            raise RowError(
+                f"its nc is {shown(row.args[i])} but the model's is {shown(cfg['nc'])}; write nc there"
+            )
         if name == "anchors":
             row.args[i] = pixel_anchors(row.args[i], strides)
 
@@ -193,19 +201,28 @@ def pixel_anchors(anchors: Any, strides: Sequence[float]) -> list[list[float]]:
     """
     levels = len(strides)
     if accepts(anchors, float):
-        count = round(anchors)
+        count = round(anchors) if anchors <= _MOST_INSIDE else 0
         if count < 1:
-            raise RowError(f"anchors is {anchors!r}, expected at least one per level")
+            raise RowError(
+                f"anchors is {shown(anchors)}, expected at least one per level and at most {_MOST_INSIDE}"
+            )
         return [[s * 2 ** (1 + i / count) for i in range(count) for _ in range(2)] for s in strides]
     if not isinstance(anchors, list | tuple) or not all(isinstance(level, list | tuple) for level in anchors):
-        raise RowError(f"anchors is {anchors!r}, expected one list of w,h pairs per level or a number")
+        raise RowError(f"anchors is {shown(anchors)}, expected one list of w,h pairs per level or a number")
     if len(anchors) != levels:
         raise RowError(
             f"found {len(anchors)} lists of anchors for {levels} levels in `from`, expected {levels}"
         )
     for number, level in enumerate(anchors, 1):
-        if not level or len(level) % 2 or not all(accepts(v, float) and v > 0 for v in level):
-            raise RowError(f"anchors, list {number}, is {level!r}, expected pairs w,h of numbers above 0")
+        if (
+            not level
+            or len(level) % 2
+            or not all(accepts(v, float) and 0 < v <= LARGEST_NUMBER for v in level)
+        ):
+            raise RowError(
+                f"anchors, list {number}, is {shown(level)}, expected pairs w,h of numbers above 0 and up to "
+                f"{LARGEST_NUMBER}"
+            )
         if len(level) != len(anchors[0]):
             raise RowError(
                 f"anchors, list {number}, has {len(level)} values, expected {len(anchors[0])} as in list 1"
@@ -221,7 +238,7 @@ def _build_alone(row: Row, device: str) -> nn.Module:
     except UserError as error:  # a block's own sentence
         raise RowError(str(error)) from None
     except _failures(row) as error:
-        raise RowError(f"cannot be built with {row.args}: {_why(row, error)}") from None
+        raise RowError(f"cannot be built with {shown(row.args)}: {_why(row, error)}") from None
 
 
 def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -252,11 +269,15 @@ def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[i
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise
+            if _count(layer) + sum(map(math.prod, shapes)) > _MOST_VALUES:
+                raise RowError("is too large to be tried; use fewer channels") from None
             with torch.random.fork_rng(devices=[]):
                 return _forward(_build_alone(row, "cpu"), row, shapes, "cpu")
     except _failures(row) as error:
         inputs = " and ".join("x".join(map(str, shape[1:])) for shape in shapes)
-        raise RowError(f"cannot take an input of {inputs} with {row.args}: {_why(row, error)}") from None
+        raise RowError(
+            f"cannot take an input of {inputs} with {shown(row.args)}: {_why(row, error)}"
+        ) from None
 
 
 # Any: see above.

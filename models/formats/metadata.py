@@ -12,7 +12,7 @@ from typing import Any
 
 from models.formats.nms_options import Suppression
 from models.schema import PROJECT, SCHEMA, SCHEMA_DECODED, TASK
-from utils.errors import UserError
+from utils.errors import UserError, first_line, shown
 
 LOGGER = logging.getLogger("yolo.backends")
 
@@ -124,7 +124,9 @@ def parse_metadata(path: Path, raw: RawMetadata, names: Names | None) -> Metadat
             "update this project or export the file again"
         )
     if values.get("task", TASK) != TASK:
-        raise UserError(f"{path}: was exported for the task {values['task']!r}; only {TASK!r} is supported")
+        raise UserError(
+            f"{path}: was exported for the task {shown(values['task'])}; only {shown(TASK)} is supported"
+        )
     if names and not values.get("names"):
         LOGGER.warning(
             "%s: carries no class names, so those of --data are used, and what else it does not say is taken "
@@ -153,14 +155,16 @@ def parse_metadata(path: Path, raw: RawMetadata, names: Names | None) -> Metadat
             ch=int(values.get("ch") or (shape[1] if shape else 3)),
             nms=Suppression(**values["nms"]) if values.get("nms") else None,
         )
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
-        raise UserError(f"{path}: its metadata cannot be read ({error}); export the file again") from None
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path}: its metadata cannot be read ({first_line(error)}); export the file again"
+        ) from None
 
 
 def _whole(what: str, value: _Value, limit: int = SIDE_LIMIT) -> int:
     """Return a whole number above 0; refuse what no network can have."""
     if not 1 <= float(value) <= limit or float(value) != int(value):
-        raise ValueError(f"{what} {value!r}")
+        raise ValueError(f"{what} {shown(value)}")
     return int(value)
 
 
@@ -171,7 +175,7 @@ def _precision(values: RawMetadata) -> str:
     """
     precision = values.get("precision", "fp16" if values.get("half", False) else "fp32")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}")
+        raise ValueError(f"precision {shown(precision)}")
     return precision
 
 

@@ -151,7 +151,15 @@ def _open_session(runtime: ModuleType, path: Path, device: torch.device) -> Unty
 
     try:
         return runtime.InferenceSession(str(path), options, providers=providers)
-    except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, Unsupported) as error:
+    except (
+        Fail,
+        InvalidArgument,
+        InvalidGraph,
+        InvalidProtobuf,
+        Unsupported,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise damaged(path, "an ONNX file", error) from None
 
 
@@ -182,9 +190,12 @@ class OpenCvBackend(Backend):
 
 def _read_metadata(session: Untyped, path: Path, options: OpenOptions) -> Metadata:
     """Read the file's metadata; shapes and types come from the graph itself."""
-    metadata = parse_metadata(path, session.get_modelmeta().custom_metadata_map, options.names)
-    first = session.get_inputs()[0]
-    batch, channels, height, width = first.shape
+    try:
+        entries, first = session.get_modelmeta().custom_metadata_map, session.get_inputs()[0]
+        batch, channels, height, width = first.shape
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise damaged(path, "a detector's ONNX file", error) from None
+    metadata = parse_metadata(path, entries, options.names)
     if isinstance(channels, int):
         metadata.ch = channels
     metadata.dynamic = metadata.dynamic or not all(isinstance(n, int) for n in (batch, height, width))

@@ -9,6 +9,8 @@ from contextvars import ContextVar
 
 from torch import nn
 
+from utils.errors import shown
+
 Activation = bool | str | nn.Module | None
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -47,7 +49,7 @@ def activation_factory(text: str) -> Callable[[], nn.Module]:
     """
     match = _ACTIVATION_TEXT.fullmatch(text.strip())
     if match is None or match[1] not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {text!r}; use one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {shown(text)}; use one of {', '.join(ACTIVATIONS)}")
     cls = ACTIVATIONS[match[1]]
     words = [word.strip() for word in (match[2] or "").split(",")]
     try:
@@ -56,7 +58,7 @@ def activation_factory(text: str) -> Callable[[], nn.Module]:
         cls(*numbers, **options)
     except (TypeError, ValueError):
         raise ValueError(
-            f"activation {text!r}: its arguments must be numbers that {cls.__name__} takes"
+            f"activation {shown(text)}: its arguments must be numbers that {cls.__name__} takes"
         ) from None
     return lambda: cls(*numbers, **options)
 

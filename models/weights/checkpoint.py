@@ -36,6 +36,8 @@ from utils.device import seeded
 from utils.errors import UserError
 from utils.files import YamlMapping, atomic_write, find_file
 
+_SMALL = 10_000_000  # parameters: of a smaller model it is said which tensors do not fit
+
 
 @dataclass
 class Checkpoint:
@@ -191,7 +193,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
             f"{' '.join(files)} (plugins={files} from Python)"
         )
     model = _rebuild(file, data["yaml"], data["state"], data["names"])
-    return Checkpoint(model.to(device), data["meta"], data["training"], official=False, path=file)
+    return Checkpoint(model.to(device), data["meta"], data.get("training"), official=False, path=file)
 
 
 def _check_payload(path: Path, data: object) -> None:
@@ -239,7 +241,10 @@ def _rebuild(
     try:
         with seeded(0):  # the initial weights are overwritten: loading must not move the caller's generator
             # Keys that do nothing were told of when the YAML was read: no reason to refuse the weights.
-            model = DetectionModel({key: value for key, value in yaml.items() if key in KEYS})
+            # Its YAML must not ask for more memory than the file has weights.
+            stored = sum(tensor.numel() for tensor in state.values())
+            known = {key: value for key, value in yaml.items() if key in KEYS}
+            model = DetectionModel(known, most=max(stored, _SMALL))
     except UserError as error:
         raise UserError(f"{path}: its model cannot be rebuilt from its YAML: {error}") from None
     report = transfer(model, state)

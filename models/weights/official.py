@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 
 from utils.errors import UserError
+from utils.files import DEEPEST, MOST_NODES
 
 # Where the official project keeps its blocks; a name below any of these modules is the same block.
 _BLOCK_MODULES = ("models.common", "models.experimental", "models.yolo")
@@ -146,13 +147,52 @@ def read_file(path: Path) -> Stored:
         file.read(
             1
         )  # a file that may not be read says so here: what torch raises below is about its contents
-    _refuse_other_archives(path)
     try:
+        _refuse_other_archives(path)
         with torch.serialization.safe_globals([*SHELLS]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and versions; what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=True)
+            data = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_growth(data)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 a malformed byte may surface as any exception: all mean the same
         raise UserError(_sentence(path, error)) from None
+    return data
+
+
+def _refuse_growth(data: object) -> None:
+    """Refuse what would take far more memory than its file when it is copied.
+
+    A few bytes of a pickle can say the same list a million times, or a tensor of one stored number repeated.
+
+    Raises:
+        ValueError: what there is too much of.
+    """
+    if _written_out(data, {}, 0) > MOST_NODES:
+        raise ValueError(f"its values are nested without end, or more than {MOST_NODES}")
+
+
+def _written_out(value: Any, known: dict[int, int], depth: int) -> int:  # Any: a pickle's values
+    """Return the number of values when every reference is written out."""
+    if depth > DEEPEST:
+        raise ValueError("its values are nested without end")
+    if isinstance(value, torch.Tensor):
+        if (
+            value.is_meta
+            or value.layout is not torch.strided
+            or value.numel() * value.itemsize > value.untyped_storage().nbytes()
+        ):
+            raise ValueError("a tensor in it is larger than what is stored")
+        return 1
+    if isinstance(value, Shell):
+        value = value.__dict__
+    if not isinstance(value, dict | list | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = MOST_NODES  # as long as it is counted: what holds itself has no end
+        parts = (*value, *value.values()) if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_written_out(part, known, depth + 1) for part in parts)
+    return known[id(value)]
 
 
 def _refuse_other_archives(path: Path) -> None:
@@ -160,7 +200,13 @@ def _refuse_other_archives(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it is compressed, which torch.save never does")
+        pickled = b"".join(archive.read(name) for name in names if name.endswith("/data.pkl"))
+        if b"bytearray" in pickled:  # torch would make one of any size that the pickle says
+            raise ValueError("its pickle makes a bytearray")
     if any(name.endswith("/constants.pkl") for name in names):
         raise UserError(f"{path}: is a TorchScript file, not a checkpoint; name it *.torchscript to run it")
     if not any(name.endswith("/data.pkl") for name in names):
@@ -230,7 +276,7 @@ def _named(path: Path) -> Iterator[str]:
             with path.open("rb") as file:
                 for _ in range(4):  # the old format: magic number, version, system, then the object
                     yield from _globals_of(file)
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError, UnicodeDecodeError):
+    except Exception:  # noqa: BLE001 damaged bytes may surface as any exception
         return
 
 

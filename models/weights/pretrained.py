@@ -27,7 +27,7 @@ from models.weights.references import (
     read_weights,
 )
 from models.yolo import DetectionModel
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 LOGGER = logging.getLogger("yolo.models")
 
@@ -113,7 +113,8 @@ def _named(model: DetectionModel) -> str | None:
         return None
     if not isinstance(label, str) or not is_label(label):
         raise UserError(
-            f"{model.source}: pretrained: {label!r} names no weights; write source/model, such as {KNOWN[0]}"
+            f"{model.source}: pretrained: {shown(label)} names no weights; write source/model, such as "
+            f"{KNOWN[0]}"
         )
     return label
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.yolo import DetectionModel, run
+from models.yolo import MOST_PARAMETERS, DetectionModel, run
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
 
@@ -299,3 +299,11 @@ def test_run_returns_the_model_and_checks_its_options():
     for options in ({"imgsz": [1, 2, 3]}, {"imgsz": 0}, {"size": 64}, {"nc": 0}):
         with pytest.raises(UserError):
             run(cfg="yolov5n.yaml", **options)
+
+
+def test_a_network_of_too_many_parameters_is_refused_before_it_takes_memory():
+    cfg = load_yaml(ROOT / "models/yolov5n.yaml") | {"width_multiple": 60}
+    with pytest.raises(UserError, match=f"parameters, expected at most {MOST_PARAMETERS}"):
+        DetectionModel(cfg)
+    with pytest.raises(UserError, match="1872157 parameters, expected at most 1000000"):
+        DetectionModel("yolov5n.yaml", most=1_000_000)

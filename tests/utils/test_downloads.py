@@ -1,10 +1,13 @@
 """Downloads against a server in a thread, and archives that should not be trusted."""
 
+import contextlib
 import errno
 import hashlib
+import http.server
 import io
 import stat
 import tarfile
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ import pytest
 from tests.file_server import serve
 from utils.dataset.config import load_dataset
 from utils.dataset.images import load_images
-from utils.downloads import fetch, file_name, is_archive, unpack
+from utils.downloads import MOST_EXPANSION, fetch, file_name, is_archive, unpack
 from utils.errors import UserError
 
 BODY = bytes(range(256)) * 1500
@@ -400,3 +403,54 @@ def test_an_address_with_letters_beyond_ascii_is_fetched(server, tmp_path):
     server.bodies["/downloads%C3%A9/my%20set.bin"] = b"found"
     fetch(f"{server.url}/downloads\u00e9/my%20set.bin", tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == b"found"
+
+
+def test_an_archive_of_zeros_is_refused_before_it_fills_the_disk(tmp_path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.bin", bytes(80 << 20))
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as file:
+        info = tarfile.TarInfo("a.bin")
+        info.size = 80 << 20
+        file.addfile(info, io.BytesIO(bytes(info.size)))
+    for path in (archive, tmp_path / "a.tar.gz"):
+        with pytest.raises(UserError, match=f"more than {MOST_EXPANSION} times larger"):
+            unpack(path, tmp_path / "out")
+        assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_long_header_of_a_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(tarfile.TarInfo("x" * (2 << 20)))
+    with pytest.raises(UserError, match="broken archive .*a header of 2097166 bytes"):
+        unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+def test_a_damaged_directory_of_a_zip_is_a_sentence(tmp_path):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "a")
+    good = archive.read_bytes()
+    for at in range(good.index(b"PK\x01\x02"), len(good)):
+        archive.write_bytes(good[:at] + bytes([good[at] ^ 0xFF]) + good[at + 1 :])
+        with contextlib.suppress(UserError):  # some bytes do not matter
+            unpack(archive, tmp_path / "out", replace=True)
+
+
+def test_redirects_stay_on_http(tmp_path):
+    class Away(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", "ftp://127.0.0.1:1/a.zip")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Away)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(UserError, match="sends to 'ftp://127.0.0.1:1/a.zip', which is no http address"):
+            fetch(f"http://127.0.0.1:{server.server_port}/a.zip", tmp_path / "a.zip")
+    finally:
+        server.shutdown()

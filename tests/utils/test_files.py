@@ -3,11 +3,13 @@
 import errno
 import os
 import resource
+from pathlib import Path
 
 import pytest
 
 from utils import files
 from utils.errors import UserError
+from utils.files import MOST_NODES, expand_user, load_yaml, read_regular
 
 
 def test_increment_dir_takes_the_first_free_number(tmp_path):
@@ -219,3 +221,28 @@ def test_a_cache_of_what_cannot_be_written_is_the_users(tmp_path, monkeypatch):
     assert files.own_or_user_folder(tmp_path / "open", "x") == tmp_path / "open"
     others = {files.own_or_user_folder(tmp_path / name, "x").parent for name in ("closed", "missing")}
     assert others == {tmp_path / "cache" / "x"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(OSError, match="no regular file"):
+            read_regular(path)
+        with pytest.raises(UserError, match="no regular file"):
+            load_yaml(path)
+    (tmp_path / "a.yaml").mkdir()
+    with pytest.raises(UserError, match=r"a\.yaml: cannot be read"):
+        load_yaml(tmp_path / "a.yaml")
+
+
+def test_an_unknown_user_is_a_name_of_a_folder():
+    assert expand_user("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")
+    assert expand_user("~/x") == Path.home() / "x"
+
+
+def test_a_yaml_of_more_values_than_any_needs_is_refused(tmp_path):
+    path = tmp_path / "long.yaml"
+    path.write_text("a:\n" + "- x\n" * MOST_NODES)
+    with pytest.raises(UserError, match=f"more than {MOST_NODES} values"):
+        load_yaml(path)

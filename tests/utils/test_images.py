@@ -1,6 +1,8 @@
 """Every kind of image file arrives as upright BGR uint8, and a broken one as a sentence with its name."""
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -10,8 +12,10 @@ from PIL import Image
 from utils.dataset.labels import image_size
 from utils.errors import UserError
 from utils.images import (
+    MOST_SCANS,
     PIXELS_VARIABLE,
     decode_image,
+    inspect_image,
     jpeg_header,
     load_image,
     resize_long_side,
@@ -218,3 +222,32 @@ def test_a_format_for_which_pillow_starts_another_program_is_none():
     assert Image.open(io.BytesIO(data)).format == "EPS"
     with pytest.raises(ValueError, match="not an image of a known format"):
         decode_image(data)
+
+
+def _png_that_says(width, height):
+    """A few bytes with a valid header and no picture."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(("side", "words"), [(65000, "more than 178956970 pixels"), (12000, "only 65 bytes")])
+def test_a_small_file_of_many_pixels_is_refused_before_decoding(side, words, monkeypatch):
+    monkeypatch.delenv(PIXELS_VARIABLE, raising=False)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 89_478_485)
+    for read in (decode_image, inspect_image):
+        with pytest.raises(ValueError, match=words):
+            read(_png_that_says(side, side))
+    monkeypatch.setenv(PIXELS_VARIABLE, str(65000 * 65000))  # the user's own limit is the only one
+    with pytest.raises(ValueError, match="cannot be decoded|truncated"):
+        decode_image(_png_that_says(1200, 1200))
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused():
+    data = cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    at = data.index(b"\xff\xda")
+    with pytest.raises(ValueError, match=f"more than {MOST_SCANS} scans"):
+        decode_image(data[:at] + (b"\xff\xda" + b"\0" * 8) * 200 + data[at:])

@@ -16,8 +16,8 @@ from pathlib import Path
 from utils.dataset.archives import folder_yaml, open_archive
 from utils.dataset.location import find_root, locate_split
 from utils.downloads import is_archive
-from utils.errors import UserError
-from utils.files import find_file, load_yaml
+from utils.errors import UserError, shown
+from utils.files import expand_user, find_file, load_yaml
 
 LOGGER = logging.getLogger("yolo.datasets")
 
@@ -79,7 +79,7 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
         )
     given = data.get("path")
     if given is not None and not isinstance(given, str):
-        raise UserError(f"{yaml_path}: path is {given!r} where the text of a folder is expected")
+        raise UserError(f"{yaml_path}: path is {shown(given)} where the text of a folder is expected")
     root = find_root(yaml_path, given or "", entries, data.get("download"), fetch=fetch)
     splits = {split: [locate_split(root, entry) for entry in listed] for split, listed in entries.items()}
     if fetch:
@@ -92,7 +92,7 @@ def load_dataset(path: str | Path, *, single_cls: bool = False, fetch: bool = Tr
 def _say_where(yaml_path: Path, root: Path, found: Iterable[tuple[str, Path]]) -> None:
     """Say which entries of a YAML are found only in another spelling."""
     for entry, place in dict(found).items():
-        if place != Path(os.path.normpath(root / Path(entry).expanduser())):
+        if place != Path(os.path.normpath(root / expand_user(entry))):
             LOGGER.info("%s: %s is not there, %s is read instead", yaml_path, entry, place)
 
 
@@ -124,7 +124,7 @@ def class_difference(names: Mapping[int, str], config: DatasetConfig, *, by_name
     if not differing:
         return ""
     number = differing[0]
-    return f"class {number} of {config.path} is {config.names[number]!r}, not {names.get(number)!r}"
+    return f"class {number} of {config.path} is {shown(config.names[number])}, not {shown(names.get(number))}"
 
 
 def check_classes(path: Path, names: Mapping[int, str], config: DatasetConfig) -> None:
@@ -159,14 +159,16 @@ def read_names(yaml_path: Path, data: Mapping[str, object]) -> dict[int, str]:
     names, nc = data.get("names"), data.get("nc")
     if nc is not None and not (type(nc) is int and 1 <= nc <= MOST_CLASSES):
         raise UserError(
-            f"{yaml_path}: nc is {nc!r} where a number of classes from 1 to {MOST_CLASSES} is expected"
+            f"{yaml_path}: nc is {shown(nc)} where a number of classes from 1 to {MOST_CLASSES} is expected"
         )
     if names is None and type(nc) is int:
         return {i: f"class{i}" for i in range(nc)}
     words = _in_order(yaml_path, names)
     for number, word in enumerate(words):
         if not isinstance(word, str) or not word.strip():
-            raise UserError(f"{yaml_path}: the name of class {number} is {word!r} where a word is expected")
+            raise UserError(
+                f"{yaml_path}: the name of class {number} is {shown(word)} where a word is expected"
+            )
     if nc not in (None, len(words)):
         raise UserError(
             f"{yaml_path}: nc is {nc} but names lists {len(words)} classes; make them agree or drop nc"
@@ -182,7 +184,9 @@ def _in_order(yaml_path: Path, names: object) -> list[object]:
     if isinstance(names, list):
         return names
     if not isinstance(names, dict):
-        raise UserError(f"{yaml_path}: names is {names!r} where a list or a mapping from numbers is expected")
+        raise UserError(
+            f"{yaml_path}: names is {shown(names)} where a list or a mapping from numbers is expected"
+        )
     by_number = {int(key) if _is_number(key) else key: name for key, name in names.items()}
     if by_number.keys() != set(range(len(names))):
         raise UserError(
@@ -203,7 +207,9 @@ def _read_keypoints(yaml_path: Path, data: Mapping[str, object]) -> int:
     if shape is None:
         return 0
     if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
-        raise UserError(f"{yaml_path}: kpt_shape is {shape!r} where two numbers are expected, as in [17, 3]")
+        raise UserError(
+            f"{yaml_path}: kpt_shape is {shown(shape)} where two numbers are expected, as in [17, 3]"
+        )
     return int(shape[0] * shape[1])
 
 
@@ -212,6 +218,8 @@ def _read_split(yaml_path: Path, split: str, value: object) -> list[str]:
     paths: list[str] = []
     for entry in value if isinstance(value, list) else [value]:
         if not isinstance(entry, str) or not entry:
-            raise UserError(f"{yaml_path}: {split} has {entry!r} where a folder or a .txt list is expected")
+            raise UserError(
+                f"{yaml_path}: {split} has {shown(entry)} where a folder or a .txt list is expected"
+            )
         paths.append(entry)
     return paths

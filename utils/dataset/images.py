@@ -15,7 +15,7 @@ from utils.dataset.config import DatasetConfig
 from utils.dataset.image_set import CORRUPT, ImageSet
 from utils.dataset.labels import find_labels, label_path
 from utils.dataset.verification import cache_path, log_report, scan
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import IMAGE_SUFFIXES, read_path_list
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -115,7 +115,7 @@ def _read_list(source: Path, root: Path, notes: list[str]) -> list[str]:
     respelled: list[str] = []
     for number, name, file in read_path_list(source, root):
         if file.suffix.lower() not in _SUFFIXES:
-            notes.append(f"{source}, line {number}: {name!r} has no image suffix; line ignored")
+            notes.append(f"{source}, line {number}: {shown(name)} has no image suffix; line ignored")
             continue
         found.append(str(file))
         if not found[-1].endswith(os.path.normpath(name)):

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Record
+from utils.files import read_regular
 from utils.images import NoMemoryLeft, inspect_image
 
 MIN_IMAGE_SIDE = 10
@@ -133,8 +134,7 @@ def read_labels(path: str, keypoints: int = 0) -> tuple[np.ndarray, list[np.ndar
     Raises:
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        text = file.read().decode("utf-8-sig", errors="replace")
+    text = read_regular(path).decode("utf-8-sig", errors="replace")
     boxes: list[tuple[float, ...]] = []
     polygons: list[np.ndarray | None] = []
     messages: list[str] = []
@@ -247,8 +247,7 @@ def image_size(path: str) -> tuple[int, int, str]:
         NoMemoryLeft: (a ValueError) there was no memory to decode it.
         OSError: the file cannot be opened or read.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_regular(path)
     if not data:
         raise ValueError("empty file")
     width, height, note = inspect_image(data)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from utils.dataset.archives import fetch_archives
 from utils.downloads import is_url
-from utils.errors import UserError
-from utils.files import ROOT, datasets_dir, spellings
+from utils.errors import UserError, shown
+from utils.files import ROOT, datasets_dir, expand_user, spellings
 from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -47,7 +47,7 @@ def locate_split(root: Path, entry: str) -> Path:
 
     Paths from Windows have backslashes, and some exporters write a wrong leading `../` or `data/`.
     """
-    places = [Path(os.path.normpath(root / Path(spelled).expanduser())) for spelled in spellings(entry)]
+    places = [Path(os.path.normpath(root / expand_user(spelled))) for spelled in spellings(entry)]
     return next((place for place in places if place.exists()), places[0])
 
 
@@ -81,17 +81,16 @@ def _download_dataset(
     listed = how if isinstance(how, list) else [how]
     urls = [url for url in listed if isinstance(url, str) and is_url(url)]
     if bundled is None and (not urls or len(urls) < len(listed)):
-        shown = str(how).strip().splitlines()[0][:60]
         raise UserError(
-            f"{yaml_path}: download is {shown!r}, and scripts are not run; get the data yourself and put it "
-            f"in {folder}, or give a URL or one of digits, voc, coco"
+            f"{yaml_path}: download is {shown(how)}, and scripts are not run; get the data yourself and "
+            f"put it in {folder}, or give a URL or one of digits, voc, coco"
         )
     inside = folder != datasets and folder.is_relative_to(datasets) and not ROOT.is_relative_to(folder)
-    if not inside and not (bundled and folder.name and Path(given).expanduser().is_absolute()):
+    if not inside and not (bundled and folder.name and expand_user(given).is_absolute()):
         raise UserError(
-            f"{yaml_path}: path {given!r} is no folder of its own below {datasets}, and data are fetched to "
-            "no other place; write 'path: ../datasets/NAME', set YOLOV5_DATASETS_DIR to the folder that path "
-            "is in, or put the data there yourself"
+            f"{yaml_path}: path {shown(given)} is no folder of its own below {datasets}, and data are "
+            "fetched to no other place; write 'path: ../datasets/NAME', set YOLOV5_DATASETS_DIR to the "
+            "folder that path is in, or put the data there yourself"
         )
     LOGGER.info("%s: data set not found, making it in %s", yaml_path.name, folder)
     with exclusive(folder.with_name(f".{folder.name}.lock"), str(folder)):
@@ -123,7 +122,7 @@ def _fetched_folder(given: str) -> Path:
 
     It is in the datasets folder, unless the path is absolute.
     """
-    path = Path(given).expanduser()
+    path = expand_user(given)
     if path.is_absolute():
         return path
     parts = path.parts[2:] if path.parts[:2] == ("..", "datasets") else path.parts
@@ -132,7 +131,7 @@ def _fetched_folder(given: str) -> Path:
 
 def _candidate_roots(yaml_path: Path, given: str) -> list[Path]:
     """Return the folders that `path` may mean, in the order in which they are tried."""
-    path = Path(given).expanduser()
+    path = expand_user(given)
     if path.is_absolute():
         return [path]
     places = [yaml_path.absolute().parent / path, Path.cwd() / path, ROOT / path]

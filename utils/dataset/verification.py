@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import zipfile
 from collections.abc import Sequence
@@ -22,8 +23,9 @@ import PIL
 from tqdm import tqdm
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
-from utils.dataset.labels import find_labels, label_path, verify
+from utils.dataset.labels import MIN_IMAGE_SIDE, find_labels, label_path, verify
 from utils.device import available_cpus
+from utils.errors import first_line
 from utils.files import atomic_write, own_or_user_folder
 from utils.images import pixel_limit
 from utils.processes import in_processes
@@ -42,6 +44,14 @@ _SHOWN = 20
 _KEYS = "stat_keys"
 _NEVER = -2  # a key that matches no file
 _FIELDS = tuple(f.name for f in fields(Packed))
+_KINDS = {
+    **dict.fromkeys(("paths", "messages"), np.dtype(np.uint8)),
+    **dict.fromkeys(("path_offsets", "offsets", "point_offsets", "message_offsets"), np.dtype(np.int64)),
+    "status": np.dtype(np.int8),
+    "sizes": np.dtype(np.int32),
+    _KEYS: np.dtype(np.int64),
+    **dict.fromkeys(("labels", "points"), np.dtype(np.float32)),
+}
 
 
 def scan(
@@ -208,19 +218,53 @@ def _read_cache(cache: Path, rules: str) -> tuple[Packed, np.ndarray] | None:
     """Return what the cache holds; None if it is missing, damaged or of other rules."""
     path = _place(cache)
     try:
+        _refuse_foreign(path)
         with np.load(path, allow_pickle=False) as file:
             if int(file["version"]) != CACHE_VERSION or str(file["rules"]) != rules:
                 return None
             packed, keys = Packed(**{name: file[name] for name in _FIELDS}), file[_KEYS]
-        if _consistent(packed, keys):
+        if _consistent(packed, keys) and _plausible(packed):
             return packed, keys
         reason: object = "its arrays do not fit each other"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = error
+    except Exception as error:  # noqa: BLE001 zipfile and numpy have many ways to say that bytes are damaged
+        reason = first_line(error)
     LOGGER.warning("%s: unreadable label cache (%s), labels are verified again", path, reason)
     return None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse a cache that claims more than its file holds, or other kinds of numbers.
+
+    Raises:
+        ValueError: an array is compressed, or is not of the bytes that its shape needs.
+    """
+    if not path.is_file():
+        raise FileNotFoundError
+    with zipfile.ZipFile(path) as archive:
+        for name, kind in _KINDS.items():
+            member = archive.getinfo(f"{name}.npy")
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
+                shape, _, dtype = read(file) if read else ((), False, np.dtype(object))
+                bytes_ = math.prod(shape) * dtype.itemsize
+                if dtype != kind or member.compress_type or file.tell() + bytes_ != member.file_size:
+                    raise ValueError(f"its {name} are no array of {kind}")
+
+
+def _plausible(packed: Packed) -> bool:
+    """Return whether sizes and labels are such as verification gives."""
+    used, boxes = packed.sizes[packed.status != CORRUPT], packed.labels[:, 1:]
+    classes = packed.labels[:, 0]
+    return bool(
+        (used >= MIN_IMAGE_SIDE).all()
+        and (used.astype(np.int64).prod(1) <= pixel_limit()).all()
+        and ((boxes >= 0) & (boxes <= 1)).all()
+        and ((classes >= 0) & (classes == np.floor(classes))).all()
+        and ((packed.points >= 0) & (packed.points <= 1)).all()
+    )
 
 
 def _consistent(packed: Packed, keys: np.ndarray) -> bool:
@@ -237,6 +281,8 @@ def _consistent(packed: Packed, keys: np.ndarray) -> bool:
         keys.shape == (n, 4)
         and packed.sizes.shape == (n, 2)
         and packed.labels.shape == (rows, 5)
+        and packed.points.shape[1:] == (2,)
+        and all(array.ndim == 1 for array in (packed.paths, packed.messages, packed.status))
         and bool(np.isin(packed.status, (FOUND, MISSING, EMPTY, CORRUPT)).all())
         and all(
             o.shape == (count + 1,) and o[0] == 0 and o[-1] == end and (np.diff(o) >= 0).all()

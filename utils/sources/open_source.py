@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from utils.downloads import fetch, file_name, is_url, split_url
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES, read_path_list
+from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES, expand_user, read_path_list
 from utils.images import load_image
 from utils.sources.frame import Frame, Letterboxer, Source
 from utils.sources.screen import Screen
@@ -219,7 +219,7 @@ def _media(paths: Iterable[Path]) -> list[Path | str]:
 
 def _local(text: str) -> Path | None:
     """Return the file or folder as given (`~` expanded), else below the project, else None."""
-    given = Path(text).expanduser()
+    given = expand_user(text)
     return next((p for p in (given, ROOT / given) if text and p.exists()), None)
 
 
@@ -242,7 +242,7 @@ def _open_local(text: str, options: SourceOptions) -> Source:
 
 
 def _open_glob(text: str, options: SourceOptions) -> Files:
-    matched = glob.glob(str(Path(text).expanduser()), recursive=True)
+    matched = glob.glob(str(expand_user(text)), recursive=True)
     files = _media(Path(p) for p in matched if Path(p).is_file())
     if not files:
         raise UserError(f"{text}: the pattern matches no image or video file; quote it and check the path")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import find_file, load_yaml
 
 LOGGER = logging.getLogger("yolo.hyp")
@@ -98,12 +97,12 @@ def _check(where: str, key: str, value: object) -> float:
     if bounds is None:
         close = difflib.get_close_matches(str(key), HYPERPARAMETERS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(HYPERPARAMETERS)}"
-        raise UserError(f"{where}: unknown hyperparameter {key!r}; {hint}")
+        raise UserError(f"{where}: unknown hyperparameter {shown(key)}; {hint}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         hint = "; YAML reads 1e-3 as text, write 0.001 or 1.0e-3" if isinstance(value, str) else ""
-        raise UserError(f"{where}: {key} is {value!r}, a number is needed{hint}")
-    if not math.isfinite(value) or not bounds.low <= value <= bounds.high:
-        raise UserError(f"{where}: {key} is {value}; it must lie in {bounds.low:g} to {bounds.high:g}")
+        raise UserError(f"{where}: {key} is {shown(value)}, a number is needed{hint}")
+    if not bounds.low <= value <= bounds.high:
+        raise UserError(f"{where}: {key} is {shown(value)}; it must lie in {bounds.low:g} to {bounds.high:g}")
     if key == "nominal_batch" and value != int(value):
         raise UserError(f"{where}: {key} is {value}; it must be a whole number of images")
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.cli import WORKERS_HELP, Options, from_keywords, given, option, typed
 from utils.device import AMP_MODES, world_size
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import ROOT, find_file, load_yaml
 from utils.training.optim import BACKBONE, OPTIMIZERS
 
@@ -28,7 +28,7 @@ def _row(value: str | int) -> int | str:
     """Return a row's number, or the word for all rows of the backbone."""
     if isinstance(value, str) and value != BACKBONE and not value.isdecimal():
         raise argparse.ArgumentTypeError(
-            f"{value!r} is no row; give row numbers, or {BACKBONE} for all of its rows"
+            f"{shown(value)} is no row; give row numbers, or {BACKBONE} for all of its rows"
         )
     return BACKBONE if value == BACKBONE else int(value)
 

@@ -15,7 +15,7 @@ import torch
 from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
 from utils.device import world_size
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
 from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
@@ -345,8 +345,8 @@ def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) ->
         if name not in CHANGEABLE_ON_RESUME and value != options.get(name):
             changeable = ", ".join(sorted(CHANGEABLE_ON_RESUME - {"resume", "local_rank"}))
             raise UserError(
-                f"--resume continues with the run's own options, and with {name} = {options.get(name)!r}; "
-                f"only {changeable} may be changed (start a new run instead)"
+                f"--resume continues with the run's own options, and with {name} = "
+                f"{shown(options.get(name))}; only {changeable} may be changed (start a new run instead)"
             )
     if world_size() == 1:  # an ordinary norm sees the whole batch
         options["sync_bn"] = False

@@ -4,6 +4,7 @@ import pytest
 
 from models import common
 from models.build import rows
+from models.build.rows import MOST_LAYERS, check_keys, read_rows
 from models.registry import lookup
 from models.yolo import DetectionModel, parse_model
 from tests.models.build.broken import BASE, assert_refused, broken
@@ -97,3 +98,35 @@ def test_every_block_of_the_fact_sheet_can_be_named():
     for name in NAMES:
         assert lookup(name) is not None
     assert lookup("C3").cls is common.C3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nc": 10**9}, ["nc: 1000000000", "up to 100000"]),
+        ({"width_multiple": 1e300}, ["width_multiple: 1e+300", "up to 100"]),
+        ({"backbone_0": [-1, 1, "Conv", [10**6, 3, 2]]}, ["args has 1000000", "up to 65536"]),
+        ({"backbone_0": [-1, 1, "Conv", [[8] * 2000]]}, ["a list of 2000 entries", "at most 1000"]),
+        ({"backbone_0": [-1, 16**5000, "Conv", [8]]}, ["number is a number of 20001 bits"]),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused_before_building(change, words):
+    cfg = load_yaml(ROOT / "models/yolov5n.yaml")
+    for key, value in change.items():
+        section, _, number = key.partition("_")
+        if number.isdecimal():
+            cfg[section][int(number)] = value
+        else:
+            cfg[key] = value
+    with pytest.raises(UserError) as caught:
+        check_keys(cfg, "a.yaml")
+        read_rows(cfg, "a.yaml")
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_rows_that_repeat_too_often_together_are_refused():
+    cfg = load_yaml(ROOT / "models/yolov5n.yaml")
+    cfg["depth_multiple"] = 1.0
+    cfg["backbone"][2][1] = cfg["backbone"][4][1] = 100
+    with pytest.raises(UserError, match=f"repeat .* times together, expected at most {MOST_LAYERS}"):
+        read_rows(cfg, "a.yaml")

@@ -301,3 +301,42 @@ def test_transfer_bridges_precision():
     report = transfer(target, source.half().state_dict())
     assert report.complete
     assert target.model[0].conv.weight.dtype == torch.float32
+
+
+def test_a_small_file_that_stands_for_gigabytes_is_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, DetectionModel(TINY), meta={})
+    good = torch.load(path, weights_only=True)
+    lists = [1]
+    for _ in range(40):
+        lists = [lists, lists]
+    first = next(iter(good["state"]))
+    for change, words in [
+        (
+            {"state": good["state"] | {first: torch.zeros(1).expand(1 << 20, 1 << 16)}},
+            "larger than what is stored",
+        ),
+        ({"meta": {"opt": lists}}, "values are nested without end"),
+        (
+            {"yaml": good["yaml"] | {"width_multiple": 90.0, "channel_multiple": 4096}},
+            "parameters, expected at most",
+        ),
+    ]:
+        torch.save(good | change, path)
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(path)
+
+
+def test_a_compressed_file_and_a_bytearray_are_refused(tmp_path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, DetectionModel(TINY), meta={})
+    with zipfile.ZipFile(path) as file:
+        members = {info.filename: file.read(info) for info in file.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name, data + (bytes(1 << 20) if name.endswith("/version") else b""))
+    with pytest.raises(UserError, match="it is compressed"):
+        load_checkpoint(path)
+    torch.save({"a": bytearray(8)}, path)
+    with pytest.raises(UserError, match="makes a bytearray"):
+        load_checkpoint(path)

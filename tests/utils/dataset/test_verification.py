@@ -11,6 +11,7 @@ from tests.utils.image_sets import make_dataset, write_yaml
 from utils.dataset import labels, verification
 from utils.dataset.config import load_dataset
 from utils.dataset.images import load_images
+from utils.dataset.verification import scan
 from utils.errors import UserError
 
 
@@ -169,3 +170,26 @@ def test_the_log_shows_the_first_findings_and_counts_the_rest(tmp_path, own_fold
     assert sum("is not a number" in line for line in logged) == 20
     assert "and 5 more" in logged[-1]
     assert len(images.report.messages) == 25
+
+
+def test_a_forged_cache_is_made_anew(tmp_path, log):
+    image = tmp_path / "a.png"
+    cv2.imwrite(str(image), np.zeros((32, 32, 3), np.uint8))
+    (tmp_path / "a.txt").write_text("0 .5 .5 .2 .2\n")
+    cache = tmp_path / "a.cache.npz"
+    true, _ = scan([str(image)], cache, workers=0, title="")
+    with np.load(cache) as file:
+        arrays = dict(file)
+    huge = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (1 << 12, 5), (0, 0))
+    for name, forged in {
+        "labels": np.float32([[0, 7, np.nan, 1, 1]]),
+        "sizes": np.int32([[65000, 65000]]),
+        "status": np.array([0], object),
+        "offsets": np.array([0, 1.0]),
+        "points": huge,
+    }.items():
+        np.savez_compressed(cache, **(arrays | {name: forged}))
+        log.clear()
+        packed, _ = scan([str(image)], cache, workers=0, title="")
+        assert "labels are verified again" in log.text, name
+        assert np.array_equal(packed.labels, true.labels) and np.array_equal(packed.sizes, true.sizes), name

@@ -29,7 +29,7 @@ from utils.dataset.convert.annotated import (
     to_number,
 )
 from utils.downloads import leaves_folder
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import JsonObject
 
 _CROWDS = "marked as crowds"
@@ -168,7 +168,7 @@ class _CocoFile:
         if placeholder:
             ordered.remove(placeholder)
             self._notes.append(
-                f"{path}: the class {names[placeholder]!r} has no object and is only the supercategory "
+                f"{path}: the class {shown(names[placeholder])} has no object and is only the supercategory "
                 "of the others, as Roboflow writes it; class left out"
             )
         self.names = [names[key] for key in ordered]
@@ -194,7 +194,7 @@ class _CocoFile:
             name = str(image.get("file_name", "")).replace("\\", "/")
             items = self._objects.get(key, [])
             if leaves_folder(name):
-                text = f"{self.path}: image {key} has the file name {name!r}"
+                text = f"{self.path}: image {key} has the file name {shown(name)}"
                 report.lose_image(LEAVES, text, len(items))
                 continue
             path = places.find(name, self.path.parent, split)

@@ -27,7 +27,7 @@ from utils.dataset.convert.annotated import (
     to_number,
 )
 from utils.downloads import leaves_folder
-from utils.errors import UserError
+from utils.errors import UserError, shown
 
 _BELOW_ONE = "a corner is below 1, so its tool counts from 0; --zero-based reads such corners as edges"
 
@@ -112,7 +112,7 @@ class _VocFolder:
                 continue
             seen.add(name)
             if leaves_folder(name):  # the written image and label get the same name
-                report.lose_image(LEAVES, f"{listed}: the image name {name!r} leads out of the folder")
+                report.lose_image(LEAVES, f"{listed}: the image name {shown(name)} leads out of the folder")
             elif path is None:
                 report.lose_image("without an XML", f"{listed}: {name} has no XML file in {self.xmls.root}")
             else:
@@ -149,17 +149,19 @@ class _VocFolder:
         for item in tree.iter("object"):
             name = (item.findtext("name") or "").strip()
             if name not in numbers:
-                raise UserError(f"{xml}: class {name!r} is not among {', '.join(numbers)}; add it to --names")
+                raise UserError(
+                    f"{xml}: class {shown(name)} is not among {', '.join(numbers)}; add it to --names"
+                )
             if self.options.drop_difficult and (item.findtext("difficult") or "0").strip() == "1":
                 report.ignored["marked difficult"] += 1
                 continue
             texts = [item.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
             x1, y1, x2, y2 = map(to_number, texts)
-            shown = f"{xml}: {name} box {' '.join(str(t).strip() for t in texts)}"
+            box = f"{xml}: {name} box {' '.join(str(t).strip() for t in texts)}"
             if math.isnan(x1 + y1 + x2 + y2):
-                report.lose_box(NOT_A_BOX, f"{shown} is not four numbers")
+                report.lose_box(NOT_A_BOX, f"{box} is not four numbers")
             elif x2 <= x1 or y2 <= y1:
-                report.lose_box(NO_AREA, f"{shown} has no area")
+                report.lose_box(NO_AREA, f"{box} has no area")
             else:
                 yield numbers[name], x1 - offset, y1 - offset, x2, y2
 

@@ -24,7 +24,7 @@ from utils.dataset.convert.annotated import (
 from utils.dataset.labels import image_size
 from utils.dataset.verification import log_findings
 from utils.downloads import leaves_folder
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import YamlMapping, load_yaml, save_yaml
 from utils.locks import exclusive
 
@@ -130,7 +130,7 @@ def _write_split(
         (tree / kind / split).mkdir(parents=True)
     for item in tqdm(found, desc=f"converting {split}", unit="image", dynamic_ncols=True):
         if leaves_folder(item.name):
-            report.lose_image(LEAVES, f"{item.image}: its name {item.name!r} leads out of the folder")
+            report.lose_image(LEAVES, f"{item.image}: its name {shown(item.name)} leads out of the folder")
             continue
         label = tree / "labels" / split / PurePosixPath(item.name).with_suffix(".txt")
         image = tree / "images" / split / item.name
