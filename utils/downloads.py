@@ -193,6 +193,7 @@ def _raise_if_disk(error: BaseException, dest: Path) -> None:
 class _OnHttp(urllib.request.HTTPRedirectHandler):
     """Follow redirects to http and https only; Python itself would follow one to ftp."""
 
+    # Any: what urllib hands over, the new address last.
     def redirect_request(self, *args: Any) -> urllib.request.Request | None:
         """Return the next request; urllib calls this, with the new address last."""
         if not is_url(args[-1]):

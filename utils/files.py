@@ -271,6 +271,7 @@ class _Loader(_Text, SafeConstructor, Resolver):
         Resolver.__init__(self)
         self.depth = self.nodes = 0
 
+    # Any: an index, a node or nothing.
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node; yaml calls this."""
         self.depth += 1
