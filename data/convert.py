@@ -32,7 +32,7 @@ def parse_opt(argv: Sequence[str] | None = None) -> ConvertOptions:
     for kind, title in titles.items():
         sub = kinds.add_parser(kind, help=title, argument_default=argparse.SUPPRESS)
         sub.add_argument(
-            "path", type=Path, help="folder of the data set, a file of it, or a zip or tar of it"
+            "path", type=Path, help="folder of the data set, its JSON or CSV, or a zip or tar of it"
         )
         sub.add_argument(
             "images",

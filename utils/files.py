@@ -49,6 +49,7 @@ VIDEO_SUFFIXES = frozenset(
     {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
 )
 IMAGE_SUFFIXES = frozenset({".dng"} | _SUFFIXES) - VIDEO_SUFFIXES
+DATASET_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # as a source of detect.py a GIF is a video
 
 MOST_NODES = 100_000
 """Values of a YAML or a checkpoint with aliases written out; 40 000 numbered class names fit."""

@@ -16,11 +16,10 @@ from utils.dataset.image_set import CORRUPT, ImageSet
 from utils.dataset.labels import find_labels, label_path
 from utils.dataset.verification import cache_path, log_report, scan
 from utils.errors import UserError, shown
-from utils.files import IMAGE_SUFFIXES, read_path_list
+from utils.files import DATASET_SUFFIXES, read_path_list
 
 LOGGER = logging.getLogger("yolo.datasets")
 
-_SUFFIXES = IMAGE_SUFFIXES | {".gif"}  # as a source of detect.py it is a video
 _BESIDE_IMAGES = frozenset(
     ("", ".txt", ".xml", ".json", ".csv", ".yaml", ".yml", ".npy", ".npz", ".cache", ".md")
 )
@@ -86,7 +85,7 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
     for source in sources:
         if source.is_dir():
             found = _read_folder(source, notes)
-        elif source.is_file() and source.suffix.lower() in _SUFFIXES:
+        elif source.is_file() and source.suffix.lower() in DATASET_SUFFIXES:
             found = [str(source)]
         elif source.is_file():
             found = _read_list(source, root, notes)
@@ -95,7 +94,7 @@ def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
                 f"{source}: no such folder or list of images; check the dataset YAML's path and splits"
             )
         if not found:
-            known = " ".join(sorted(_SUFFIXES))
+            known = " ".join(sorted(DATASET_SUFFIXES))
             raise UserError("; ".join([f"{source}: no images in it (known suffixes: {known})", *notes[-1:]]))
         listed += found
     unique = list(dict.fromkeys(listed))
@@ -114,7 +113,7 @@ def _read_list(source: Path, root: Path, notes: list[str]) -> list[str]:
     found: list[str] = []
     respelled: list[str] = []
     for number, name, file in read_path_list(source, root):
-        if file.suffix.lower() not in _SUFFIXES:
+        if file.suffix.lower() not in DATASET_SUFFIXES:
             notes.append(f"{source}, line {number}: {shown(name)} has no image suffix; line ignored")
             continue
         found.append(str(file))
@@ -129,14 +128,14 @@ def _read_folder(folder: Path, notes: list[str]) -> list[str]:
     """Return the images below a folder; files of other kinds are counted in a note."""
     files = sorted(_walk(folder))
     suffixes = [os.path.splitext(file)[1].lower() for file in files]
-    left_out = Counter(suffix for suffix in suffixes if suffix not in _SUFFIXES | _BESIDE_IMAGES)
+    left_out = Counter(suffix for suffix in suffixes if suffix not in DATASET_SUFFIXES | _BESIDE_IMAGES)
     if left_out:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common(5))
         notes.append(
             f"{folder}: {left_out.total()} files of other suffixes left out ({kinds}); convert those that "
             "are images (.heic is read after pip install pillow-heif)"
         )
-    return [file for file, suffix in zip(files, suffixes) if suffix in _SUFFIXES]
+    return [file for file, suffix in zip(files, suffixes) if suffix in DATASET_SUFFIXES]
 
 
 def _walk(folder: Path) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES
+from utils.files import DATASET_SUFFIXES
 
 NO_IMAGE = "without an image of that name"
 NO_AREA = "without area in the image"
@@ -41,7 +41,7 @@ class ConvertOptions:
     """Hold what the user asks of a conversion.
 
     Attributes:
-        path: the source: a folder, a file of it, or an archive of it.
+        path: the source: a folder, its JSON or CSV, or an archive of it.
         out: the folder to write.
         kind: the name of the source's format, or "auto".
         images: the folder of images when it is not below `path`.
@@ -165,7 +165,7 @@ class FolderIndex:
         paths: its files, sorted.
     """
 
-    def __init__(self, root: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> None:
+    def __init__(self, root: Path, suffixes: Collection[str] = DATASET_SUFFIXES) -> None:
         self.root = root
         self.paths: list[Path] = []
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -181,26 +181,28 @@ class FolderIndex:
         """Return the name of a file below the root, with forward slashes and without suffix."""
         return path.relative_to(self.root).with_suffix("").as_posix()
 
-    def find(self, name: str) -> Path | None:
+    def find(self, name: str, split: str = "") -> Path | None:
         """Return the file of this name, or None.
 
         None: there is no such file, or more than one that fits as well.
 
         As many folders as both have must agree, counted from the file upwards; `images` agrees with
-        `labels`. The file with the same suffix and the most equal folders is taken.
+        `labels`. The file with the same suffix and the most equal folders is taken; of several such that
+        whose folders name the split.
         """
         if not (parts := _parts(name)):
             return None
         stem, suffix = os.path.splitext(parts[-1])
-        if suffix.lower() not in IMAGE_SUFFIXES | {".txt", ".xml"}:
+        if suffix.lower() not in DATASET_SUFFIXES | {".txt", ".xml"}:
             stem, suffix = parts[-1], ""
-        ranks: dict[tuple[bool, int, bool], list[Path]] = defaultdict(list)
+        ranks: dict[tuple[bool, int, bool, bool], list[Path]] = defaultdict(list)
         for path in self._by_stem.get(stem, ()):
             folders = _parts(str(path.relative_to(self.root).parent))
             shared = min(len(folders), len(parts) - 1)
             if not shared or folders[-shared:] == parts[-1 - shared : -1]:
                 same = path.suffix.lower() == suffix.lower()
-                ranks[same, shared, len(folders) == len(parts) - 1].append(path)
+                in_split = bool(split) and split_of(*folders) == split
+                ranks[same, shared, in_split, len(folders) == len(parts) - 1].append(path)
         best = ranks[max(ranks)] if ranks else []
         return best[0] if len(best) == 1 else None
 
@@ -219,7 +221,7 @@ def renamed(name: str, image: Path) -> str:
     'day/1.JPG'
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    return f"{path.with_suffix('') if path.suffix.lower() in IMAGE_SUFFIXES else path}{image.suffix}"
+    return f"{path.with_suffix('') if path.suffix.lower() in DATASET_SUFFIXES else path}{image.suffix}"
 
 
 def read_text(path: Path) -> str:

@@ -95,8 +95,6 @@ class _Places:
     """Find the images that the file names of a JSON mean."""
 
     def __init__(self, options: ConvertOptions) -> None:
-        if options.images is not None and not options.images.is_dir():
-            raise UserError(f"{options.images}: no such folder of images; check the path")
         self.given = options.images
         self.root = options.path if options.path.is_dir() else options.path.parent
         if self.root.name == "annotations":  # the JSON was given; its images are beside its folder
@@ -111,8 +109,7 @@ class _Places:
         path = (self.given or json_folder) / name
         if self.given is not None or os.path.isfile(path):
             return path if os.path.isfile(path) else None
-        index = self._indexed(self.root)
-        return index.find(f"{split}/{name}") or index.find(name)
+        return self._indexed(self.root).find(name, split)
 
     def remedy(self, name: str, json_folder: Path) -> str:
         """Return what would find an image that was not found, in words."""
@@ -158,6 +155,8 @@ class _CocoFile:
             for item in data["annotations"]:
                 self._objects[_key(item["image_id"])].append(item)
             names = {key: str(c["name"]) for key, c in categories.items()}
+            if len(categories) < len(data["categories"]):
+                raise UserError(f"{path}: two of its categories have the same id; give each its own")
             placeholder = self._placeholder(categories)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -196,6 +195,7 @@ class _CocoFile:
             if leaves_folder(name):
                 text = f"{self.path}: image {key} has the file name {shown(name)}"
                 report.lose_image(LEAVES, text, len(items))
+                report.remedy = report.remedy or "write file_name relative to the folder of images"
                 continue
             path = places.find(name, self.path.parent, split)
             if path is None:

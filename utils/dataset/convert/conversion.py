@@ -22,6 +22,7 @@ from utils.files import load_yaml
 LOGGER = logging.getLogger("yolo.convert")
 
 SOURCE_FORMATS = {f.name: f for f in (VOC, COCO, DARKNET, LABELIMG, LABEL_STUDIO, KITTI, OPEN_IMAGES)}
+_SINGLE_FILES = ("auto", COCO.name, OPEN_IMAGES.name)  # a data set may be one file
 
 
 def convert_dataset(options: ConvertOptions) -> dict[str, ConvertReport]:
@@ -32,8 +33,7 @@ def convert_dataset(options: ConvertOptions) -> dict[str, ConvertReport]:
     Raises:
         UserError: there is no such data set, or `write_dataset` refuses it. Nothing is written then.
     """
-    if not options.path.exists():
-        raise UserError(f"{options.path}: no such file or folder; check the path")
+    _check_options(options)
     name = options.name or options.out.resolve().name
     try:
         with _unpacked(options) as path:
@@ -52,6 +52,19 @@ def convert_dataset(options: ConvertOptions) -> dict[str, ConvertReport]:
     return reports
 
 
+def _check_options(options: ConvertOptions) -> None:
+    """Refuse paths and names that no format can use."""
+    path, names = options.path, options.names or ()
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; check the path")
+    if path.is_file() and not is_archive(path.name) and options.kind not in _SINGLE_FILES:
+        raise UserError(f"{path}: is one file of a data set; give the folder that it is in")
+    if options.images is not None and not options.images.is_dir():
+        raise UserError(f"{options.images}: no such folder of images; check the path")
+    if len(set(names)) < len(names):
+        raise UserError(f"--names {' '.join(names)}: a class is named twice; name each once")
+
+
 def _say_what_is_next(path: Path) -> None:
     """Log whether the dataset YAML can be trained on, or which split it lacks."""
     lacking = [split for split in ("train", "val") if split not in load_yaml(path)]
@@ -59,7 +72,7 @@ def _say_what_is_next(path: Path) -> None:
         LOGGER.info("%s: ready for --data", path)
         return
     LOGGER.warning(
-        "%s: has no %s images, which training needs; convert them into the same folder with another --split, "
+        "%s: has no %s images, which training needs; convert them into the same folder (--split names them), "
         "or add a line as 'val: images/train' to it",
         path,
         " and no ".join(lacking),
@@ -99,4 +112,5 @@ def _recognise(path: Path, shown: Path) -> SourceFormat:
             f"{shown}: nothing to convert; {yaml[0].name} may be its dataset YAML, so give that to --data"
         )
     titles = ", ".join(f.title for f in SOURCE_FORMATS.values())
-    raise UserError(f"{shown}: none of the known formats ({titles}) is there; check the path")
+    remedy = "give the folder that it is in" if path.is_file() else "check the path"
+    raise UserError(f"{shown}: none of the known formats ({titles}) is there; {remedy}")

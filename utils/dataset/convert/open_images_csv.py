@@ -70,7 +70,7 @@ class _Table:
             row = dict(zip(header, values))
             name = row.get("ImageID", "")
             if name not in places:
-                places[name] = images.find(f"{split}/{name}") or images.find(name)
+                places[name] = images.find(name, split)
             if (image := places[name]) is not None:
                 self._names[image] = name
                 sides = [to_number(row.get(side)) for side in _SIDES]

@@ -45,8 +45,6 @@ def read_voc(options: ConvertOptions) -> AnnotatedSet:
     folder = _VocFolder(options)
     splits = _splits(options, folder)
     names = list(options.names or _find_names(folder, splits))
-    if len(set(names)) < len(names):
-        raise UserError(f"--names {' '.join(names)}: a class is named twice; name each once")
     return AnnotatedSet(
         names, {split: partial(folder.annotated, listed, names) for split, listed in splits.items()}
     )

@@ -104,15 +104,16 @@ DARKNET = SourceFormat("darknet", "CVAT YOLO 1.1 or Darknet", _find_darknet, _re
 def _read_labelimg(options: ConvertOptions) -> AnnotatedSet:
     """Read folders of images with label files beside them; an image without one is background."""
     folders = _labelimg_folders(options.path)
-    if not folders:
+    if not folders and not options.names:
         lists = ", ".join(_CLASS_LISTS)
         raise UserError(
-            f"{options.path}: no list of classes in it ({lists}); write one name a line into classes.txt"
+            f"{options.path}: no list of classes in it ({lists}); write one name a line into classes.txt, or "
+            "give --names"
         )
     known = [read_class_list(path) for path in folders]
     if any(names != known[0] for names in known):
         raise UserError(f"{folders[0]}: other splits have other classes; make the lists the same")
-    names = _given_names(options, known[0])
+    names = _given_names(options, known[0] if known else [])
 
     def annotated(folder: Path, report: ConvertReport) -> Iterator[Annotated]:
         labels, images = FolderIndex(folder, {".txt"}), FolderIndex(options.images or folder)
@@ -126,6 +127,7 @@ def _read_labelimg(options: ConvertOptions) -> AnnotatedSet:
                 yield from read_one(label.stem, None, label, report)
 
     places = {path.parent: path.parent.name if len(folders) > 1 else "" for path in folders}
+    places = places or {options.path: ""}
     return AnnotatedSet(
         names, {split: partial(annotated, p) for split, p in places_by_split(options, places).items()}
     )

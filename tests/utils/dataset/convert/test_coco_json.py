@@ -194,3 +194,21 @@ def test_values_of_a_wrong_kind_end_in_a_sentence(tmp_path, damage):
         run_convert("coco", path, tmp_path / "pictures", tmp_path / "out", "--segments")
     assert len(str(error.value)) < 600
     assert not (tmp_path / "out").exists()
+
+
+def test_coco_images_of_one_name_are_told_apart_by_the_folder_of_their_split(tmp_path):
+    for split, width in (("train2017", 20), ("val2017", 50)):
+        path = coco_file(tmp_path, [coco_annotation([0, 0, width, 50])], [{"id": 7, "file_name": "1.jpg"}])
+        (tmp_path / "set/annotations").mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / f"set/annotations/instances_{split}.json")
+        write_image(tmp_path / f"set/{split}/1.jpg", (100, 50))
+    run_convert("auto", tmp_path / "set", tmp_path / "out")
+    for split, width in (("train", 0.2), ("val", 0.5)):
+        assert read_rows(tmp_path / f"out/labels/{split}/1.txt") == [[0, width / 2, 0.5, width, 1]]
+
+
+def test_coco_categories_of_one_id_are_refused(tmp_path):
+    twice = [{"id": 3, "name": "car"}, {"id": "3", "name": "brush"}]
+    path = coco_file(tmp_path, [coco_annotation([0, 0, 9, 9])], categories=twice)
+    with pytest.raises(UserError, match="two of its categories have the same id"):
+        run_convert("coco", path, tmp_path / "pictures", tmp_path / "out")

@@ -133,3 +133,19 @@ def test_the_split_that_training_lacks_is_named(tmp_path, log):
     assert any("out.yaml: has no val images, which training needs" in message for message in log.messages)
     run_convert("labelimg", tmp_path / "set", tmp_path / "out", "--split", "val")
     assert log.messages[-1] == f"{tmp_path / 'out' / 'out.yaml'}: ready for --data"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("labelimg", "set/classes.txt"), "set/classes.txt: is one file of a data set; give the folder"),
+        (("auto", "set/a.txt"), "none of the known formats .* is there; give the folder that it is in"),
+        (("labelimg", "set", "pictures"), "pictures: no such folder of images; check the path"),
+    ],
+)
+def test_paths_that_no_format_can_use(tmp_path, monkeypatch, arguments, message):
+    labelimg(tmp_path / "set")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        run_convert(*arguments, "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]

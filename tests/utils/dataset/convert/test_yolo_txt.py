@@ -129,3 +129,13 @@ def test_label_studio_names_its_labels_after_addresses(tmp_path, classes):
     assert (report.images, report.boxes) == (4, {1: 4})
     found = {p.samefile(tmp_path / "pictures/second.jpg") for p in (tmp_path / "out/images/train").iterdir()}
     assert True in found
+
+
+def test_labelimg_without_a_list_takes_the_classes_that_are_given(tmp_path):
+    write_image(tmp_path / "set/a.gif")
+    write_text(tmp_path / "set/a.txt", "1 .5 .5 .2 .4\n")
+    with pytest.raises(UserError, match="no list of classes in it .*classes.txt, or give --names"):
+        run_convert("labelimg", tmp_path / "set", tmp_path / "out")
+    report = run_convert("labelimg", tmp_path / "set", tmp_path / "out", "--names", "cat", "dog")["train"]
+    assert (report.images, report.boxes) == (1, {1: 1})
+    assert load_dataset(tmp_path / "out/out.yaml").names == {0: "cat", 1: "dog"}
