@@ -53,16 +53,22 @@ def custom(
         path_or_model: the older name of `path`; it may be a DetectionModel too, which is copied.
     """
     _own_packages()
+    from torch import nn
+
     from models.backends import load_backend
     from models.hub import HubModel
     from models.plugins import load_plugins
     from models.weights.checkpoint import load_checkpoint
     from models.weights.releases import fetch_missing
+    from models.yolo import DetectionModel
     from utils.device import select_device
+    from utils.errors import UserError
 
     path = path if path_or_model is None else path_or_model
     device = select_device("" if device is None else str(device))
-    if hasattr(path, "state_dict"):
+    if isinstance(path, nn.Module):
+        if not isinstance(path, DetectionModel):
+            raise UserError(f"{type(path).__name__}: is no DetectionModel; give one, or a file")
         return _shaped(copy.deepcopy(path), device, autoshape)
     fetch_missing(path)
     load_plugins(plugins)

@@ -26,8 +26,8 @@ from models.registry import Arguments, register_block
 if not TYPE_CHECKING:  # for a type checker this module would have every name
 
     def __getattr__(name: str) -> object:
-        """Load YOLOv5's wrappers of a network from `compat/models` when they are asked for."""
-        if name in ("AutoShape", "DetectMultiBackend"):
+        """Load the wrappers of a network that YOLOv5 has here when they are asked for."""
+        if name in ("AutoShape", "DetectMultiBackend", "HubModel"):
             return getattr(import_module("models.experimental"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

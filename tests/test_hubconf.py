@@ -78,3 +78,8 @@ def test_from_another_folder_beside_a_package_of_the_same_name(tmp_path, folder)
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert "another package named 'utils'" in done.stderr
+
+
+def test_a_network_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="Linear: is no DetectionModel; give one, or a file"):
+        load("custom", path_or_model=torch.nn.Linear(2, 2))

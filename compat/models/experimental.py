@@ -74,8 +74,7 @@ class DetectMultiBackend(HubModel):
     """Open any file that detect.py opens, and return its decoded boxes.
 
     Attributes:
-        pt, jit, onnx, engine: whether it is a checkpoint, TorchScript, ONNX or TensorRT.
-        fp16: whether it takes float16.
+        jit, onnx, engine: whether it is TorchScript, ONNX or TensorRT; `pt` and `fp16` are as in `HubModel`.
         device: where it runs.
     """
 
@@ -95,21 +94,18 @@ class DetectMultiBackend(HubModel):
         super().__init__(load_backend(files, device, half=fp16, dnn=dnn, names=names, fuse=fuse))
         if isinstance(self.backend, ModelBackend):
             self.backend.keep_maps = True
-        self.pt = self.backend.pytorch
         self.jit, self.onnx, self.engine = (ending.endswith(x) for x in (".torchscript", ".onnx", ".engine"))
-
-    @property
-    def fp16(self) -> bool:
-        """Return whether it takes float16."""
-        return self.backend.half
 
     @property
     def device(self) -> torch.device:
         """Return where it runs."""
         return self.backend.device
 
-    def warmup(self, imgsz: tuple[int, int, int, int] = (1, 3, 640, 640)) -> None:
-        """Run once on an empty batch (N, 3, h, w)."""
+    def warmup(self, imgsz: tuple[int, int, int, int] = (1, 3, 640, 640), half: bool = False) -> None:
+        """Run once on an empty batch (N, 3, h, w).
+
+        `half`, of YOLOv5 6.1, changes nothing: the precision is that of loading.
+        """
         self.backend.warmup(imgsz)
 
     @torch.no_grad()
@@ -144,6 +140,8 @@ class AutoShape(HubModel):
         model: what `DetectMultiBackend` or `attempt_load` gave.
         verbose: as in YOLOv5; nothing is printed here.
     """
+
+    __module__ = HubModel.__module__
 
     def __init__(self, model: DetectMultiBackend | DetectionModel, verbose: bool = True) -> None:
         if isinstance(model, DetectionModel):

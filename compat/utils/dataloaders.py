@@ -16,6 +16,8 @@ from utils.sources.open_source import Files, Opened, open_source
 from utils.sources.screen import Screen
 from utils.sources.streams import Streams, output_name, read_streams
 
+from .augmentations import letterbox as letterbox  # scripts import it from here too
+
 IMG_FORMATS = tuple(suffix[1:] for suffix in sorted(IMAGE_SUFFIXES))
 VID_FORMATS = tuple(suffix[1:] for suffix in sorted(VIDEO_SUFFIXES))
 

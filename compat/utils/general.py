@@ -12,14 +12,16 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from utils import boxes as ours
 from utils import letterbox, nms
-from utils.boxes import Array, clip_boxes, xywh2xyxy, xyxy2xywh
+from utils.boxes import Array, box_iou, clip_boxes, xywh2xyxy, xyxy2xywh
 from utils.cli import LOGGER, setup_logging
 from utils.device import synchronize
 from utils.downloads import fetch, file_name, is_url
@@ -28,24 +30,30 @@ from utils.files import ROOT, find_file
 from utils.image_size import fit_size
 from utils.letterbox import RatioPad
 from utils.results.display import can_open_windows
+from utils.results.result_files import crop_box, write_image
 from utils.sources.open_source import MAX_VIDEO_BYTES
 
 __all__ = [
     "LOGGER",
     "Profile",
     "ROOT",
+    "apply_classifier",
+    "box_iou",
     "check_file",
     "check_img_size",
     "check_imshow",
     "check_requirements",
+    "check_suffix",
     "clip_boxes",
     "clip_coords",
     "colorstr",
     "cv2",
     "increment_path",
+    "is_ascii",
     "make_divisible",
     "non_max_suppression",
     "print_args",
+    "save_one_box",
     "scale_boxes",
     "scale_coords",
     "set_logging",
@@ -154,12 +162,32 @@ def check_file(file: str | Path, suffix: str | Sequence[str] = "") -> str:
     A bare name is also looked for in the project's `data`, `models` and `utils`.
     """
     text = str(file)
-    allowed = (suffix,) if isinstance(suffix, str) else tuple(suffix)
-    if any(allowed) and not text.lower().endswith(allowed):
-        raise UserError(f"{text}: must end in {' or '.join(allowed)}; check the name")
+    check_suffix(text, suffix)
     if is_url(text):
         return str(fetch(text, Path(file_name(text)), limit=MAX_VIDEO_BYTES))
     return str(find_file(text, "data", "models", "utils")) if text else text
+
+
+def check_suffix(
+    file: str | Path | Sequence[str | Path] = "yolov5s.pt",
+    suffix: str | Sequence[str] = (".pt",),
+    msg: str = "",
+) -> None:
+    """Refuse files whose names have none of these suffixes; the message begins with `msg`."""
+    allowed = (suffix,) if isinstance(suffix, str) else tuple(suffix)
+    for name in map(str, [file] if isinstance(file, str | Path) else file):
+        if any(allowed) and name and not name.lower().endswith(allowed):
+            raise UserError(f"{msg}{name}: must end in {' or '.join(allowed)}; check the name")
+
+
+def is_ascii(s: object = "") -> bool:
+    """Return whether a text has ASCII characters only."""
+    return str(s).isascii()
+
+
+def apply_classifier(x: object, model: object, img: object, im0: object) -> NoReturn:
+    """Refuse to filter boxes by a second network, which YOLOv5's own scripts leave off."""
+    raise UserError("apply_classifier: boxes are not classified by a second network here; leave it out")
 
 
 def check_requirements(
@@ -273,3 +301,39 @@ def strip_optimizer(f: str | Path = "best.pt", s: str | Path = "") -> None:
     if checkpoint.official:
         raise UserError(f"{f}: is an official file, which has no training state here; leave it as it is")
     save_checkpoint(s or f, checkpoint.model, meta=checkpoint.meta, half=True)
+
+
+def save_one_box(
+    xyxy: Sequence[float] | np.ndarray | Tensor,
+    im: np.ndarray,
+    file: str | Path = "im.jpg",
+    gain: float = 1.02,
+    pad: float = 10,
+    square: bool = False,
+    BGR: bool = False,  # noqa: N803 YOLOv5's name
+    save: bool = True,
+) -> np.ndarray:
+    """Cut a box out of an image, and save it under a free name.
+
+    The file is a JPEG.
+
+    Args:
+        xyxy: the box in pixels.
+        im: (h, w, 3), RGB unless `BGR`.
+        gain, pad: the sides are gain * side + pad pixels.
+        square: make it a square.
+
+    Returns:
+        The part, BGR.
+    """
+    box = np.array([[float(side) for side in xyxy]])
+    if square:
+        box = xyxy2xywh(box)
+        box[:, 2:] = box[:, 2:].max()
+        box = xywh2xyxy(box)
+    part = crop_box(im, box[0], gain, pad)
+    part = np.ascontiguousarray(part if BGR else part[..., ::-1])
+    if save:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        write_image(increment_path(Path(file).with_suffix(".jpg")), part)
+    return part

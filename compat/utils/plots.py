@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from utils.boxes import xywh2xyxy, xyxy2xywh
 from utils.results.drawing import Colour, colour, draw_box, shown_text, write_text
-from utils.results.result_files import crop_box, write_image
 
-from .general import increment_path
+from .general import save_one_box as save_one_box  # its place since YOLOv5 6.1
 
 Box = Sequence[float] | np.ndarray | Tensor
 
@@ -23,6 +20,12 @@ def colors(i: float, bgr: bool = False) -> Colour:
     """Return the colour of a class, RGB, or BGR for OpenCV."""
     blue, green, red = colour(int(i))
     return (blue, green, red) if bgr else (red, green, blue)
+
+
+def _ints(color: Sequence[int]) -> Colour:
+    """Return a colour, which scripts give as a list or an array too, as three numbers."""
+    first, second, third = color
+    return int(first), int(second), int(third)
 
 
 class Annotator:
@@ -56,32 +59,34 @@ class Annotator:
         self,
         box: Box,
         label: str = "",
-        color: Colour = (128, 128, 128),
-        txt_color: Colour = (255, 255, 255),
+        color: Sequence[int] = (128, 128, 128),
+        txt_color: Sequence[int] = (255, 255, 255),
     ) -> None:
         """Draw a box (xyxy, pixels) and its label."""
         x1, y1, x2, y2 = (int(side) for side in box)
-        draw_box(self.im, (x1, y1, x2, y2), shown_text(label), color, self.lw, txt_color)
+        draw_box(self.im, (x1, y1, x2, y2), shown_text(label), _ints(color), self.lw, _ints(txt_color))
 
     def rectangle(
-        self, xy: Box, fill: Colour | None = None, outline: Colour | None = None, width: int = 1
+        self, xy: Box, fill: Sequence[int] | None = None, outline: Sequence[int] | None = None, width: int = 1
     ) -> None:
         """Draw a rectangle (xyxy, pixels)."""
         x1, y1, x2, y2 = (int(side) for side in xy)
         if fill is not None:
-            cv2.rectangle(self.im, (x1, y1), (x2, y2), fill, -1)
+            cv2.rectangle(self.im, (x1, y1), (x2, y2), _ints(fill), -1)
         if outline is not None or fill is None:
-            cv2.rectangle(self.im, (x1, y1), (x2, y2), outline or (255, 255, 255), width)
+            cv2.rectangle(
+                self.im, (x1, y1), (x2, y2), _ints((255, 255, 255) if outline is None else outline), width
+            )
 
     def text(
-        self, xy: Sequence[float], text: str, txt_color: Colour = (255, 255, 255), anchor: str = "top"
+        self, xy: Sequence[float], text: str, txt_color: Sequence[int] = (255, 255, 255), anchor: str = "top"
     ) -> None:
         """Write text with its top left corner at (x, y).
 
         With `anchor` 'bottom' that is its lower left corner.
         """
         corner = "ld" if anchor == "bottom" else "la"
-        write_text(self.im, (float(xy[0]), float(xy[1])), text, txt_color, self.font_size, corner)
+        write_text(self.im, (float(xy[0]), float(xy[1])), text, _ints(txt_color), self.font_size, corner)
 
     def fromarray(self, im: np.ndarray) -> None:
         """Go on with another image."""
@@ -93,43 +98,11 @@ class Annotator:
 
 
 def plot_one_box(
-    x: Box, img: np.ndarray, color: Colour | None = None, label: str | None = None, line_thickness: int = 3
+    x: Box,
+    img: np.ndarray,
+    color: Sequence[int] | None = None,
+    label: str | None = None,
+    line_thickness: int = 3,
 ) -> None:
     """Draw a box and its label in place, as until YOLOv5 5.0."""
-    Annotator(img, line_thickness).box_label(x, label or "", color or colors(0, True))
-
-
-def save_one_box(
-    xyxy: Box,
-    im: np.ndarray,
-    file: str | Path = "im.jpg",
-    gain: float = 1.02,
-    pad: float = 10,
-    square: bool = False,
-    BGR: bool = False,  # noqa: N803 YOLOv5's name
-    save: bool = True,
-) -> np.ndarray:
-    """Cut a box out of an image, and save it under a free name.
-
-    The file is a JPEG.
-
-    Args:
-        xyxy: the box in pixels.
-        im: (h, w, 3), RGB unless `BGR`.
-        gain, pad: the sides are gain * side + pad pixels.
-        square: make it a square.
-
-    Returns:
-        The part, BGR.
-    """
-    box = np.array([[float(side) for side in xyxy]])
-    if square:
-        box = xyxy2xywh(box)
-        box[:, 2:] = box[:, 2:].max()
-        box = xywh2xyxy(box)
-    part = crop_box(im, box[0], gain, pad)
-    part = np.ascontiguousarray(part if BGR else part[..., ::-1])
-    if save:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        write_image(increment_path(Path(file).with_suffix(".jpg")), part)
-    return part
+    Annotator(img, line_thickness).box_label(x, label or "", colors(0, True) if color is None else color)

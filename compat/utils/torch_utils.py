@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 
 from utils import device as ours
+from utils.errors import UserError
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
@@ -30,6 +31,13 @@ def time_sync() -> float:
 
 
 time_synchronized = time_sync  # its name until YOLOv5 6.0
+
+
+def load_classifier(name: str = "resnet101", n: int = 2) -> NoReturn:
+    """Refuse to load a second network, which YOLOv5's own scripts leave off."""
+    raise UserError(
+        f"load_classifier: {name} is not offered, as boxes are not classified again; leave it out"
+    )
 
 
 def smart_inference_mode() -> Callable[[_Function], _Function]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import models.common
 from models.backends import load_backend
 from models.experimental import Ensemble, attempt_load
+from models.hub import HubModel
 from tests.hub import folder  # noqa: F401
 from utils.errors import UserError
 
@@ -66,3 +68,13 @@ def test_autoshape_of_either_loader_finds_the_same(folder: Path) -> None:  # noq
         )
     ]
     assert len(found[0]) > 3 and torch.equal(*found)
+
+
+def test_the_models_are_those_of_models_common_and_can_be_pickled(folder: Path) -> None:  # noqa: F811
+    picture = str(folder / "wide.png")
+    multi = models.common.DetectMultiBackend(folder / "tiny.pt")
+    multi.warmup((1, 3, 64, 64), half=False)
+    for model in (models.common.AutoShape(multi), HubModel(multi.backend)):
+        assert type(model).__module__ == "models.common"  # SAHI takes no other
+        again = pickle.loads(pickle.dumps(model))  # noqa: S301 (our own bytes)
+        assert torch.equal(again(picture, size=64).xyxy[0], model(picture, size=64).xyxy[0])

@@ -241,3 +241,28 @@ def test_a_crop_is_saved_with_right_colours(tmp_path: Path) -> None:
         assert abs(int(cv2.imread(str(path))[10, 10, 2]) - 250) < 6
     assert save_one_box([1, 1, 9, 9], bgr, tmp_path / "none.jpg", save=False).size
     assert not (tmp_path / "none.jpg").exists()
+
+
+def test_colours_may_be_lists_and_arrays_as_in_scripts_of_2021() -> None:
+    drawn = []
+    for color in ((1, 2, 3), [1, 2, 3], np.array([1, 2, 3])):
+        image = np.zeros((60, 80, 3), np.uint8)
+        plot_one_box([10, 20, 40, 40], image, color=color, label="cat", line_thickness=1)
+        Annotator(image).rectangle([50, 20, 60, 40], outline=color)
+        drawn.append(image)
+    assert (drawn[0] == (1, 2, 3)).all(2).sum() > 100
+    assert (drawn[0] == drawn[1]).all() and (drawn[0] == drawn[2]).all()
+
+
+def test_names_that_old_scripts_import_and_do_not_use_refuse_to_run() -> None:
+    from utils.torch_utils import load_classifier
+
+    with pytest.raises(UserError, match="load_classifier: resnet101 is not offered"):
+        load_classifier()
+    with pytest.raises(UserError, match="apply_classifier: .* leave it out"):
+        general.apply_classifier([], None, None, None)
+    general.check_suffix(["a.PT", ""], ".pt")
+    with pytest.raises(UserError, match="weights: a.onnx: must end in .pt"):
+        general.check_suffix("a.onnx", (".pt",), msg="weights: ")
+    assert general.is_ascii("cat") and not general.is_ascii("猫")
+    assert utils.datasets.letterbox is letterbox and general.save_one_box is save_one_box

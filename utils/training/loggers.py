@@ -40,7 +40,7 @@ WIDTH = 20
 RUN_IDS = "loggers.yaml"  # in a run's folder: what the services call the run, for resuming
 _REMEDIES = {
     "tensorboard": "reinstall it, or leave it out",
-    "mlflow": "check MLFLOW_TRACKING_URI, or leave it out",
+    "mlflow": "check MLFLOW_TRACKING_URI (a folder needs MLFLOW_ALLOW_FILE_STORE=true), or leave it out",
     "wandb": "run 'wandb login', set WANDB_MODE=offline, or leave it out",
 }
 
