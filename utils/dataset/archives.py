@@ -130,7 +130,9 @@ def folder_yaml(folder: Path, shown: Path) -> Path:
         UserError: no YAML within three levels, or several.
     """
     for level in ("", "*/", "*/*/", "*/*/*/"):
-        found = sorted(p for p in folder.glob(f"{level}[!.]*") if p.suffix in (".yaml", ".yml"))
+        found = sorted(
+            p for p in folder.glob(f"{level}[!.]*") if p.suffix.lower() in (".yaml", ".yml") and p.is_file()
+        )
         found = [p for p in found if p.name == "data.yaml"] or found
         if len(found) == 1:
             return found[0]

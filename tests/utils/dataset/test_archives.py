@@ -135,3 +135,9 @@ def test_a_stamp_of_an_earlier_version_still_counts(tmp_path):
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     (first / STAMP).write_text(json.dumps({"path": "x", "size": 1, "time": 1, "sha256": digest}))
     assert load_dataset(archive).root == first
+
+
+def test_a_folder_s_yaml_may_end_in_capitals_and_a_folder_is_none(tmp_path):
+    (tmp_path / "old.yaml").mkdir()
+    (tmp_path / "Set.YAML").write_text("names: [cat]\n")
+    assert archives.folder_yaml(tmp_path, tmp_path) == tmp_path / "Set.YAML"
