@@ -23,7 +23,7 @@ def colors(i: float, bgr: bool = False) -> Colour:
 
 
 def _ints(color: Sequence[int]) -> Colour:
-    """Return a colour, which scripts give as a list or an array too, as three numbers."""
+    """Return the three numbers of a colour; scripts also give lists and arrays."""
     first, second, third = color
     return int(first), int(second), int(third)
 
