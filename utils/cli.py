@@ -177,7 +177,7 @@ class OptionSpec:
         if self.given.type is not None and value is not None:
             try:
                 value = self.given.type(value)
-            except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            except (ValueError, TypeError, OverflowError, argparse.ArgumentTypeError) as error:
                 raise UserError(f"{where}{self.name}={shown(value)}: {error}") from None
         for kind in self.kinds:
             accepted, make, _ = _KINDS[kind]

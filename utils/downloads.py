@@ -58,10 +58,15 @@ def split_url(url: str) -> SplitResult:
         UserError: it is none, such as one with a single bracket; user and password are not shown.
     """
     try:
-        return urlsplit(url)
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").encode("idna"), parts.port  # each refuses what is none
+        url.encode()
+        if is_url(url) and (not host or b" " in host):
+            raise ValueError("no host in it")
+        return parts
     except ValueError as error:
-        shown = re.sub(r"(?<=://)[^/?#]*@", "", url)
-        raise UserError(f"{shown}: is not a valid address ({error}); check how it is written") from None
+        safe = re.sub(r"(?<=://)[^/?#]*@", "", url)
+        raise UserError(f"{safe}: is not a valid address ({error}); check how it is written") from None
 
 
 def is_archive(name: str) -> bool:
@@ -130,6 +135,7 @@ def fetch(
     if not is_url(url):
         raise UserError(f"{url}: only http and https addresses are fetched; put the file at {dest} yourself")
     advice = "fetch it yourself and give its path" if passing else f"put the file at {dest}"
+    split_url(url)
     if _is_whole(dest, size):
         return dest
     part = dest.with_name(dest.name + ".part")

@@ -21,7 +21,7 @@ from utils.files import IMAGE_FORMATS, read_regular
 
 PIXELS_VARIABLE = "YOLOV5_MAX_PIXELS"
 """The environment variable with the most pixels that an image may have; without it Pillow's limit holds."""
-PIXELS_OF_A_SMALL_FILE = 1 << 25
+PIXELS_OF_A_SMALL_FILE = 28_000_000  # at most 17 bytes each while it is decoded, so 460 MiB
 PIXELS_PER_BYTE = 32
 """An image with more of both is refused unless the variable allows it: such a file shows one colour."""
 MOST_SCANS = 100

@@ -179,6 +179,8 @@ def _read_row(section: str, section_row: int, index: int, raw: object, cfg: Yaml
         raise RowError(f"unknown block {shown(name)}; {hint} (your own blocks are loaded by --plugins FILE)")
     if not accepts(number, int) or number < 1 or number.bit_length() > 64:
         raise RowError(f"number is {shown(number)}, expected a whole number of repeats from 1")
+    if spec.output and number > 1:
+        raise RowError(f"number is {number}, expected 1 for the output of the model")
     if not isinstance(args, list):
         raise RowError(f"args is {kind_of(args)} {shown(args)}, expected a list such as [64, 3, 2]")
     repeats = max(round(number * cfg.get("depth_multiple", 1.0)), 1) if number > 1 else 1

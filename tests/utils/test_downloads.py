@@ -454,3 +454,19 @@ def test_redirects_stay_on_http(tmp_path):
             fetch(f"http://127.0.0.1:{server.server_port}/a.zip", tmp_path / "a.zip")
     finally:
         server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/a",
+        "http://h:99999999/a",
+        "http://h:x/a",
+        "http:///a",
+        "http://a b/c",
+        f"http://{'a' * 300}/x",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_a_try(url, tmp_path):
+    with pytest.raises(UserError, match="is not a valid address"):
+        fetch(url, tmp_path / "a.zip", attempts=1000)

@@ -23,6 +23,7 @@ LOGGER = logging.getLogger("yolo.datasets")
 
 SPLITS = ("train", "val", "test")
 MOST_CLASSES = 100_000
+MOST_KEYPOINTS = 1000  # of a row, and numbers of each
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,11 @@ def _read_keypoints(yaml_path: Path, data: Mapping[str, object]) -> int:
     shape = data.get("kpt_shape")
     if shape is None:
         return 0
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or not all(type(n) is int and 0 < n <= MOST_KEYPOINTS for n in shape)
+    ):
         raise UserError(
             f"{yaml_path}: kpt_shape is {shown(shape)} where two numbers are expected, as in [17, 3]"
         )

@@ -107,6 +107,7 @@ def test_every_block_of_the_fact_sheet_can_be_named():
         ({"width_multiple": 1e300}, ["width_multiple: 1e+300", "up to 100"]),
         ({"backbone_0": [-1, 1, "Conv", [10**6, 3, 2]]}, ["args has 1000000", "up to 65536"]),
         ({"backbone_0": [-1, 1, "Conv", [[8] * 2000]]}, ["a list of 2000 entries", "at most 1000"]),
+        ({"head_14": [[17, 20, 23], 2, "Detect", ["nc", "anchors"]]}, ["Detect): number is 2, expected 1"]),
         ({"backbone_0": [-1, 16**5000, "Conv", [8]]}, ["number is a number of 20001 bits"]),
     ],
 )

@@ -242,7 +242,7 @@ def _verify_in_little_memory(chunk):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells how much memory is in use")
 def test_a_lack_of_memory_is_no_verdict_on_the_file(tmp_path):
     large = str(tmp_path / "large.png")
-    cv2.imwrite(large, np.zeros((5600, 5600, 3), np.uint8))
+    cv2.imwrite(large, np.zeros((5200, 5200, 3), np.uint8))
     # In a process of its own: this one may keep freed memory that would be enough.
     code = "import sys; from tests.utils.dataset.test_labels import _verify_in_little_memory as verify; "
     code += "record, = verify(sys.argv[1:]); print(record.status, record.passing, record.messages[0])"
