@@ -183,7 +183,21 @@ class DetectionModel(nn.Module):
         return self._forward_augmented(x) if augment else self._forward_once(x)
 
     def _forward_once(self, x: Tensor) -> Any:  # Any: as `forward`
-        """Run each layer on the results of its sources."""
+        """Run each layer on the results of its sources; narrow images in float32."""
+        if self._is_narrow(x):
+            with torch.autocast("cpu", enabled=False):
+                return self._run_rows(x)
+        return self._run_rows(x)
+
+    def _is_narrow(self, x: Tensor) -> bool:
+        """Return whether a CPU's bfloat16 would give wrong values for images of this width.
+
+        oneDNN reads memory that was never written where a strided convolution's result is one pixel wide:
+        docs/bf16-fault.md. Twice the largest stride of any row is wide enough for two pixels everywhere.
+        """
+        return torch.is_autocast_enabled("cpu") and x.shape[3] < 2 * max(row.stride for row in self.rows)
+
+    def _run_rows(self, x: Tensor) -> Any:  # Any: as `forward`
         x = self._prepare(x)
         kept: dict[int, Tensor] = {}
         for row, layer in zip(self.rows, self.model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -183,3 +185,30 @@ def test_a_comment_says_why_a_type_is_any(module: str) -> None:
         if not any(re.search(r"# Any: \S", line) for line in near):
             silent.append(f"line {number}: {lines[number].strip()}")
     assert not silent, "\n".join([f"{module}: say why in a comment '# Any: ...'", *silent])
+
+
+@pytest.mark.parametrize(
+    ("script", "not_needed"),
+    [
+        ("detect", ("matplotlib", "utils.evaluation")),
+        ("val", ("matplotlib.pyplot", "av")),
+        ("train", ("matplotlib.pyplot", "av", "tensorboard", "torch.utils.tensorboard")),
+        ("export", ("matplotlib.pyplot", "av")),
+    ],
+)
+def test_a_script_starts_without_what_it_may_not_need(script: str, not_needed: tuple[str, ...]) -> None:
+    """What each costs is in docs/measured.md; torch._dynamo came with torchvision's modules."""
+    heavy = (
+        "torchvision",
+        "torch._dynamo",
+        "sympy",
+        "timm",
+        "onnx",
+        "onnxruntime",
+        "pandas",
+        "scipy",
+        "PIL.PdfParser",
+    )
+    code = f"import sys, {script}; print(*sorted({(*heavy, *not_needed)} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

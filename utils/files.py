@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import platform
 import re
@@ -42,7 +43,10 @@ YamlMapping = dict[str, Any]  # Any: a user's YAML holds values of any kind unti
 JsonObject = dict[str, Any]  # Any: the same of JSON, and its objects mix numbers, text and lists
 
 _FORMATS = {"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP"}
-_SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in _FORMATS}
+for _module in ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Mpo", "Png", "Ppm", "Tiff", "WebP"):
+    with contextlib.suppress(ImportError):  # AVIF came with Pillow 11.3; all plug-ins of Pillow take a second
+        importlib.import_module(f"PIL.{_module}ImagePlugin")
+_SUFFIXES = {suffix for suffix, kind in Image.EXTENSION.items() if kind in _FORMATS}
 IMAGE_FORMATS = tuple(sorted(_FORMATS & Image.OPEN.keys()))
 """What images are read as, whatever their suffix; no format for which Pillow starts another program."""
 VIDEO_SUFFIXES = frozenset(

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from utils.boxes import xywh2xyxy
 from utils.errors import UserError
+
+
+def _load_operator() -> None:
+    """Load torchvision's compiled operators, not its modules, whose import takes as long as torch's."""
+    found = importlib.util.find_spec("torchvision")
+    libraries = Path(found.origin).parent.glob("_C*") if found and found.origin else ()
+    for library in libraries:
+        with contextlib.suppress(OSError):
+            torch.ops.load_library(library)
+            return
+    import torchvision.ops  # noqa: F401 here: another layout, or a pair that does not fit, which it explains
+
+
+_load_operator()
 
 MAX_CANDIDATES = 30_000  # best-scored candidates per image that enter NMS, as YOLOv5 does
 
@@ -57,7 +73,7 @@ def _suppress(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> 
         boxes = boxes + found[:, 5:6].double() * extent
     size = 4 * max_det
     while True:
-        kept = nms(boxes[:size], found[:size, 4].double(), iou_thres)
+        kept = torch.ops.torchvision.nms(boxes[:size], found[:size, 4].double(), iou_thres)
         if len(kept) >= max_det or size >= len(found):
             return found[kept[:max_det]]
         size *= 4

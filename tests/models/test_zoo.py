@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -129,6 +130,29 @@ def test_bfloat16_without_nan(net):
     sum(raw.float().square().mean() for raw in raws).backward()
     assert all(raw.isfinite().all() for raw in raws)
     assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("size", [(320, 32), (32, 320), (96, 64)], ids=str)
+def test_no_bfloat16_convolution_whose_result_a_cpu_gets_wrong(net, size):
+    """Those with a stride and a result one pixel wide (docs/bf16-fault.md)."""
+    wrong, reduced = [], []
+
+    def look(name, module):
+        def hook(_module, _inputs, output):
+            if output.dtype == torch.bfloat16:
+                reduced.append(name)
+                if output.shape[3] == 1 and module.stride[1] > 1 and module.kernel_size[1] > 1:
+                    wrong.append(name)
+
+        return module.register_forward_hook(hook)
+
+    hooks = [look(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        net.eval()(torch.rand(1, 3, *size))
+    for hook in hooks:
+        hook.remove()
+    assert wrong == []
+    assert bool(reduced) == (size[1] > 32)  # narrow images are in float32, all others as they were
 
 
 def test_fusion_changes_no_output(net):
