@@ -299,7 +299,7 @@ class Targets:
             arrays = dict(file)
         numbers = sorted(name for name in arrays if arrays[name].dtype.kind in "iuf")
         changed = st.tuples(st.sampled_from(numbers), st.integers(0, len(_ARRAYS) - 1)).map(
-            lambda drawn: _saved(arrays | {drawn[0]: _ARRAYS[drawn[1]](arrays[drawn[0]])})
+            lambda drawn: _saved(arrays | {drawn[0]: _ARRAYS[drawn[1]](np.atleast_1d(arrays[drawn[0]]))})
         )
         return st.one_of(changed, damaged([path.read_bytes()]))
 
