@@ -86,6 +86,7 @@ from utils.training.run_folder import (
     options_to_save,
     resumed_epoch,
     resumed_options,
+    stored_state,
     tell_changed_data,
 )
 from utils.training.trainer import Trainer, ValidationLoss
@@ -210,9 +211,10 @@ def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` c
     if checkpoint.official:
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")
     opt = resumed_options(saved or checkpoint.meta.get("opt", {}), options)
-    first, trained = resumed_epoch(
-        path, checkpoint.meta, checkpoint.training, opt.epochs, told="epochs" in options
-    )
+    with stored_state(path):
+        first, trained = resumed_epoch(
+            path, checkpoint.meta, checkpoint.training, opt.epochs, told="epochs" in options
+        )
     return Start(opt, checkpoint, first, trained)
 
 
@@ -424,7 +426,8 @@ def build_trainer(
     )
     checkpoint = start.checkpoint
     if checkpoint is not None and checkpoint.training is not None:
-        trainer.load_state_dict(checkpoint.training, checkpoint.model.state_dict())
+        with stored_state(checkpoint.path):
+            trainer.load_state_dict(checkpoint.training, checkpoint.model.state_dict())
     elif checkpoint is not None:
         trainer.count_as_trained(start.first_epoch, int(checkpoint.meta.get("updates", 0)))
     return trainer
@@ -475,14 +478,15 @@ def build_recorder(
         state = RunState(trainer, trainer.ema, EarlyStopping(opt.patience))
     else:
         tell_changed_data(checkpoint.path, checkpoint.meta.get("images"), facts["images"])
-        state = RunState.resumed(
-            trainer,
-            trainer.ema,
-            patience=opt.patience,
-            first_epoch=start.first_epoch,
-            meta=checkpoint.meta,
-            training=checkpoint.training,
-        )
+        with stored_state(checkpoint.path):
+            state = RunState.resumed(
+                trainer,
+                trainer.ema,
+                patience=opt.patience,
+                first_epoch=start.first_epoch,
+                meta=checkpoint.meta,
+                training=checkpoint.training,
+            )
         best_saved = bool(checkpoint.meta.get("best_saved", True))  # older checkpoints do not say
         if checkpoint.training is not None and checkpoint.path.name == folder.last.name:
             saved_epochs = start.first_epoch

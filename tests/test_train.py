@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_set(folder)
     write_model(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def started(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was interrupted in its second epoch."""
+    project = tmp_path_factory.mktemp("started")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, project))
+    return project / "exp"
 
 
 def options(folder: Path, project: Path, **changes) -> dict:
@@ -339,6 +351,33 @@ def test_a_longer_interrupted_run_and_changed_images_are_told(
     assert told in log.text
     rows = read_results(result.save_dir / "results.csv")
     assert [row[0] for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda state: state.pop("epochs"),
+        lambda state: state.update(epochs="two"),
+        lambda state: state.update(stopper=None),
+        lambda state: state.update(stopper={"best_fitness": {}}),
+        lambda state: state.pop("optimizer"),
+        lambda state: state.update(optimizer={"param_groups": [{"params": 3}], "state": {}}),
+        lambda state: state["optimizer"]["param_groups"].clear(),
+        lambda state: state.update(gradients=[1]),
+        lambda state: state.update(gradients={"model.0.conv.weight": torch.zeros(7)}),
+        lambda state: state["model"].update({"model.0.conv.weight": torch.zeros(7)}),
+        lambda state: state.update(maps=3.0),
+    ],
+)
+def test_a_forged_training_state_is_one_sentence(started: Path, tmp_path: Path, forge: Callable) -> None:
+    payload = torch.load(started / "weights" / "last.pt", weights_only=True)
+    forge(payload["training"])
+    last = tmp_path / "weights" / "last.pt"
+    last.parent.mkdir()
+    torch.save(payload, last)
+    shutil.copy(started / "opt.yaml", tmp_path / "opt.yaml")
+    with pytest.raises(UserError, match="training state is damaged|checkpoint's optimizer has groups"):
+        train.run(resume=str(last))
 
 
 def test_another_runs_best_is_neither_reported_nor_lost(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
 from utils.device import world_size
-from utils.errors import UserError, shown
+from utils.errors import UserError, first_line, shown
 from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
 from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
@@ -382,6 +383,22 @@ def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConf
         f"--resume {path}: its run learns {len(names)} classes, and {differ}; give --data with the run's own "
         f"classes, or start a new run with --weights {path} --data {data.path}"
     )
+
+
+@contextlib.contextmanager
+def stored_state(path: Path) -> Iterator[None]:
+    """Turn what a damaged or forged training state raises inside the block into one sentence.
+
+    Raises:
+        UserError: the state lacks something, or holds values of another kind or size.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise UserError(
+            f"{path}: its training state is damaged ({type(error).__name__}: {first_line(error)}); start a "
+            f"new run with --weights {path}"
+        ) from None
 
 
 def tell_changed_data(path: Path, saved: object, now: Mapping[str, int | str]) -> None:
