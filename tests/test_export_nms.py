@@ -390,7 +390,7 @@ def test_command_line_alias():
 
 def test_documented_snippet_runs(tmp_path):
     text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-    start = text.index("import json, cv2, numpy")
+    start = text.index("import ast, cv2, numpy")
     (tmp_path / "snippet.py").write_text(text[start : text.index("```", start)])
     export.run(weights=str(tiny(tmp_path / "best.pt")), imgsz=[64, 96], include=["onnx"], nms=True)
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
