@@ -10,14 +10,7 @@ import torch
 import hubconf
 from models.weights.checkpoint import save_checkpoint
 from models.yolo import DetectionModel
-from tests.hub import (
-    ROOT,  # noqa: F401
-    TINY,  # noqa: F401
-    folder,  # noqa: F401
-    load,  # noqa: F401
-    model,  # noqa: F401
-    rgb,  # noqa: F401
-)
+from tests.hub import ROOT, TINY, folder, load, model  # noqa: F401 fixtures
 from utils.errors import UserError
 
 

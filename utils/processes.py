@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 from collections import deque
@@ -11,7 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
+from tqdm import tqdm
 
+from utils.device import available_cpus
 from utils.errors import UserError
 
 _Job = TypeVar("_Job")
@@ -78,6 +81,39 @@ def in_processes(
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def collect_in_processes(
+    work: Callable[[Sequence[_Job]], Sequence[_Result]],
+    jobs: Sequence[_Job],
+    workers: int,
+    *,
+    chunk: int,
+    doing: str,
+    title: str,
+    name: Callable[[_Job], str],
+    remedy: str,
+) -> list[_Result]:
+    """Return one result for each job, in order, under a progress bar.
+
+    Less than a chunk of jobs shows no bar.
+
+    Args:
+        work: returns a result for each job of its chunk; the other arguments are those of `in_processes`.
+        title: text of the bar.
+    """
+    workers = min(workers, available_cpus(), -(-len(jobs) // chunk))
+    parts = in_processes(work, jobs, workers, chunk=chunk, doing=doing, name=name, remedy=remedy)
+    hidden = len(jobs) < chunk
+    results: list[_Result] = []
+    with (
+        contextlib.closing(parts),
+        tqdm(total=len(jobs), desc=title, unit="image", disable=hidden, dynamic_ncols=True) as bar,
+    ):
+        for part in parts:
+            results += part
+            bar.update(len(part))
+    return results
 
 
 def _span(chunk: Sequence[_Job], name: Callable[[_Job], str]) -> str:

@@ -12,14 +12,7 @@ from PIL import Image
 import detect
 import export
 from models.hub import BATCH
-from tests.hub import (
-    ROOT,  # noqa: F401
-    TINY,  # noqa: F401
-    folder,  # noqa: F401
-    load,  # noqa: F401
-    model,  # noqa: F401
-    rgb,  # noqa: F401
-)
+from tests.hub import folder, load, model, rgb  # noqa: F401 fixtures
 from utils.errors import UserError
 
 

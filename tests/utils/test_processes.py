@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.processes import in_processes
+from utils.processes import collect_in_processes, in_processes
 
 OPTIONS = {"chunk": 2, "doing": "squaring", "name": str, "remedy": "square less"}
 
@@ -118,3 +118,10 @@ def test_opencv_works_in_processes_forked_after_it_used_its_threads():
 def test_one_worker_is_this_process():
     found = list(in_processes(lambda part: (os.getpid(), list(part)), range(5), 1, **OPTIONS))
     assert found == [(os.getpid(), [0, 1]), (os.getpid(), [2, 3]), (os.getpid(), [4])]
+
+
+@pytest.mark.parametrize(("workers", "jobs"), [(2, 9), (1, 9), (2, 1), (0, 0)])
+def test_results_are_collected_in_order_under_a_bar_unless_they_are_few(workers, jobs, capsys):
+    found = collect_in_processes(_square, range(jobs), workers, title="squares", **OPTIONS)
+    assert found == [number * number for number in range(jobs)]
+    assert ("squares" in capsys.readouterr().err) == (jobs >= OPTIONS["chunk"])

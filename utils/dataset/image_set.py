@@ -237,7 +237,10 @@ class ImageSet:
         digest = hashlib.sha256()
         for index in range(len(self)):
             path = self.path(index)
-            bytes_ = os.path.getsize(path) if os.path.exists(path) else -1
+            try:
+                bytes_ = os.path.getsize(path)
+            except OSError:
+                bytes_ = -1
             digest.update(f"{os.path.basename(path)}\0{bytes_}\0".encode("utf-8", "surrogateescape"))
         for array in (self.sizes, self.all_labels, self.offsets):
             digest.update(np.ascontiguousarray(array).tobytes())

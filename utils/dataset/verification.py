@@ -7,7 +7,6 @@ are not cached, and a new version of the decoders makes the whole cache invalid.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import math
@@ -20,15 +19,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
 from utils.dataset.labels import MIN_IMAGE_SIDE, find_labels, label_path, verify
-from utils.device import available_cpus
 from utils.errors import first_line
 from utils.files import atomic_write, own_or_user_folder
 from utils.images import pixel_limit
-from utils.processes import in_processes
+from utils.processes import collect_in_processes
 
 LOGGER = logging.getLogger("yolo.datasets")
 
@@ -125,26 +122,16 @@ def _report(packed: Packed) -> ScanReport:
 
 def _verify(todo: list[tuple[str, str, int]], workers: int | None, title: str) -> list[Record]:
     """Verify (image, label, keypoints) in processes, in order, under a progress bar."""
-    asked = MAX_WORKERS if workers is None else min(workers, MAX_WORKERS)
-    found = in_processes(
+    return collect_in_processes(
         _verify_chunk,
         todo,
-        min(asked, available_cpus(), -(-len(todo) // _CHUNK)),
+        MAX_WORKERS if workers is None else min(workers, MAX_WORKERS),
         chunk=_CHUNK,
         doing="verifying",
+        title=title,
         name=lambda item: item[0],
         remedy="run with fewer --workers, and if it happens again remove the damaged image",
     )
-    hidden = len(todo) < _CHUNK
-    records: list[Record] = []
-    with (
-        contextlib.closing(found),
-        tqdm(total=len(todo), desc=title, unit="image", disable=hidden, dynamic_ncols=True) as bar,
-    ):
-        for part in found:
-            records += part
-            bar.update(len(part))
-    return records
 
 
 def _verify_chunk(todo: Sequence[tuple[str, str, int]]) -> list[Record]:

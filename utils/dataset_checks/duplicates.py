@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from utils.dataset.image_set import ImageSet
 from utils.dataset_checks.findings import CheckedData, Finding, Section
-from utils.device import available_cpus
+from utils.files import read_regular
 from utils.images import decode_image
-from utils.processes import in_processes
+from utils.processes import collect_in_processes
 
 THUMB = 16
 """Side of the grey thumbnails that are compared, in pixels."""
@@ -83,25 +80,16 @@ _REMEDIES = {
 
 def fingerprints(paths: Sequence[str], workers: int | None) -> list[Fingerprint]:
     """Read and decode images in processes, and return one fingerprint for each, in order."""
-    asked = _WORKERS if workers is None else min(workers, _WORKERS)
-    parts = in_processes(
+    return collect_in_processes(
         _fingerprint_chunk,
         paths,
-        min(asked, available_cpus(), -(-len(paths) // _CHUNK)),
+        _WORKERS if workers is None else min(workers, _WORKERS),
         chunk=_CHUNK,
         doing="comparing",
+        title="comparing",
         name=str,
         remedy="run with fewer --workers, and if it happens again remove the damaged image",
     )
-    found: list[Fingerprint] = []
-    with (
-        contextlib.closing(parts),
-        tqdm(total=len(paths), desc="comparing", unit="image", disable=len(paths) < _CHUNK) as bar,
-    ):
-        for part in parts:
-            found += part
-            bar.update(len(part))
-    return found
 
 
 def _fingerprint_chunk(paths: Sequence[str]) -> list[Fingerprint]:
@@ -113,7 +101,7 @@ def fingerprint_of(path: str) -> Fingerprint:
     """Return the fingerprint of an image file; a fault becomes a text, never an exception."""
     nothing = np.zeros(THUMB * THUMB, np.uint8)
     try:
-        content = Path(path).read_bytes()
+        content = read_regular(path)
     except OSError as error:
         return Fingerprint(path.encode(), nothing, f"cannot be read ({error.strerror or error})")
     digest = hashlib.sha256(content).digest()

@@ -166,10 +166,9 @@ class GroupBatchNorm(nn.BatchNorm2d):
         if not self.training or world_size() == 1:
             return super().forward(input)
         values = input.float()
-        images = torch.tensor(float(len(input)), device=input.device)
-        dist.all_reduce(images)
-        count = float(images) * input.shape[2] * input.shape[3]
-        mean = all_reduce(values.sum((0, 2, 3))) / count
+        totals = all_reduce(torch.cat((values.sum((0, 2, 3)), values.new_tensor([len(input)]))))
+        count = float(totals[-1]) * input.shape[2] * input.shape[3]
+        mean = totals[:-1] / count
         centred = values - mean[:, None, None]
         variance = all_reduce(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None:

@@ -34,7 +34,7 @@ def test_a_process_that_dies_ends_the_scan_in_a_sentence(tmp_path, monkeypatch):
         raise TimeoutError("still waiting after 60 s")
 
     monkeypatch.setattr(verification, "verify", dies)  # the forked processes inherit it
-    monkeypatch.setattr(verification, "available_cpus", lambda: 2)
+    monkeypatch.setattr("utils.processes.available_cpus", lambda: 2)
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(60)
     try:

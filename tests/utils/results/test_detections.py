@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.hub import (
-    ROOT,  # noqa: F401
-    TINY,  # noqa: F401
-    folder,  # noqa: F401
-    load,  # noqa: F401
-    model,  # noqa: F401
-    rgb,  # noqa: F401
-)
+from tests.hub import folder, model, rgb  # noqa: F401 fixtures
 from utils.errors import UserError
 
 

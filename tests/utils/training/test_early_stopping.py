@@ -2,21 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from utils.training.early_stopping import EarlyStopping
-
-
-class Tiny(nn.Module):
-    """Rows as a DetectionModel has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        block = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)) for _ in range(2)]
-        block[1][0] = nn.Conv2d(4, 4, 3)
-        self.model = nn.Sequential(*block, nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
-        self.register_buffer("anchors", torch.ones(2))
 
 
 def test_early_stop_after_patience_epochs_without_a_better_one() -> None:

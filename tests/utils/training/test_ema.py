@@ -7,18 +7,8 @@ import math
 import torch
 from torch import nn
 
+from tests.tiny_set import TinyRows
 from utils.training.ema import ModelEMA
-
-
-class Tiny(nn.Module):
-    """Rows as a DetectionModel has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        block = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)) for _ in range(2)]
-        block[1][0] = nn.Conv2d(4, 4, 3)
-        self.model = nn.Sequential(*block, nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
-        self.register_buffer("anchors", torch.ones(2))
 
 
 def test_a_shared_parameter_is_averaged_once() -> None:
@@ -34,7 +24,7 @@ def test_a_shared_parameter_is_averaged_once() -> None:
 
 def test_average_follows_weights_statistics_and_anchors() -> None:
     torch.manual_seed(0)
-    model = Tiny()
+    model = TinyRows()
     ema = ModelEMA(model)
     keys = ("model.0.0.weight", "model.0.1.running_var", "anchors")
     average = {k: model.state_dict()[k].clone() for k in keys}

@@ -4,25 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
+from tests.tiny_set import TinyRows
 from utils.errors import UserError
 from utils.training.freeze import FrozenLayers
 
 
-class Tiny(nn.Module):
-    """Rows as a DetectionModel has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        block = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)) for _ in range(2)]
-        block[1][0] = nn.Conv2d(4, 4, 3)
-        self.model = nn.Sequential(*block, nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
-        self.register_buffer("anchors", torch.ones(2))
-
-
 def test_frozen_rows_stand_still() -> None:
-    model = Tiny()
+    model = TinyRows()
     frozen = FrozenLayers(model, [1])
     frozen.train_rest()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -34,7 +23,7 @@ def test_frozen_rows_stand_still() -> None:
 
 
 def test_nothing_of_frozen_rows_is_dropped_at_random() -> None:
-    model = Tiny()
+    model = TinyRows()
     model.model[1].append(torch.nn.Dropout(0.5))
     frozen = FrozenLayers(model, [0, 1])
     frozen.train_rest()
@@ -44,7 +33,7 @@ def test_nothing_of_frozen_rows_is_dropped_at_random() -> None:
 
 
 def test_a_frozen_output_still_gives_maps_to_learn_from() -> None:
-    model = Tiny()
+    model = TinyRows()
     last = len(model.model) - 1
     frozen = FrozenLayers(model, [0, last])
     frozen.train_rest()
@@ -56,15 +45,15 @@ def test_freeze_says_what_it_takes() -> None:
         with pytest.raises(
             UserError, match=r"--freeze (neck|head): is no row; give row numbers, or backbone"
         ):
-            FrozenLayers(Tiny(), spec)
+            FrozenLayers(TinyRows(), spec)
 
 
 @pytest.mark.parametrize(("spec", "numbers"), [([0], []), ([2], [0, 1]), ([0, 3], [0, 3])])
 def test_freeze_takes_a_count_or_rows(spec: list[int], numbers: list[int]) -> None:
-    assert FrozenLayers(Tiny(), spec).numbers == numbers
+    assert FrozenLayers(TinyRows(), spec).numbers == numbers
 
 
 @pytest.mark.parametrize("spec", [[5], [-1], [0, 4], [4]])
 def test_freeze_refuses_what_is_not_there(spec: list[int]) -> None:
     with pytest.raises(UserError, match="--freeze"):
-        FrozenLayers(Tiny(), spec)
+        FrozenLayers(TinyRows(), spec)

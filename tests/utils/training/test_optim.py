@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.tiny_set import TinyRows
 from utils.errors import UserError
 from utils.training.hyp import load_hyp
 from utils.training.optim import (
@@ -22,19 +23,8 @@ from utils.training.optim import (
 HYP = load_hyp("hyp.scratch-low.yaml")
 
 
-class Tiny(nn.Module):
-    """Rows as a DetectionModel has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        block = [nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)) for _ in range(2)]
-        block[1][0] = nn.Conv2d(4, 4, 3)
-        self.model = nn.Sequential(*block, nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
-        self.register_buffer("anchors", torch.ones(2))
-
-
 def test_groups_are_biases_weights_norms() -> None:
-    biases, weights, norms = param_groups(Tiny())
+    biases, weights, norms = param_groups(TinyRows())
     assert (len(biases), len(weights), len(norms)) == (6, 4, 3)
     assert all(p.ndim >= 2 for p in weights) and all(p.ndim == 1 for p in biases + norms)
 
@@ -101,7 +91,7 @@ def test_a_shared_parameter_is_stepped_once_and_not_decayed_if_it_is_a_norms(tur
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_only_weights_decay_scaled_to_the_real_step(name: str) -> None:
-    optimizer = build_optimizer(Tiny(), name, HYP, batch_size=24)  # 3 batches of 24: 72 of nominal 64
+    optimizer = build_optimizer(TinyRows(), name, HYP, batch_size=24)  # 3 batches of 24: 72 of nominal 64
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0, pytest.approx(0.0005 * 72 / 64), 0]
     first = optimizer.param_groups[0]
     assert (
@@ -113,7 +103,7 @@ def test_only_weights_decay_scaled_to_the_real_step(name: str) -> None:
 
 def test_unknown_optimizer() -> None:
     with pytest.raises(UserError, match="LAMB"):
-        build_optimizer(Tiny(), "LAMB", HYP, 16)
+        build_optimizer(TinyRows(), "LAMB", HYP, 16)
 
 
 def test_accumulation() -> None:
@@ -135,7 +125,7 @@ def test_warm_up() -> None:
     schedule = LRSchedule(HYP, epochs=100, batches=50, batch_size=16)
     assert schedule.warmup_iterations == 150
     assert LRSchedule(HYP, 100, 5, 16).warmup_iterations == 100  # never less than 100
-    optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
+    optimizer = build_optimizer(TinyRows(), "SGD", HYP, 16)
     assert schedule.apply(optimizer, 0, 0) == 1
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.0, 0.0]
     assert optimizer.param_groups[0]["momentum"] == 0.8
@@ -150,7 +140,7 @@ def test_warm_up() -> None:
 
 def test_nominal_batch_of_small_data_sets() -> None:
     schedule = LRSchedule(HYP | {"nominal_batch": 16}, 100, 50, 16)
-    optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
+    optimizer = build_optimizer(TinyRows(), "SGD", HYP, 16)
     assert [schedule.apply(optimizer, i, 0) for i in (0, 100, 1000)] == [1, 1, 1]
 
 
@@ -173,7 +163,7 @@ def test_an_epoch_has_ten_steps_where_its_batches_allow(images, batch_size, nomi
 
 
 def test_no_warm_up_when_going_on_from_a_finished_run() -> None:
-    optimizer = build_optimizer(Tiny(), "SGD", HYP, 16)
+    optimizer = build_optimizer(TinyRows(), "SGD", HYP, 16)
     assert LRSchedule(HYP, 100, 50, 16, warm_up=False).apply(optimizer, 0, 0) == 4
     assert {g["lr"] for g in optimizer.param_groups} == {0.01}
     assert optimizer.param_groups[0]["momentum"] == pytest.approx(0.937)
@@ -182,7 +172,7 @@ def test_no_warm_up_when_going_on_from_a_finished_run() -> None:
 def test_the_step_is_nesterov_momentum_whatever_the_memory_format() -> None:
     """Two steps of the optimizer as built (fused where torch has it) against the formula."""
     torch.manual_seed(0)
-    model = Tiny().to(memory_format=torch.channels_last)
+    model = TinyRows().to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, "SGD", HYP, 64)
     weight = model.model[1][0].weight
     value, buffer = weight.detach().clone(), torch.zeros_like(weight)

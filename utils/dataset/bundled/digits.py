@@ -8,7 +8,6 @@ processes nor on the number of images. Boxes are measured on the drawn character
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -20,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 if __package__ in (None, ""):  # run as a script: the project's folder is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -28,10 +26,9 @@ if __package__ in (None, ""):  # run as a script: the project's folder is not on
 from utils.cli import Parser, setup_logging
 from utils.dataset.bundled.glyphs import FONTS, HELD_OUT, draw
 from utils.dataset.bundled.grounds import ground, random_colour
-from utils.device import available_cpus
 from utils.errors import UserError
 from utils.files import datasets_dir
-from utils.processes import in_processes
+from utils.processes import collect_in_processes
 
 LOGGER = logging.getLogger("yolo.digits")
 
@@ -311,35 +308,22 @@ def generate(
                 (temporary / kind / split).mkdir(parents=True)
         counts = {"train": train, "val": val}
         jobs = [(str(temporary), seed, split, i) for split in _SPLITS for i in range(counts[split])]
-        digits = _run(jobs, min(workers, available_cpus(), len(jobs)))
+        counted = collect_in_processes(
+            _write_many,
+            jobs,
+            workers,
+            chunk=_CHUNK,
+            doing="drawing",
+            title="drawing digits",
+            name=lambda job: _stem(job[2], job[3]),
+            remedy="free some memory and run again",
+        )
         temporary.chmod(0o755)
         _rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    LOGGER.info("%s: %d train and %d val images with %d digits", folder, train, val, digits)
+    LOGGER.info("%s: %d train and %d val images with %d digits", folder, train, val, sum(counted))
     return folder
-
-
-def _run(jobs: list[tuple[str, int, str, int]], workers: int) -> int:
-    """Do all jobs under a progress bar, and return the number of digits."""
-    drawn = in_processes(
-        _write_many,
-        jobs,
-        workers,
-        chunk=_CHUNK,
-        doing="drawing",
-        name=lambda job: _stem(job[2], job[3]),
-        remedy="free some memory and run again",
-    )
-    digits = 0
-    with (
-        contextlib.closing(drawn),
-        tqdm(total=len(jobs), desc="drawing digits", unit="image", dynamic_ncols=True) as bar,
-    ):
-        for counts in drawn:
-            digits += sum(counts)
-            bar.update(len(counts))
-    return digits
 
 
 def _rename(temporary: Path, folder: Path) -> None:
