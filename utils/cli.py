@@ -193,6 +193,14 @@ class OptionSpec:
             raise UserError(f"{where}{self.name}={shown(value)}; it takes one of {list(self.given.choices)}")
         return value
 
+    def words(self, value: object) -> list[str]:
+        """Return the words that give this option a value; none for False and None."""
+        if value is None or value is False:
+            return []
+        if value is True:
+            return [self.flag]
+        return [self.flag, *map(str, value if isinstance(value, list) else [value])]
+
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Add this option to a parser, without a default: only typed options are returned."""
         names = (self.flag, *self.given.flags)

@@ -102,6 +102,13 @@ def test_keywords_are_laid_over_defaults():
     assert (opt.epochs, opt.batch_size, opt.optimizer) == (3, 16, "SGD")
 
 
+def test_words_of_a_command_line_give_the_same_values():
+    opt = Example(epochs=3, rate=0.5, sizes=[320, 64], rect=True, device="", resume="a/last.pt")
+    words = [word for name, spec in specs(Example).items() for word in spec.words(getattr(opt, name))]
+    assert parse(Example, words) == opt
+    assert specs(Example)["rate"].words(None) == specs(Example)["rect"].words(False) == []
+
+
 def test_values_of_python_callers_become_those_of_the_fields():
     opt = Example(epochs=np.int64(3), rate=np.float32(0.5), sizes=320, resume=Path("a/last.pt"), device=0)
     assert vars(opt) == vars(Example(3, rate=0.5, sizes=[320], resume="a/last.pt", device="0"))

@@ -115,9 +115,7 @@ class ComparePlan:
             # The recipe's options are listed themselves, because its file may change.
             if value == spec.default or name in ("resume", "exist_ok", "recipe"):
                 continue
-            words.append(spec.flag)
-            if value is not True:
-                words += map(_shortened, value if isinstance(value, list) else [value])
+            words += map(_shortened, spec.words(value))
         return shlex.join(words)
 
 
@@ -322,6 +320,6 @@ def _free(key: str, nets: list[Net], keys: Mapping[str, str]) -> str:
     return key if key not in taken else next(k for n in range(2, 10**6) if (k := f"{key}-{n}") not in taken)
 
 
-def _shortened(value: object) -> str:
-    """Return a value as it is typed, with paths relative to this folder."""
-    return re.sub(rf"(^|[+=]){re.escape(f'{Path.cwd()}{os.sep}')}", r"\1", str(value))
+def _shortened(word: str) -> str:
+    """Return a word as it is typed, with paths relative to this folder."""
+    return re.sub(rf"(^|[+=]){re.escape(f'{Path.cwd()}{os.sep}')}", r"\1", word)
