@@ -290,6 +290,8 @@ class _Loader(_Text, SafeConstructor, Resolver):
             )
         node = super().compose_node(parent, index)
         self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            _refuse_doubles(node)
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
@@ -301,6 +303,20 @@ class _Loader(_Text, SafeConstructor, Resolver):
             raise yaml.constructor.ConstructorError(
                 problem=f"no {kind}", problem_mark=node.start_mark
             ) from None
+
+
+def _refuse_doubles(mapping: yaml.MappingNode) -> None:
+    """Refuse a key that is there twice; PyYAML would keep the last value and say nothing."""
+    known: dict[tuple[str, str], yaml.ScalarNode] = {}
+    for key, _ in mapping.value:
+        if (
+            isinstance(key, yaml.ScalarNode)
+            and (first := known.setdefault((key.tag, key.value), key)) is not key
+        ):
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {shown(key.value)} is in line {first.start_mark.line + 1} already",
+                problem_mark=key.start_mark,
+            )
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
@@ -363,7 +379,20 @@ def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
         if found:
             return found[0]
         looked += [f"{ROOT / folder}/**" for folder in folders]
-    raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); check the path")
+    raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); {path_remedy(str(given))}")
+
+
+def path_remedy(path: str) -> str:
+    r"""Return the remedy for a path that leads nowhere.
+
+    >>> path_remedy("data/x.yaml"), path_remedy(r"C:\sets\x.yaml") if os.sep == "/" else ""
+    ('check the path', 'it is a path of Windows: give it as this system has it (in WSL /mnt/c/sets/x.yaml)')
+    """
+    drive, _, rest = path.replace("\\", "/").partition(":")
+    if os.sep != "/" or "\\" not in path:
+        return "check the path"
+    example = f" (in WSL /mnt/{drive.lower()}{rest})" if len(drive) == 1 and rest.startswith("/") else ""
+    return f"it is a path of Windows: give it as this system has it{example or ', with slashes'}"
 
 
 def spellings(path: str, *, shortened: bool = True) -> list[str]:

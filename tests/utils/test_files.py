@@ -246,3 +246,50 @@ def test_a_yaml_of_more_values_than_any_needs_is_refused(tmp_path):
     path.write_text("a:\n" + "- x\n" * MOST_NODES)
     with pytest.raises(UserError, match=f"more than {MOST_NODES} values"):
         load_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("nc: 2\nnames: [a]\nnc: 3\n", "line 3: .*the key 'nc' is in line 1 already"),
+        ("names:\n  0: a\n  1: b\n  0: c\n", "line 4: .*the key '0' is in line 2 already"),
+        ("a: [{b: 1, 'b': 2}]\n", "line 1: .*the key 'b' is in line 1 already"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "d.yaml"
+    path.write_text(text)
+    for names_as_text in (False, True):
+        with pytest.raises(UserError, match=sentence):
+            load_yaml(path, names_as_text=names_as_text)
+
+
+def test_a_merged_key_may_be_replaced(tmp_path):
+    (tmp_path / "d.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n")
+    assert load_yaml(tmp_path / "d.yaml")["b"] == {"x": 1, "y": 3}
+
+
+@pytest.mark.skipif(os.sep != "/", reason="elsewhere they are paths")
+def test_a_path_of_windows_is_named_as_one():
+    with pytest.raises(UserError, match=r"path of Windows.*\(in WSL /mnt/c/sets/x.yaml\)$"):
+        files.find_file("C:\\sets\\x.yaml", "data")
+    with pytest.raises(UserError, match="path of Windows.*, with slashes$"):
+        files.find_file("data\\nothing.yaml", "data")
+
+
+def dead_part(folder, name):
+    """What a killed process of this machine leaves of a file that it was writing."""
+    pid = os.fork()
+    if pid == 0:
+        files.atomic_write(folder / name, lambda _: os._exit(0))
+    os.waitpid(pid, 0)
+    (part,) = folder.glob(f".{name[:40]}.*.part")
+    return part
+
+
+def test_parts_of_dead_processes_are_removed_and_no_others(tmp_path):
+    dead = dead_part(tmp_path, "a.npz")
+    others = dead.with_name(dead.name.replace(files._machine(), "0" * 8))
+    others.touch()
+    files.remove_dead_parts(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [others.name]

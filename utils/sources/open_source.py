@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from utils.downloads import fetch, file_name, is_url, split_url
 from utils.errors import UserError
-from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES, expand_user, read_path_list
+from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES, expand_user, path_remedy, read_path_list
 from utils.images import load_image
 from utils.sources.frame import Frame, Letterboxer, Source
 from utils.sources.screen import Screen
@@ -161,7 +161,9 @@ def open_source(
     for matches, make in _KINDS:
         if matches(text):
             return Opened(make(text, options), Letterboxer(size, stride, auto))
-    raise UserError(f"{text or 'empty source'}: no such image, video, folder, glob or list; check the path")
+    raise UserError(
+        f"{text or 'empty source'}: no such image, video, folder, glob or list; {path_remedy(text)}"
+    )
 
 
 def list_files(folder: Path) -> list[Path | str]:
