@@ -179,8 +179,9 @@ def _receive_all(
         failures = 0 if _length(part) > before else failures + 1
         if failures >= attempts:
             raise UserError(f"{url}: cannot be fetched ({reason}); check the network, or {advice}")
-        LOGGER.warning("%s: %s, trying again", url, reason)
-        time.sleep(pause * 2 ** max(failures - 1, 0))
+        wait = pause * 2 ** max(failures - 1, 0)
+        LOGGER.warning("%s: %s, trying again in %g s (%d of %d)", url, reason, wait, failures + 1, attempts)
+        time.sleep(wait)
 
 
 def _length(path: Path) -> int:
@@ -453,11 +454,16 @@ def _extract(found: Iterable[_Member], archive: Path, folder: Path) -> None:
         )
     for member in tqdm(files, desc=f"unpacking {archive.name}", unit="file", disable=len(files) < 100):
         target = folder.joinpath(*PurePosixPath(member.name.replace("\\", "/")).parts)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with member.open() or io.BytesIO() as source, target.open("xb") as file:
-            shutil.copyfileobj(
-                source, file, _BLOCK
-            )  # zipfile and tarfile give no more than the declared size
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = target.open("xb")
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{archive}: member {shown(member.name)} is in it twice, and which of them counts is open; "
+                "unpack it by hand and give the folder"
+            ) from None
+        with file, member.open() or io.BytesIO() as source:
+            shutil.copyfileobj(source, file, _BLOCK)  # no more than the declared size comes
             written = file.tell()
         if written != member.size:
             raise UserError(

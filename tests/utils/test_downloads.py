@@ -9,6 +9,7 @@ import stat
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -470,3 +471,23 @@ def test_redirects_stay_on_http(tmp_path):
 def test_an_address_that_is_none_is_refused_without_a_try(url, tmp_path):
     with pytest.raises(UserError, match="is not a valid address"):
         fetch(url, tmp_path / "a.zip", attempts=1000)
+
+
+@pytest.mark.parametrize("names", [("a/1.txt", "a/1.txt"), ("a", "a/1.txt"), ("a/1.txt", "a\\1.txt")])
+def test_a_member_that_is_there_twice_has_its_own_sentence(tmp_path, names):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a double name
+        for text, name in enumerate(names):
+            archive.writestr(name, str(text))
+    with pytest.raises(UserError, match="is in it twice.*unpack it by hand and give the folder"):
+        unpack(tmp_path / "x.zip", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_each_wait_is_said(server, tmp_path, log):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch(f"{server.url}/a", tmp_path / "a", attempts=3, pause=0.001)
+    told = [line.partition("trying again ")[2] for line in log.text.splitlines()]
+    assert list(dict.fromkeys(told)) == ["in 0.001 s (2 of 3)", "in 0.002 s (3 of 3)"]
