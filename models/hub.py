@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import index
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -28,7 +30,7 @@ from models.formats.base import Backend
 from utils.detector import Detector
 from utils.device import amp_dtype, autocast
 from utils.downloads import fetch, file_name, is_url
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.image_size import read_size
 from utils.images import load_image, pillow_to_bgr
 from utils.letterbox import common_shape, letterbox, rgb_planes
@@ -36,6 +38,7 @@ from utils.nms import NmsOptions
 from utils.results.detections import Detections
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
+_Read = TypeVar("_Read")
 BATCH = 8  # images that the network gets at once, so that its memory does not grow with a list's length
 
 
@@ -149,14 +152,26 @@ class HubModel(nn.Module):
 
     def _wanted(self) -> NmsOptions:
         """Return what the attributes ask of NMS."""
-        classes = [self.classes] if isinstance(self.classes, int) else self.classes
+        classes = self._value("classes", _class_numbers, "None, a class number or a list of them")
         bad = sorted(c for c in classes or () if not 0 <= c < len(self.names))
         if bad:
             raise UserError(
                 f"model.classes {bad[0]}: the model has {len(self.names)} classes, numbered 0 to "
                 f"{len(self.names) - 1}"
             )
-        return NmsOptions(self.conf, self.iou, classes, self.agnostic, self.multi_label, self.max_det)
+        conf = self._value("conf", float, "a number from 0 to 1")
+        iou = self._value("iou", float, "a number from 0 to 1")
+        max_det = self._value("max_det", index, "a whole number")
+        return NmsOptions(conf, iou, classes, bool(self.agnostic), bool(self.multi_label), max_det)
+
+    # Any: what a caller has set the attribute to.
+    def _value(self, name: str, read: Callable[[Any], _Read], expected: str) -> _Read:
+        """Return an attribute as `read` takes it; refuse what it cannot take."""
+        value = getattr(self, name)
+        try:
+            return read(value)
+        except (TypeError, ValueError, ArithmeticError):
+            raise UserError(f"model.{name} is {shown(value)} where {expected} is expected") from None
 
     def _shape(self, sizes: Sequence[tuple[int, int]], size: int | tuple[int, int] | None) -> tuple[int, int]:
         """Return the (h, w) that images of `sizes` (h, w) are letterboxed to."""
@@ -193,6 +208,13 @@ class HubModel(nn.Module):
             start = time.perf_counter()
         seen = (len(images), *found.shape[1:])
         return Detections(images, pred, files, self.names, list(detector.speed.values()), seen)
+
+
+def _class_numbers(value: object) -> list[int] | None:
+    """Return class numbers as a list; None for all classes."""
+    if value is None:
+        return None
+    return [index(number) for number in (value if isinstance(value, Iterable) else [value])]
 
 
 def read_any(item: object, number: int) -> tuple[np.ndarray, str]:

@@ -145,6 +145,24 @@ def test_attributes_reach_nms(folder, model):
     assert count() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("conf", "a"), ("conf", None), ("iou", [0.4]), ("max_det", 2.5), ("max_det", "9")),
+        *(("classes", "1"), ("classes", [0.5]), ("classes", 1.0)),
+    ],
+)
+def test_an_attribute_of_another_kind_is_a_sentence(folder, model, name, value):
+    setattr(model, name, value)
+    with pytest.raises(UserError, match=rf"^model\.{name} is .* where .* is expected$"):
+        model(folder / "wide.png", size=128)
+
+
+def test_attributes_may_be_numbers_of_numpy_and_torch(folder, model):
+    model.conf, model.max_det, model.classes = np.float32(0.1), np.int64(2), torch.tensor([0, 1])
+    assert len(model(folder / "wide.png", size=128).xyxy[0]) == 2
+
+
 def test_size_is_any_whole_number_or_two(folder, model):
     shapes = [model(folder / "wide.png", size=size).s for size in (128, np.int64(128), [128, 128])]
     assert shapes == [(1, 3, 80, 128)] * 3
