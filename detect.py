@@ -198,11 +198,11 @@ def run(**options: Any) -> DetectResult:
         vid_stride=opt.vid_stride,
         stream_timeout=opt.stream_timeout,
     )
+    backend.warmup((1, 3, *imgsz))  # before there is a folder: a network may fail at it
     save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
     result = DetectResult(save_dir)
     if source.live:
         result.detections = deque(maxlen=_LIVE_MEMORY)
-    backend.warmup((1, 3, *imgsz))
     # Reading and drawing run beside the network; with --dnn OpenCV is the network.
     alone = cores_are_scarce(device) and not opt.dnn
     try:

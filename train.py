@@ -229,7 +229,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
     frozen = FrozenLayers(model, opt.freeze)
     settings = settle(start, model, hyp, len(data.train), device)
     folder = from_main(lambda: make_folder(start, model, hyp, settings, device))
-    with closing(build_loaders(opt, settings, data, device)) as loaders:
+    with folder.unless_nothing_is_trained(), closing(build_loaders(opt, settings, data, device)) as loaders:
         if is_main() and start.checkpoint is None:
             fit_anchors(opt, model, data, settings)
         trainer = build_trainer(start, model, frozen, settings, len(loaders.train), device)

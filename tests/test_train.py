@@ -23,6 +23,7 @@ from tests.tiny_set import NAMES, TINY_MODEL, write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 from utils.training import loggers
+from utils.training import options as options_module
 from utils.training import run_folder as resume
 from utils.training.hyp import load_hyp
 from utils.training.loggers import read_results
@@ -141,6 +142,18 @@ def test_a_logger_that_fails_does_not_end_the_training(
     result = train.run(**options(folder, tmp_path, logger=["tensorboard"]))
     assert len(read_results(result.save_dir / "results.csv")) == 2 and result.last.is_file()
     assert "--logger tensorboard: left out from here on (division by zero)" in log.text
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
+def test_a_run_that_fails_before_it_trains_leaves_no_folder(
+    folder: Path, tmp_path: Path, exist_ok: bool
+) -> None:
+    """A folder that may be another run's stays."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="mlflow: cannot be started"):
+        patch.setattr(loggers, "Mlflow", lambda *_: 1 / 0)
+        patch.setattr(options_module, "is_installed", lambda _: True)
+        train.run(**options(folder, tmp_path, logger=["mlflow"], exist_ok=exist_ok))
+    assert [path.name for path in tmp_path.iterdir()] == (["exp"] if exist_ok else [])
 
 
 def test_resumed_run_equals_an_uninterrupted_one(

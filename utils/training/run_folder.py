@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import torch
 
 from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
-from utils.device import world_size
+from utils.device import is_main, world_size
 from utils.errors import UserError, first_line, shown
 from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
 from utils.training.early_stopping import EarlyStopping
@@ -45,17 +46,28 @@ class RunFolder:
     """
 
     path: Path
+    is_new: bool = field(default=False, compare=False)
 
     @classmethod
     def create(cls, project: str | Path, name: str, exist_ok: bool = False) -> RunFolder:
         """Create the folder of a new run; a number follows `name` if it is taken."""
-        return cls(increment_dir(project, name, exist_ok))
+        return cls(increment_dir(project, name, exist_ok), is_new=not exist_ok)
 
     @classmethod
     def of(cls, checkpoint: str | Path) -> RunFolder:
         """Find the folder of the run that a checkpoint belongs to."""
         folder = Path(checkpoint).resolve().parent
         return cls(folder.parent if folder.name == "weights" else folder)
+
+    @contextlib.contextmanager
+    def unless_nothing_is_trained(self) -> Iterator[None]:
+        """Remove a new folder when the block raises before there is a checkpoint or a row of results."""
+        try:
+            yield
+        except BaseException:
+            if self.is_new and is_main() and not (self.last.parent.exists() or self.results.exists()):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     @property
     def last(self) -> Path:

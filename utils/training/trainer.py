@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,8 +21,6 @@ from utils.training.ema import ModelEMA
 from utils.training.freeze import FrozenLayers
 from utils.training.loss import LossFunction
 from utils.training.optim import LRSchedule
-
-LOGGER = logging.getLogger("yolo.train")
 
 MAX_GRADIENT_NORM = 10.0
 
@@ -224,13 +221,6 @@ class Trainer:
         """
         batches = self.schedule.batches
         saved_batches = state.get("batches", batches)  # older checkpoints do not say
-        if saved_batches != batches:
-            LOGGER.warning(
-                "an epoch of this run had %d batches and has %d now: the images have changed, "
-                "so the result differs from that of an uninterrupted run",
-                saved_batches,
-                batches,
-            )
         had, has = (
             [len(group["params"]) for group in optimizer["param_groups"]]
             for optimizer in (state["optimizer"], self.optimizer.state_dict())

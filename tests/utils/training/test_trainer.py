@@ -178,7 +178,7 @@ def test_resumed_with_other_batches_an_epoch_goes_on_making_steps(
         del state["batches"]
     second = make(count=count)
     second.load_state_dict(state, first.ema.model.state_dict())
-    assert (f"had 7 batches and has {count} now" in log.text) is told
+    assert not log.text  # `tell_changed_data` says it when the images are others
     if told:
         assert second.last_step == 3 * count - 2  # it still waits
     assert steps_of(second, 3, count) >= count // 2
