@@ -23,7 +23,7 @@ from tqdm import tqdm
 from utils.dataset.image_set import ImageSet
 from utils.device import available_cpus, is_main
 from utils.errors import UserError
-from utils.files import atomic_write, own_or_user_folder
+from utils.files import atomic_write, own_or_user_folder, remove_dead_parts
 from utils.images import load_image, resize_long_side, single_threaded_opencv, training_size
 
 LOGGER = logging.getLogger("yolo.image_cache")
@@ -193,6 +193,7 @@ class DiskReader(ImageReader):
             folder, stem, key = self._name(index)
             keys.setdefault(folder, {})[stem] = key
         for folder, wanted in keys.items():
+            remove_dead_parts(folder)
             for file in folder.glob("*.npy"):
                 stem, _, key = file.name.removesuffix(".npy").rpartition(".")
                 if wanted.get(stem, key) != key:

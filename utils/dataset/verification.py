@@ -23,7 +23,7 @@ import PIL
 from utils.dataset.image_set import CORRUPT, EMPTY, FOUND, MISSING, Packed, Record, ScanReport, unpack_string
 from utils.dataset.labels import MIN_IMAGE_SIDE, find_labels, label_path, verify
 from utils.errors import first_line
-from utils.files import atomic_write, own_or_user_folder
+from utils.files import atomic_write, own_or_user_folder, remove_dead_parts
 from utils.images import pixel_limit
 from utils.processes import collect_in_processes
 
@@ -284,6 +284,7 @@ def _write_cache(cache: Path, packed: Packed, keys: np.ndarray, rules: str) -> N
     arrays |= {_KEYS: keys, "version": np.array(CACHE_VERSION), "rules": np.array(rules)}
     path = _place(cache)
     try:
+        remove_dead_parts(path.parent)
         atomic_write(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
     except OSError as error:
         reason = error.strerror or error

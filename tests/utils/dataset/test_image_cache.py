@@ -11,6 +11,7 @@ import pytest
 
 import utils.dataset.image_cache as image_cache
 from tests.utils.image_sets import write_images
+from tests.utils.test_files import dead_part
 from utils.dataset.image_cache import DiskReader, ImageReader, RamReader, free_memory, open_reader
 from utils.dataset.image_set import FOUND, ImageSet, Packed, Record, ScanReport
 from utils.errors import UserError
@@ -74,6 +75,14 @@ def test_disk_entries_go_by_size_and_time_of_the_file(tmp_path):
     assert again.file(0).is_file()
     assert other.is_file()
     assert abs(int(again.read(0)[0].mean()) - 200) <= 1
+
+
+def test_the_parts_of_a_killed_run_are_removed(tmp_path):
+    images = write_images(tmp_path, SIZES)
+    folder = open_reader(images, 64, augment=True, cache="disk").file(0).parent
+    dead = dead_part(folder, "x.npy")
+    open_reader(images, 64, augment=True, cache="disk")
+    assert not dead.exists()
 
 
 def test_a_damaged_entry_is_not_believed(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.utils.image_sets import make_dataset, write_yaml
+from tests.utils.test_files import dead_part
 from utils.dataset import labels, verification
 from utils.dataset.config import load_dataset
 from utils.dataset.images import load_images
@@ -71,6 +72,13 @@ def test_a_fault_of_the_system_is_not_remembered(tmp_path, verified):
     assert verification.scan(images, cache, workers=1, title="scan")[1].missing == 1
     verification.scan(images, cache, workers=1, title="scan")
     assert verified == ["0.png", "1.png", "1.png", "1.png"]
+
+
+def test_the_part_of_a_killed_run_goes_when_a_cache_is_written(tmp_path):
+    images = _images(tmp_path / "images", 1)
+    dead = dead_part(tmp_path, "c.npz")
+    verification.scan(images, tmp_path / "c.npz", workers=1, title="scan")
+    assert (tmp_path / "c.npz").is_file() and not dead.exists()
 
 
 def test_other_decoders_judge_anew(tmp_path, verified, monkeypatch):
