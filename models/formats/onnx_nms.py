@@ -6,6 +6,7 @@ precision.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def _rename(graph: Untyped, name: str, new: str) -> None:
             value.name = new
 
 
+@functools.cache
+def openvino_core() -> Untyped:
+    """Return the one openvino.Core of this process.
+
+    Each core sets a signal stack for the thread. Of several that go in another order than they came, one
+    leaves the thread with a stack that is freed, and the next signal ends the process.
+    """
+    return require("openvino", "an OpenVINO file").Core()
+
+
 def with_nms_in_openvino(network: Untyped, job: Job) -> Untyped:
     """Return an openvino.Model followed by the job's NMS, as one model.
 
@@ -84,7 +95,7 @@ def with_nms_in_openvino(network: Untyped, job: Job) -> Untyped:
     sizes, leave the weights as they are: compress the network before.
     """
     openvino = require("openvino", "--include openvino --nms")
-    nms = openvino.Core().read_model(nms_graph(job, openvino=True))
+    nms = openvino_core().read_model(nms_graph(job, openvino=True))
     decoded, *figures = nms.get_parameters()
     decoded.output(0).replace(network.get_results()[0].input_value(0))
     for figure, name in zip(figures, INPUTS):

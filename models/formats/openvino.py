@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from models.formats.exporter import (
 )
 from models.formats.metadata import parse_metadata
 from models.formats.nms_graph import INPUTS
-from models.formats.onnx_nms import with_nms_in_openvino
+from models.formats.onnx_nms import openvino_core, with_nms_in_openvino
 from utils.errors import UserError
 from utils.files import load_yaml, save_yaml
 
@@ -54,8 +53,7 @@ def write_openvino(job: Job, path: Path) -> None:
 
 def add_openvino_nms(job: Job, folder: Path, path: Path) -> None:
     """Add NMS to a written network; outputs and further inputs are those of `nms_graph`."""
-    openvino = require("openvino", "--include openvino --nms")
-    network = openvino.Core().read_model(_network_file(folder))
+    network = openvino_core().read_model(_network_file(folder))
     _save(with_nms_in_openvino(network, job), job, path, compress=False)  # what may be float16 is by now
 
 
@@ -106,7 +104,7 @@ class OpenVinoBackend(Backend):
     """Run an exported OpenVINO folder, or the .xml in it, on the CPU."""
 
     def __init__(self, path: Path, device: torch.device, options: OpenOptions) -> None:
-        openvino = require("openvino", str(path))
+        require("openvino", str(path))
         if device.type != "cpu":
             raise UserError(
                 f"{path}: OpenVINO files run on the CPU here, not on {device.type}; use --device cpu"
@@ -117,7 +115,7 @@ class OpenVinoBackend(Backend):
         metadata = parse_metadata(path, load_yaml(beside) if beside else {}, options.names)
         metadata.half = False  # float16 is how the weights are stored; images stay float32
         try:
-            network = openvino.Core().read_model(xml)
+            network = openvino_core().read_model(xml)
         except RuntimeError as error:
             raise damaged(path, "an OpenVINO network", error) from None
         shape = network.inputs[0].get_partial_shape()
@@ -126,7 +124,7 @@ class OpenVinoBackend(Backend):
             metadata.batch, _, *size = (int(side.get_length()) for side in shape)
             metadata.imgsz = (size[0], size[1])
         super().__init__(path, device, metadata)
-        self.request = _compile(openvino, network).create_infer_request()
+        self.request = _compile(network).create_infer_request()
 
     def _run(self, images: Tensor, augment: bool) -> Tensor:
         return self._outputs({"images": images})[0]
@@ -147,7 +145,7 @@ class OpenVinoBackend(Backend):
         return [torch.from_numpy(results[number].copy()) for number in range(len(results))]
 
 
-def _compile(openvino: ModuleType, network: Untyped) -> Untyped:
+def _compile(network: Untyped) -> Untyped:
     """Compile for one image after another, with PyTorch's number of threads."""
     # On a CPU with bfloat16 OpenVINO computes in that by itself: up to 0.1 off in a score and 15 px in a box,
     # where these files promise to be equal to PyTorch. In int8 files it is the head that stays float32, and
@@ -157,7 +155,7 @@ def _compile(openvino: ModuleType, network: Untyped) -> Untyped:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    return openvino.Core().compile_model(network, "CPU", settings)
+    return openvino_core().compile_model(network, "CPU", settings)
 
 
 def _network_file(path: Path) -> Path:

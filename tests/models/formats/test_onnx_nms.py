@@ -12,7 +12,7 @@ from models.formats.exporter import Job
 from models.formats.metadata import Metadata
 from models.formats.nms_graph import INPUTS, figure_tensors
 from models.formats.nms_options import Suppression
-from models.formats.onnx_nms import nms_graph, with_nms, with_nms_in_openvino
+from models.formats.onnx_nms import nms_graph, openvino_core, with_nms, with_nms_in_openvino
 from tests.models.decoded_rows import assert_same, rows
 from utils.nms import NmsOptions
 
@@ -51,8 +51,8 @@ def in_onnxruntime(graph):
 
 
 def in_openvino(graph, its_job):
-    openvino = pytest.importorskip("openvino", reason="OpenVINO is optional")
-    core = openvino.Core()
+    pytest.importorskip("openvino", reason="OpenVINO is optional")
+    core = openvino_core()
     joined = with_nms_in_openvino(core.read_model(graph.SerializeToString()), its_job)
     compiled = core.compile_model(joined, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = ("output0", "counts")
