@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from models.backends import load_backend
+import detect
+import val
+from models.formats.exporter import quiet
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import TINY_MODEL, write_set
@@ -190,7 +193,7 @@ class Target:
 
 
 class Targets:
-    """The ten targets, with seeds of their own below a folder."""
+    """The targets, with seeds of their own below a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -198,7 +201,7 @@ class Targets:
         self.image = folder / "images" / "train" / "0.png"
         self.label = folder / "labels" / "train" / "0.txt"
         self.checkpoint = self._payload()
-        self.onnx = self._onnx()
+        self.exported = self._exported()
 
     def all(self) -> list[Target]:
         labels = [
@@ -215,8 +218,20 @@ class Targets:
             Target("COCO JSON", ".json", texts([_COCO]), self.read_coco),
             Target("label cache", ".npz", self._caches(), self.read_cache),
             Target("checkpoint", ".pt", self._checkpoints(), load_checkpoint),
-            Target("ONNX metadata", ".onnx", self._onnx_files(), load_backend),
             Target("image bytes", ".png", damaged(self._images()), self.read_image),
+            Target("ONNX file", ".onnx", self._onnx_files(), self.run_exported),
+            Target("TorchScript file", ".torchscript", self._scripts(), self.run_exported),
+            *self._openvino(),
+        ]
+
+    def _openvino(self) -> list[Target]:
+        if ".xml" not in self.exported:  # OpenVINO is not installed
+            return []
+        xml, weights = self.exported[".xml"], self.exported[".bin"]
+        return [
+            Target("OpenVINO network", ".xml", st.one_of(words([xml]), damaged([xml])), self.run_exported),
+            Target("OpenVINO weights", ".bin", damaged([weights]), self.run_exported),
+            Target("OpenVINO metadata", ".yaml", _metadata().map(_text), self.run_exported),
         ]
 
     def _models(self) -> list[Any]:
@@ -352,28 +367,94 @@ class Targets:
         changed = trees([self.checkpoint], VALUES + tensors).map(_torch_bytes)
         return st.one_of(changed, damaged([(self.folder / "seed.pt").read_bytes()]))
 
-    def _onnx(self) -> onnx.ModelProto:
-        """A network of one sum, with the shapes of a detector and our metadata."""
-        helper, number = onnx.helper, onnx.TensorProto.FLOAT
-        image = helper.make_tensor_value_info("images", number, [1, 3, 64, 64])
-        output = helper.make_tensor_value_info("output0", number, [1, 3, 64, 64])
-        graph = helper.make_graph(
-            [helper.make_node("Add", ["images", "images"], ["output0"])], "g", [image], [output]
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    def _exported(self) -> dict[str, bytes]:
+        """A network of one sum as files of three formats, without metadata; ONNX with free sides, too."""
+        network, example, files = Sum().eval(), torch.zeros(1, 3, 64, 64), {}
+        axes = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch"}}
+        with quiet():
+            for name, free in (("fixed", None), ("free", axes)):
+                buffer = io.BytesIO()
+                torch.onnx.export(
+                    network,
+                    (example,),
+                    buffer,
+                    dynamo=False,
+                    input_names=["images"],
+                    output_names=["output0"],
+                    dynamic_axes=free,
+                )
+                files[name] = buffer.getvalue()
+            self.script = torch.jit.trace(network, example)
+            if find_spec("openvino"):
+                import openvino
+
+                converted = openvino.convert_model(
+                    self.script, example_input=example, input=("images", example.shape)
+                )
+                openvino.save_model(converted, self.folder / "seed.xml", compress_to_fp16=False)
+                files |= {end: (self.folder / f"seed{end}").read_bytes() for end in (".xml", ".bin")}
+        files[".yaml"] = _text(STATED)
+        return files
 
     def _onnx_files(self) -> st.SearchStrategy[bytes]:
-        stated: dict[str, Any] = {"task": "detect", "schema": 1, "stride": 32, "names": {"0": "a", "1": "b"}}
-        stated |= {"imgsz": [64, 64], "batch": 1, "shape": [1, 3, 64, 64], "dynamic": False, "half": False}
-        stated |= {"ch": 3, "nms": {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 300}}
-        raw = [f"RAW{number}" for number in range(len(RAW))]
-        changed = trees([stated, stated | {"nms": None}], VALUES + raw).map(self._with_properties)
-        return st.one_of(changed, changed, damaged([self._with_properties(stated)]))
+        graphs = [onnx.load_from_string(self.exported[name]) for name in ("fixed", "free")]
 
-    def _with_properties(self, entries: Any) -> bytes:
-        properties = {str(key): _text(value).decode() for key, value in entries.items()}
-        onnx.helper.set_model_props(self.onnx, properties)
-        return self.onnx.SerializeToString()
+        def stated(graph: onnx.ModelProto, entries: dict[Any, Any]) -> bytes:
+            # UTF-8 has no lone surrogates
+            texts = {str(k).encode("utf-8", "replace"): _text(value) for k, value in entries.items()}
+            onnx.helper.set_model_props(graph, {k.decode(): value.decode() for k, value in texts.items()})
+            return graph.SerializeToString()
+
+        changed = st.builds(stated, st.sampled_from(graphs), _metadata())
+        return st.one_of(changed, changed, damaged([stated(graph, STATED) for graph in graphs]))
+
+    def _scripts(self) -> st.SearchStrategy[bytes]:
+        def stated(text: bytes) -> bytes:
+            buffer = io.BytesIO()
+            torch.jit.save(self.script, buffer, _extra_files={"config.txt": text})
+            return buffer.getvalue()
+
+        return st.one_of(_metadata().map(_text).map(stated), damaged([stated(_text(STATED))]))
+
+    def run_exported(self, path: Path) -> None:
+        """An exported file as detect.py and val.py run it; of OpenVINO's three files it may be one."""
+        if path.suffix in (".xml", ".bin", ".yaml"):
+            for suffix in (".xml", ".bin", ".yaml"):
+                if suffix != path.suffix:
+                    path.with_suffix(suffix).write_bytes(self.exported[suffix])
+            path = path.with_suffix(".xml")
+        given = {"weights": [str(path)], "device": "cpu", "project": str(path.parent)}
+        with _sentences():
+            detect.run(**given, source=str(self.image), nosave=True)
+        val.run(**given, data=str(self.data), imgsz=64, batch_size=2, workers=0, task="speed")
+
+
+class Sum(torch.nn.Module):
+    """Four rows for each image, which its mean is added to."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((1, 2, 3)).view(-1, 1, 1) + torch.linspace(0, 1, 28).view(1, 4, 7)
+
+
+STATED: dict[str, Any] = {
+    "task": "detect",
+    "schema": 1,
+    "stride": 32,
+    "names": {"0": "a", "1": "b"},
+    "imgsz": [64, 64],
+    "batch": 1,
+    "shape": [1, 3, 64, 64],
+    "dynamic": False,
+    "half": False,
+    "ch": 3,
+}
+
+
+def _metadata() -> st.SearchStrategy[Any]:
+    """What an exported file may say of itself; NMS is never inside."""
+    raw = [f"RAW{number}" for number in range(len(RAW))]
+    nms = {"conf_thres": 0.25, "iou_thres": 0.45, "max_det": 300}
+    return trees([STATED, STATED | {"nms": nms}, STATED | {"dynamic": True}], VALUES + raw)
 
 
 _VOC = b"""<annotation><folder>JPEGImages</folder><filename>0.png</filename>

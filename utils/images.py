@@ -21,8 +21,8 @@ from utils.files import IMAGE_FORMATS, read_regular
 
 PIXELS_VARIABLE = "YOLOV5_MAX_PIXELS"
 """The environment variable with the most pixels that an image may have; without it Pillow's limit holds."""
-PIXELS_OF_A_SMALL_FILE = 28_000_000  # at most 17 bytes each while it is decoded, so 460 MiB
-PIXELS_PER_BYTE = 32
+PIXELS_OF_A_SMALL_FILE = 28_000_000  # at most 18 bytes each while it is decoded (WebP), so 480 MiB
+PIXELS_PER_BYTE = 26
 """An image with more of both is refused unless the variable allows it: such a file shows one colour."""
 MOST_SCANS = 100
 """Passes over the picture of one JPEG; writers make ten, and each costs time however few bytes it has."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,9 +97,9 @@ class Backend(ABC):
         if self.nms is not None:
             raise UserError(f"{self.path}: has NMS inside and gives no decoded boxes; ask for its detections")
         inputs = self._checked(images, augment)
-        with torch.no_grad():
+        with torch.no_grad(), self._faults(inputs):
             outputs = [self._run(piece, augment)[:number] for piece, number in self._pieces(inputs)]
-        output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
+            output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
         if not self.pytorch and (problem := output_problem(output, self.nc)):
             raise UserError(f"{self.path}: {problem}")
         return output
@@ -129,12 +130,29 @@ class Backend(ABC):
         figures = figure_tensors(self.nms, wanted)
         found: list[Tensor] = []
         inputs = self._checked(images, augment)
-        with torch.no_grad():
+        with torch.no_grad(), self._faults(inputs):
             for piece, number in self._pieces(inputs):
                 rows, counts = self._run_nms(piece, figures)
+                if rows.shape[2:] != (6,):
+                    raise ValueError(f"its output {tuple(rows.shape)} is not (images, boxes, 6)")
                 pairs = zip(rows[:number].float(), counts[:number].tolist())
                 found += [image[:count].to(self.device) for image, count in pairs]
         return found
+
+    @contextlib.contextmanager
+    def _faults(self, images: Tensor) -> Iterator[None]:
+        """Turn what an exported file's runtime raises into one sentence."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # every runtime has errors of its own
+            if self.pytorch:
+                raise
+            raise UserError(
+                f"{self.path}: cannot be run on images {tuple(images.shape)} ({first_line(error)}); give a "
+                "smaller batch or export it again"
+            ) from error
 
     def suppress(
         self, inferred: Tensor | list[Tensor], wanted: NmsOptions, labels: Sequence[Tensor] = ()

@@ -120,8 +120,8 @@ def parse_metadata(path: Path, raw: RawMetadata, names: Names | None) -> Metadat
     schema = values.get("schema", 0)
     if not isinstance(schema, int) or schema > SCHEMA:
         raise UserError(
-            f"{path}: was exported by a later version (schema {schema}, this version reads up to {SCHEMA}); "
-            "update this project or export the file again"
+            f"{path}: was exported by a later version (schema {shown(schema)}, this version reads up to "
+            f"{SCHEMA}); update this project or export the file again"
         )
     if values.get("task", TASK) != TASK:
         raise UserError(
@@ -151,7 +151,7 @@ def parse_metadata(path: Path, raw: RawMetadata, names: Names | None) -> Metadat
             dynamic=bool(values.get("dynamic", False)),
             half=bool(values.get("half", False)),
             precision=_precision(values),
-            device=values.get("device"),
+            device=None if values.get("device") is None else str(values["device"])[:80],
             ch=int(values.get("ch") or (shape[1] if shape else 3)),
             nms=Suppression(**values["nms"]) if values.get("nms") else None,
         )
