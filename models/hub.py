@@ -210,7 +210,8 @@ class HubModel(nn.Module):
         return Detections(images, pred, files, self.names, list(detector.speed.values()), seen)
 
 
-def _class_numbers(value: object) -> list[int] | None:
+# Any: what a caller has set the attribute to.
+def _class_numbers(value: Any) -> list[int] | None:
     """Return class numbers as a list; None for all classes."""
     if value is None:
         return None

@@ -306,7 +306,7 @@ class _Loader(_Text, SafeConstructor, Resolver):
 
 
 def _refuse_doubles(mapping: yaml.MappingNode) -> None:
-    """Refuse a key that is there twice; PyYAML would keep the last value and say nothing."""
+    """Refuse a key that is there twice; PyYAML would keep its last value."""
     known: dict[tuple[str, str], yaml.ScalarNode] = {}
     for key, _ in mapping.value:
         if (

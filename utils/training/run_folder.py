@@ -61,7 +61,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def unless_nothing_is_trained(self) -> Iterator[None]:
-        """Remove a new folder when the block raises before there is a checkpoint or a row of results."""
+        """Remove a new folder when the block raises before anything is saved."""
         try:
             yield
         except BaseException:
