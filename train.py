@@ -56,6 +56,7 @@ from utils.image_size import fit_side
 from utils.profiling import count_parameters, gflops
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import choose_batch_size
+from utils.training.compute_mode import ComputeMode, this_machine, unmeasured_mode
 from utils.training.distributed import (
     broadcast_state,
     from_main,
@@ -75,15 +76,18 @@ from utils.training.freeze import FrozenLayers
 from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loggers import EpochBar, RunLoggers
 from utils.training.loss import DetectionLoss, LossFunction, MeanCounts
+from utils.training.measured_mode import Workload, choose_mode
 from utils.training.optim import LRSchedule, add_nominal_batch, build_optimizer
-from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
+from utils.training.options import FIRST_RECIPE, FROM, TrainOptions, given_options, parse_opt, with_recipe
 from utils.training.run_folder import (
     CheckpointSaver,
     RunFolder,
     RunState,
     check_learnt_classes,
     find_checkpoint,
+    mode_of_run,
     options_to_save,
+    recorded_mode,
     resumed_epoch,
     resumed_options,
     stored_state,
@@ -114,10 +118,13 @@ class Start:
     """Hold a run's options; for a resumed run, its checkpoint and first epoch too.
 
     Attributes:
+        mode: how the network computes, as this run or that of `--amp from:RUN` recorded it; None: not yet
+            known.
         trained: whether every epoch is done, and only the final validation is missing.
     """
 
     opt: TrainOptions
+    mode: ComputeMode | None = None
     checkpoint: Checkpoint | None = None
     first_epoch: int = 0
     trained: bool = False
@@ -144,14 +151,14 @@ class RunSettings:
     Attributes:
         imgsz: pixels, a multiple of `stride`.
         batch_size: images per batch over all processes.
-        amp: reduced precision of the forward pass, or None.
+        mode: how the network computes.
         hyp: the hyperparameters, `nominal_batch` fitted to the data set.
     """
 
     stride: int
     imgsz: int
     batch_size: int
-    amp: torch.dtype | None
+    mode: ComputeMode
     hyp: dict[str, float]
 
 
@@ -196,7 +203,7 @@ def new_run(options: Mapping[str, object]) -> Start:
     """Check the options of a new run, and that its starting weights exist."""
     opt = from_keywords(TrainOptions, with_recipe(options))
     starting_weights(opt.cfg, opt.weights)
-    return Start(opt)
+    return Start(opt, mode_of_run(opt.amp))
 
 
 def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` checks the values
@@ -210,12 +217,13 @@ def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` c
     checkpoint = load_checkpoint(path)
     if checkpoint.official:
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")
-    opt = resumed_options(saved or checkpoint.meta.get("opt", {}), options)
+    saved = saved or checkpoint.meta.get("opt", {})
+    opt = resumed_options(saved, options)
     with stored_state(path):
         first, trained = resumed_epoch(
             path, checkpoint.meta, checkpoint.training, opt.epochs, told="epochs" in options
         )
-    return Start(opt, checkpoint, first, trained)
+    return Start(opt, recorded_mode(saved, path), checkpoint, first, trained)
 
 
 def train_from(start: Start, device: torch.device) -> TrainResult:
@@ -303,13 +311,45 @@ def settle(
     opt = start.opt
     stride = max(int(model.stride.max()), 32)
     imgsz = fit_side(opt.imgsz, stride, least=2)
-    amp = amp_dtype(opt.amp, device)
+    amp = amp_dtype("auto" if opt.amp.startswith(FROM) else opt.amp, device)
     batch_size = opt.batch_size
     if batch_size == -1:
         batch_size = choose_batch_size(model, imgsz, device, amp)
+    if opt.amp.startswith(FROM) and start.checkpoint is None and device.type != "cpu":
+        raise UserError(f"--amp {opt.amp}: is a choice for a CPU, and this runs on {device}; use --amp auto")
+    work = Workload(imgsz, batch_size // world_size(), images * opt.epochs // world_size())
+    mode = settle_mode(start, model, work, device) if device.type == "cpu" else ComputeMode(amp)
     if start.checkpoint is None:
         hyp = add_nominal_batch(hyp, images, batch_size)
-    return RunSettings(stride, imgsz, batch_size, amp, hyp)
+    return RunSettings(stride, imgsz, batch_size, mode, hyp)
+
+
+def settle_mode(start: Start, model: DetectionModel, work: Workload, device: torch.device) -> ComputeMode:
+    """Settle how the network computes on a CPU, and make it compute so.
+
+    A new run with `--amp auto` measures it, on the main process; a resumed run never does.
+    """
+    opt, mode = start.opt, start.mode
+    if mode is None and opt.amp == "auto" and start.checkpoint is None:
+        mode = from_main(lambda: choose_mode(model, work))
+    elif mode is None:
+        mode = unmeasured_mode(device, "auto" if opt.amp.startswith(FROM) else opt.amp)
+    elif mode.machine and mode.machine != this_machine():
+        LOGGER.warning(
+            "--amp: %s was the fastest on %s; this is %s, where results may differ a little",
+            *(mode, mode.machine, this_machine()),
+        )
+    mode.prepare(model, f"--amp {opt.amp}: the recorded choice ")
+    return mode
+
+
+def saved_options(opt: TrainOptions, settings: RunSettings, device: torch.device) -> dict[str, object]:
+    """Return the options as run, with what was settled.
+
+    How the network computes is recorded of a CPU only.
+    """
+    mode = settings.mode if device.type == "cpu" else None
+    return options_to_save(opt, settings.hyp, settings.batch_size, mode)
 
 
 def make_folder(
@@ -339,7 +379,7 @@ def make_folder(
         remove_dead_parts(place)
     if not start.trained:
         folder.metrics.unlink(missing_ok=True)  # of an earlier run in this folder; this one has not finished
-    folder.write_options(options_to_save(opt, settings.hyp, settings.batch_size))
+    folder.write_options(saved_options(opt, settings, device))
     LOGGER.info("%s; saving to %s", describe(device), folder.path)
     return folder
 
@@ -413,7 +453,7 @@ def build_trainer(
         optimizer=build_optimizer(model, opt.optimizer, hyp, settings.batch_size, opt.backbone_lr),
         schedule=LRSchedule(hyp, opt.epochs, batches, settings.batch_size, opt.cos_lr, warm_up=start.warm_up),
         device=device,
-        amp=settings.amp,
+        mode=settings.mode,
         ema=ModelEMA(model) if is_main() else None,
         frozen=frozen,
         imgsz=settings.imgsz,
@@ -455,7 +495,7 @@ def build_validator(
         model=model,
         loss=build_loss(model, opt, settings),
         device=trainer.device,
-        amp=trainer.amp,
+        amp=trainer.mode.dtype,
     )
 
 
@@ -467,7 +507,7 @@ def build_recorder(
     if trainer.ema is None:
         return None
     facts = {
-        "opt": options_to_save(opt, settings.hyp, settings.batch_size),
+        "opt": saved_options(opt, settings, trainer.device),
         "hyp": settings.hyp,
         "seed": opt.seed,
         "versions": versions(),

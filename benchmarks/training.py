@@ -8,6 +8,11 @@ Four things are measured, each in a process of its own, in turn, `--rounds` time
     loop     the whole training loop: loader, augmentation, forward, loss, backward, optimizer, average
     loss     the loss with its own backward, and beside it forward + backward, as the loop runs them
     loader   the loader alone, one worker, images cached in memory
+
+With --compare-modes, forward + backward of several nets in every mode that `--amp auto` chooses from, and in
+the mode that it chose, in turn in one process:
+
+    python benchmarks/training.py --compare-modes
 """
 
 from __future__ import annotations
@@ -33,16 +38,28 @@ from utils.dataset.config import load_dataset
 from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
-from utils.device import amp_dtype, autocast, describe, seeded, tune_allocator, versions
+from utils.device import autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
+from utils.training.compute_mode import ComputeMode, convolutions, unmeasured_mode
 from utils.training.ema import ModelEMA
 from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loss import DetectionLoss
+from utils.training.measured_mode import HOPELESS, Measured, Measurement, Workload, choose_mode
 from utils.training.optim import LRSchedule, build_optimizer
 from utils.training.trainer import BatchReport, Trainer
 
 CPU = torch.device("cpu")
 WARM_UP = 4
+NETS = (
+    "yolov5-mobilenetv2",
+    "yolov5-mobilenetv3-small",
+    "yolov5-efficientnet-lite0",
+    "yolov5-ghostnet",
+    "yolov5-mobilevit-xxs",
+    "yolov5n",
+)
+MINUTES = 11.5  # of --compare-modes
+LONG = 10**6  # images of a training so long that measuring takes the most seconds it may
 
 
 def build_parser() -> Parser:
@@ -56,6 +73,10 @@ def build_parser() -> Parser:
     add("--workers", type=int, help="loader processes of the loop (without it as many as train.py takes)")
     add("--batches", type=int, default=20, help="batches measured in each part and round")
     add("--rounds", type=int, default=3)
+    add("--compare-modes", action="store_true", help="compare modes of computing instead")
+    add(
+        "--nets", nargs="+", default=NETS, metavar="NET", help="of --compare-modes: names of YAMLs in models/"
+    )
     add("--part", choices=sorted(PARTS), help="measure only this, in this process, and print it as JSON")
     return parser
 
@@ -86,6 +107,8 @@ def make_trainer(opt: argparse.Namespace) -> Trainer:
     """A trainer as train.py makes it."""
     tune_allocator()
     model = make_model(opt).to(memory_format=torch.channels_last)
+    mode = choose_mode(model, Workload(opt.imgsz, opt.batch_size, LONG))
+    mode.prepare(model)
     hyp = load_hyp("hyp.scratch-low.yaml")
     gains = scale_gains(hyp, nl=model.detect.nl, nc=model.nc, imgsz=opt.imgsz)
     return Trainer(
@@ -94,7 +117,7 @@ def make_trainer(opt: argparse.Namespace) -> Trainer:
         optimizer=build_optimizer(model, "SGD", hyp, opt.batch_size),
         schedule=LRSchedule(hyp, 100, opt.batches + WARM_UP, opt.batch_size),
         device=CPU,
-        amp=amp_dtype("auto", CPU),
+        mode=mode,
         ema=ModelEMA(model),
         imgsz=opt.imgsz,
     )
@@ -135,7 +158,7 @@ def measure_loss(opt: argparse.Namespace) -> dict[str, float]:
         model.zero_grad(set_to_none=True)
         inputs = trainer.prepare(images)
         started = time.perf_counter()
-        with autocast(CPU, trainer.amp):
+        with autocast(CPU, trainer.mode.dtype):
             raws = model(inputs)
         forward = time.perf_counter()
         leaves = [raw.detach().requires_grad_() for raw in raws]
@@ -206,10 +229,81 @@ def compare(opt: argparse.Namespace) -> dict[str, Any]:
     return {"loop_over_bare": loop / bare, "loss_share": share, "loader_over_loop": loader / loop}
 
 
+def modes_of(model: torch.nn.Module) -> dict[str, ComputeMode]:
+    """The modes that `--amp auto` can compose, without its choice layer by layer."""
+    deep = frozenset(name for name, layer in convolutions(model) if layer.groups > 1)
+    strided = frozenset(name for name, layer in convolutions(model) if hasattr(layer, "spreads"))
+    return {
+        "float32": ComputeMode(),
+        "float32 contiguous": ComputeMode(channels_last=False),
+        "bf16": ComputeMode(torch.bfloat16),
+        "bf16 contiguous": ComputeMode(torch.bfloat16, False),
+        "bf16, library's gradient": ComputeMode(torch.bfloat16, direct=strided),
+        "bf16, depthwise in float32": ComputeMode(torch.bfloat16, float32=deep),
+    }
+
+
+def time_modes(net: str, imgsz: int, batch: int, seconds: float) -> tuple[dict[str, str], Measured]:
+    """One row of the table: images/s of each mode, and what auto chose.
+
+    Modes that are hopeless at a batch of 2 are not run at the whole batch; their figure is in brackets.
+    """
+    started = time.perf_counter()
+    with seeded(0):
+        model = DetectionModel(f"models/{net}.yaml", nc=3).to(memory_format=torch.channels_last)
+    work = Workload(imgsz, batch, LONG)
+    found = Measurement(model, work).run()
+    today = unmeasured_mode(CPU)
+    modes = modes_of(model) | {"auto": found.mode, "today": today}
+    timer, few, best = Measurement(model, work), {}, {}
+    for mode in 2 * list(dict.fromkeys(modes.values())):
+        few[mode] = min(timer.step(mode, 2), few.get(mode, float("inf")))
+    kept = [mode for mode in few if few[mode] < HOPELESS * min(few.values()) or mode in (found.mode, today)]
+    now, spent = time.perf_counter(), 0.0
+    for number in itertools.count():
+        if number and now + spent - started > seconds:
+            break
+        for mode in kept[number % len(kept) :] + kept[: number % len(kept)]:
+            best[mode] = min(timer.step(mode, batch), best.get(mode, float("inf")))
+        now, spent = time.perf_counter(), time.perf_counter() - now
+    rates = {name: batch / best[mode] for name, mode in modes.items() if mode in best}
+    row = {
+        name: f"{rates[name]:.1f}" if name in rates else f"({2 / few[mode]:.1f})"
+        for name, mode in modes.items()
+    }
+    row["auto / best"] = f"{rates['auto'] / max(rates.values()):.2f}"
+    row["auto / today"] = f"{rates['auto'] / rates['today']:.2f}"
+    return row, found
+
+
+def compare_modes(opt: argparse.Namespace) -> None:
+    """Print the table of all modes, row by row, and what auto chose for each net."""
+    tune_allocator()
+    ends = time.perf_counter() + 60 * MINUTES
+    cases = [(net, batch) for net in opt.nets for batch in (8, 16)]
+    print(
+        f"{opt.imgsz} px, forward + backward, images/s, {describe(CPU)}, torch {versions()['torch']}\n",
+        flush=True,
+    )
+    notes = []
+    for number, (net, batch) in enumerate(cases):
+        share = (ends - time.perf_counter()) / (len(cases) - number)
+        row, found = time_modes(net, opt.imgsz, batch, share)
+        if number == 0:
+            print(f"| net | batch | {' | '.join(row)} |\n|{'---|' * (len(row) + 2)}", flush=True)
+        print(f"| {net.removeprefix('yolov5-')} | {batch} | {' | '.join(row.values())} |", flush=True)
+        notes.append(
+            f"- {net.removeprefix('yolov5-')}, batch {batch}: {found}; {row['auto / today']} of today's"
+        )
+    print("\n" + "\n".join(notes))
+
+
 def main() -> None:
     """Compare, or measure one part."""
     opt = build_parser().parse_args()
-    if opt.part:
+    if opt.compare_modes:
+        compare_modes(opt)
+    elif opt.part:
         print(json.dumps(PARTS[opt.part](opt)))
     else:
         compare(opt)

@@ -25,8 +25,10 @@ from utils.files import ROOT, save_yaml
 from utils.training import loggers
 from utils.training import options as options_module
 from utils.training import run_folder as resume
+from utils.training.compute_mode import ComputeMode, this_machine
 from utils.training.hyp import load_hyp
 from utils.training.loggers import read_results
+from utils.training.measured_mode import Workload
 from utils.training.options import is_installed
 from utils.training.trainer import Trainer
 
@@ -177,6 +179,73 @@ def test_resumed_run_equals_an_uninterrupted_one(
         assert len(pairs) > 60 and all(torch.equal(x, y) for x, y in pairs)
     texts = [(r.save_dir / "results.csv").read_text() for r in (whole, resumed)]
     assert texts[0] == texts[1]
+
+
+def test_what_amp_auto_chose_is_recorded_resumed_and_taken_by_another_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    names = frozenset(["model.1.conv", "model.3.conv"])
+    chosen = ComputeMode(torch.bfloat16, False, names, machine=this_machine())
+    asked = []
+
+    def choose(model: torch.nn.Module, work: Workload) -> ComputeMode:
+        asked.append(work)
+        return chosen
+
+    monkeypatch.setattr(train, "choose_mode", choose)
+    whole = train.run(**options(folder, tmp_path, name="whole", noval=True))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=1)
+        train.run(**options(folder, tmp_path, name="broken", noval=True))
+    assert asked == 2 * [Workload(imgsz=96, batch_size=8, images=48)]
+    saved = yaml.safe_load((tmp_path / "broken" / "opt.yaml").read_text())
+    assert saved["amp"] == "auto" and ComputeMode.from_plain(saved["amp_choice"], "") == chosen
+    resumed = train.run(resume=str(tmp_path / "broken" / "weights" / "last.pt"))
+    taken = train.run(**options(folder, tmp_path, name="taken", noval=True, amp=f"from:{whole.save_dir}"))
+    assert len(asked) == 2, "neither measures"
+    states = [load_checkpoint(r.last).model.state_dict() for r in (whole, resumed, taken)]
+    for other in states[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in states[0].items())
+    assert load_checkpoint(taken.last).meta["opt"]["amp_choice"] == saved["amp_choice"]
+    plain = train.run(**options(folder, tmp_path, name="plain", noval=True, amp="bf16"))
+    other = load_checkpoint(plain.last).model.state_dict()
+    assert not all(torch.equal(value, other[name]) for name, value in states[0].items())
+    monkeypatch.setattr(train, "this_machine", lambda: "a newer CPU")
+    train.run(**options(folder, tmp_path, epochs=1, noval=True, amp=f"from:{plain.save_dir}"))
+    assert not any("the fastest" in text for text in log.messages), "nothing was measured there"
+    train.run(**options(folder, tmp_path, epochs=1, noval=True, amp=f"from:{whole.last}"))
+    assert any(f"was the fastest on {this_machine()}; this is a newer CPU" in text for text in log.messages)
+
+
+def test_a_choice_for_a_cpu_is_refused_elsewhere() -> None:
+    start = train.Start(train.TrainOptions(amp="from:run"), ComputeMode())
+    with pytest.raises(UserError, match="--amp from:run: is a choice for a CPU, and this runs on mps"):
+        train.settle(start, DetectionModel(TINY_MODEL), LEARN_HYP, 24, torch.device("mps"))
+
+
+def test_a_choice_that_cannot_be_taken_is_one_sentence(folder: Path, tmp_path: Path, started: Path) -> None:
+    def refused(amp: str) -> str:
+        with pytest.raises(UserError) as caught:
+            train.run(**options(folder, tmp_path / "runs", amp=amp))
+        return str(caught.value)
+
+    assert f"there is no {tmp_path / 'none' / 'opt.yaml'}" in refused(f"from:{tmp_path / 'none' / 'last.pt'}")
+    run = tmp_path / "run"
+    shutil.copytree(started, run)
+    saved = yaml.safe_load((run / "opt.yaml").read_text())
+    foreign = ComputeMode(torch.bfloat16, float32=frozenset(["model.99.conv"])).to_plain()
+    for choice, says in (
+        (foreign, "was measured on another network: this one has no convolution 'model.99.conv'"),
+        (foreign | {"dtype": "int3"}, "amp_choice: dtype='int3' cannot be"),
+        (None, "has no amp_choice, because its run is of an older version"),
+    ):
+        held = {key: value for key, value in saved.items() if key != "amp_choice"}
+        save_yaml(run / "opt.yaml", held | ({"amp_choice": choice} if choice else {}))
+        assert says in refused(f"from:{run}")
+        if choice:
+            with pytest.raises(UserError, match=re.escape(says)):
+                train.run(resume=str(run / "weights" / "last.pt"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_ctrl_c_in_the_first_epoch_can_be_resumed(

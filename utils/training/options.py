@@ -19,6 +19,7 @@ RECIPES = "data/recipes"
 FIRST_RECIPE = "digits"  # what train.py uses without any option
 _EVOLVE = "hyperparameters are not searched here; give a file of your own with --hyp"
 _TRACKERS = "use --logger wandb, and set WANDB_ENTITY and WANDB_PROJECT; data and weights are not uploaded"
+FROM = "from:"  # --amp from:RUN
 LOGGERS = ("tensorboard", "mlflow", "wandb")  # also the names of their packages
 # Not part of a recipe: files whose code runs, and what belongs to one run on one machine.
 _NOT_IN_RECIPES = frozenset({"plugins", "recipe", "resume", "local_rank"})
@@ -31,6 +32,14 @@ def _row(value: str | int) -> int | str:
             f"{shown(value)} is no row; give row numbers, or {BACKBONE} for all of its rows"
         )
     return BACKBONE if value == BACKBONE else int(value)
+
+
+def _amp(value: object) -> object:
+    """Return a value of --amp; whether the run of from:RUN exists is seen later."""
+    if value in AMP_MODES or (isinstance(value, str) and value.startswith(FROM) and value != FROM):
+        return value
+    known = f"{', '.join(AMP_MODES)} or {FROM}RUN"
+    raise argparse.ArgumentTypeError(f"{shown(value)} is no mode; it takes one of {known}")
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,12 @@ class TrainingOptions(Options):
     )
     save_period: int = option(-1, help="also save epochN.pt every so many epochs")
     seed: int = option(0)
-    amp: str = option("auto", choices=AMP_MODES, help="mixed precision")
+    amp: str = option(
+        "auto",
+        type=_amp,
+        metavar="{auto,fp16,bf16,off,from:RUN}",
+        help="precision; auto measures it on a CPU, from:RUN takes what another run's folder records",
+    )
     plugins: list[str] = option([], metavar="FILE", help="Python files with blocks of your own")
 
     def check(self) -> None:

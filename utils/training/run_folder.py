@@ -19,15 +19,19 @@ from utils.dataset.config import DatasetConfig, class_difference
 from utils.device import is_main, world_size
 from utils.errors import UserError, first_line, shown
 from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
+from utils.training.compute_mode import ComputeMode
 from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
-from utils.training.options import TrainOptions
+from utils.training.options import FROM, TrainOptions
 from utils.training.trainer import Trainer
 
 LOGGER = logging.getLogger("yolo.train")
 
 RUNS = ROOT / "runs" / "train"
 """train.py's default --project, where the newest file of a run is looked for."""
+
+CHOICE = "amp_choice"
+"""How the network computes, in opt.yaml beside the options."""
 
 # These options change how long and on which hardware a run learns, not what it learns.
 CHANGEABLE_ON_RESUME = frozenset(
@@ -366,16 +370,54 @@ def resumed_options(saved: Mapping[str, object], given: Mapping[str, object]) ->
     return from_keywords(TrainOptions, options | given, "opt.yaml: ")
 
 
-def options_to_save(opt: TrainOptions, hyp: Mapping[str, float], batch_size: int) -> dict[str, object]:
+def options_to_save(
+    opt: TrainOptions, hyp: Mapping[str, float], batch_size: int, mode: ComputeMode | None = None
+) -> dict[str, object]:
     """Return a run's options as plain values for opt.yaml and the checkpoints.
 
     Args:
         opt: the options at the start of the run.
         hyp: the hyperparameters, fitted to the data set.
         batch_size: images per batch, a number where --batch-size is -1.
+        mode: how the network computes.
     """
     plugins = [str(Path(plugin).resolve()) for plugin in opt.plugins]
-    return asdict(opt) | {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": plugins}
+    settled = {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": plugins}
+    return asdict(opt) | settled | ({CHOICE: mode.to_plain()} if mode else {})
+
+
+def recorded_mode(saved: Mapping[str, object], path: Path) -> ComputeMode | None:
+    """Return how the network of a run computes; None if it did not record it.
+
+    Args:
+        saved: the run's options.
+        path: a file of the run, for the message.
+
+    Raises:
+        UserError: what is recorded cannot be.
+    """
+    return ComputeMode.from_plain(saved[CHOICE], f"{path}: {CHOICE}") if CHOICE in saved else None
+
+
+def mode_of_run(amp: str) -> ComputeMode | None:
+    """Return how the network of the run in `--amp from:RUN` computes; None for other values.
+
+    Raises:
+        UserError: there is no such run, or it recorded nothing.
+    """
+    if not amp.startswith(FROM):
+        return None
+    path = Path(amp.removeprefix(FROM))
+    folder = RunFolder(path) if path.is_dir() else RunFolder.of(path)
+    if not folder.options.is_file():
+        raise UserError(f"--amp {amp}: there is no {folder.options}; name the folder of a run")
+    mode = recorded_mode(folder.read_options(), folder.options)
+    if mode is None:
+        raise UserError(
+            f"--amp {amp}: {folder.options} has no {CHOICE}, because its run is of an older version; use "
+            "--amp auto"
+        )
+    return mode
 
 
 def check_learnt_classes(path: Path, names: Mapping[int, str], data: DatasetConfig) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from utils.dataset.detection_dataset import Batch
 from utils.device import autocast
 from utils.errors import UserError
+from utils.training.compute_mode import ComputeMode
 from utils.training.ema import ModelEMA
 from utils.training.freeze import FrozenLayers
 from utils.training.loss import LossFunction
@@ -50,9 +51,9 @@ class Trainer:
     """Train a model epoch by epoch, and hold everything that a training step changes.
 
     Args:
-        model: the detector, on its device, in the memory format it trains in.
+        model: the detector, on its device, prepared by `mode`.
         loss: (raw maps, targets) -> (loss, items), such as DetectionLoss.
-        amp: reduced precision of the forward pass, or None.
+        mode: precision and memory format.
         ema: the running average; None on every process but the main one.
         frozen: the rows that do not learn, or None.
         multi_scale: draw each batch's size from 0.5 to 1.5 times `imgsz`, a multiple of `stride`.
@@ -71,7 +72,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     schedule: LRSchedule
     device: torch.device
-    amp: torch.dtype | None = None
+    mode: ComputeMode = field(default_factory=ComputeMode)
     ema: ModelEMA | None = None
     frozen: FrozenLayers | None = None
     imgsz: int = 640
@@ -87,7 +88,7 @@ class Trainer:
     last_step: int = field(default=-1, init=False)
 
     def __post_init__(self) -> None:
-        fp16 = self.amp is torch.float16 and self.device.type == "cuda"
+        fp16 = self.mode.dtype is torch.float16 and self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -119,8 +120,8 @@ class Trainer:
         return EpochResult(tuple(totals / max(batches, 1)), images_seen, time.perf_counter() - started)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Convert a uint8 batch (N, 3, H, W) to float 0..1 on the device, channels_last."""
-        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        """Convert a uint8 batch (N, 3, H, W) to float 0..1 on the device."""
+        images = images.to(self.device, memory_format=self.mode.memory_format, non_blocking=True)
         return images.float().div_(255)
 
     def _resize(self, images: Tensor, epoch: int, batch: int) -> Tensor:
@@ -142,7 +143,7 @@ class Trainer:
         """Run forward, backward and, after enough batches, the optimizer; return the loss items (3,)."""
         iteration = self.iteration = epoch * self.schedule.batches + batch
         accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
-        with autocast(self.device, self.amp), single_values_refused():
+        with autocast(self.device, self.mode.dtype), single_values_refused():
             raws = (self.parallel or self.model)(images)
         loss, items = self.loss(raws, targets)
         values = items.cpu().numpy()
@@ -170,7 +171,7 @@ class Trainer:
 
     def _went_bad(self, images: Tensor, epoch: int, batch: int) -> UserError:
         """Return the error for a loss that is not finite, with the first bad layer."""
-        with autocast(self.device, self.amp):
+        with autocast(self.device, self.mode.dtype):
             place = first_bad_layer(self.model, images)
         return self._stop(epoch, batch, f"the loss is not finite; {place}")
 
