@@ -32,9 +32,6 @@ _JPEG_END = b"\xff\xd9"
 _JPEG_SCAN = 0xDA
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of the segment that tells the picture's size and number of channels."""
-_ORIENTATION_TAG = 274
-_SWAPPED = (5, 6, 7, 8)
-"""EXIF orientations that turn width into height."""
 _PILLOW_FAULTS = (
     *(OSError, SyntaxError, EOFError, ValueError, LookupError, TypeError, ArithmeticError),
     *(AttributeError, RuntimeError, struct.error),
@@ -106,14 +103,16 @@ def inspect_image(data: bytes) -> tuple[int, int, str]:
                 return width, height, f"only the first of its {frames} pages or frames is read"
         return width, height, ""
     jpeg = _checked_jpeg(data)
-    with _open_with_pillow(data) as image:
-        width, height = image.size[:: -1 if image.getexif().get(_ORIENTATION_TAG) in _SWAPPED else 1]
     if not jpeg.ends:
-        _decode_unfinished_jpeg(data)
+        height, width = _decode_unfinished_jpeg(data).shape[:2]
         return width, height, "JPEG without its end marker, kept because it still decodes"
     # In colour all the same: in grey the decoder would step over what it refuses in the colour channels.
-    if jpeg.channels == 4 or _decode_with_opencv(data, cv2.IMREAD_REDUCED_COLOR_8) is None:
-        _decode_with_pillow(data)
+    small = None if jpeg.channels == 4 else _decode_with_opencv(data, cv2.IMREAD_REDUCED_COLOR_8)
+    width, height = jpeg.width, jpeg.height
+    if small is None or not width * height or 0 < abs(width - height) < 8:
+        height, width = decode_image(data).shape[:2]
+    elif (small.shape[0] > small.shape[1]) != (height > width):  # OpenCV has turned it
+        width, height = height, width
     return width, height, ""
 
 

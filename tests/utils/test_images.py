@@ -251,3 +251,13 @@ def test_a_jpeg_of_a_thousand_scans_is_refused():
     at = data.index(b"\xff\xda")
     with pytest.raises(ValueError, match=f"more than {MOST_SCANS} scans"):
         decode_image(data[:at] + (b"\xff\xda" + b"\0" * 8) * 200 + data[at:])
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (64, 64), (64, 60), (60, 64)])
+@pytest.mark.parametrize("kind", [3, 9])
+def test_size_is_that_of_the_decoded_picture_also_with_a_damaged_orientation(size, kind):
+    """OpenCV turns a JPEG by an orientation of another type of number, which Pillow does not read."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0%c\0\0\0\x01\0\x06\0\0\0\0\0\0" % kind
+    data = encoded(Image.fromarray(RGB).resize(size), "JPEG", exif=exif)
+    height, width = decode_image(data).shape[:2]
+    assert inspect_image(data) == (width, height, "") and (width, height) == size[::-1]
