@@ -33,7 +33,7 @@ from models.yolo import DetectionModel
 from utils.cli import from_keywords, given, guard
 from utils.comparison.latency import Latencies
 from utils.comparison.net_folder import NetFolder, TrainingRecord
-from utils.comparison.options import CompareOptions, ComparePlan, Net, open_run, train_options
+from utils.comparison.options import MAY_CHANGE, CompareOptions, ComparePlan, Net, open_run, train_options
 from utils.comparison.page import Page, SampleImage
 from utils.comparison.report import measurement_facts, package_versions, write_report
 from utils.comparison.samples import find_boxes, sample_pictures
@@ -57,8 +57,6 @@ LOGGER = logging.getLogger("yolo.compare")
 __all__ = ["CompareResult", "parse_opt", "run"]
 
 SHOWN = NmsOptions(0.25, 0.45)  # boxes in the pictures of the page
-# train.py's options that a resumed training takes from the command line.
-RUNTIME = ("device", "workers", "cache", "noplots", "save_period", "plugins", "data")
 
 Engines = dict[str, Backend]
 """One net by engine: 'torch', and 'onnx' where ONNX Runtime is available."""
@@ -228,7 +226,7 @@ def train_net(setup: Setup, net: Net, folder: NetFolder, source: str) -> None:
         return
     folder.write_training(record)
     if checkpoint:
-        result = train.run(resume=str(last), **{name: getattr(setup.opt, name) for name in RUNTIME})
+        result = train.run(resume=str(last), **{name: getattr(setup.opt, name) for name in MAY_CHANGE})
     else:
         options = train_options(setup.opt, net)
         result = train.run(**options, project=str(setup.folder), name=net.key, exist_ok=True)

@@ -286,12 +286,9 @@ def _detect_batch(detector: Detector, batch: list[Frame]) -> tuple[list[np.ndarr
     placements = [(frame.image.shape[:2], frame.ratio_pad) for frame in batch]
     letterboxing = sum(frame.seconds for frame in batch)
     found = detector([frame.input for frame in batch], placements, spent=letterboxing)
-    return [_whole_pixels(boxes.numpy()) for boxes in found.boxes], sum(found.speed.values())
-
-
-def _whole_pixels(boxes: np.ndarray) -> np.ndarray:
-    boxes[:, :4] = boxes[:, :4].round() + 0.0  # + 0.0 turns -0 into 0
-    return boxes
+    for boxes in found.boxes:
+        boxes[:, :4] = boxes[:, :4].round() + 0.0  # + 0.0 turns -0 into 0
+    return [boxes.numpy() for boxes in found.boxes], sum(found.speed.values())
 
 
 def _nms_options(opt: DetectOptions) -> NmsOptions:

@@ -237,7 +237,8 @@ def export(opt: ExportOptions) -> list[ExportResult]:
     example = _check_batch(photograph, model.ch, opt.batch_size, size).to(device)
     batches = [example]
     if opt.dynamic:
-        other = _second_size(size, int(max(model.stride)))
+        stride = int(max(model.stride))
+        other = size[0] + stride, max(stride, size[1] // 2 // stride * stride)  # another aspect
         batches.append(_check_batch(photograph, model.ch, opt.batch_size + 1, other).to(device))
     job = _job(model, example, opt)
     if quantiser is not None:
@@ -255,11 +256,6 @@ def export(opt: ExportOptions) -> list[ExportResult]:
             f"{len(failures)} of {len(opt.formats)} formats failed: {'; '.join(failures)}", results
         )
     return results
-
-
-def _second_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Return a second (height, width), of another aspect, to check a dynamic file with."""
-    return size[0] + stride, max(stride, size[1] // 2 // stride * stride)
 
 
 def _job(model: DetectionModel, example: Tensor, opt: ExportOptions) -> Job:

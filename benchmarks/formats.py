@@ -12,10 +12,10 @@ from __future__ import annotations
 import csv
 import io
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from utils.dataset.config import load_dataset
 from utils.device import describe, select_device, tune_allocator, versions
 from utils.errors import UserError
 from utils.files import ROOT, atomic_text, find_file, increment_dir
-from utils.profiling import latency
+from utils.profiling import interleaved
 
 PYTORCH = "PyTorch"
 
@@ -215,21 +215,14 @@ def _validate(opt: FormatsOptions, path: Path, folder: Path) -> float:
 
 def _time(opt: FormatsOptions, opened: Sequence[tuple[Row, Backend]]) -> None:
     """Time every file in every round, so that a machine that slows down slows all of them down."""
-    taken: list[list[dict[str, float]]] = [[] for _ in opened]
-    for _ in range(opt.rounds):
-        for (_, backend), rounds in zip(opened, taken):
-            images = torch.full(
-                (opt.batch_size, 3, opt.imgsz, opt.imgsz), 0.5, dtype=torch.float32, device=backend.device
-            )
-            rounds.append(
-                latency(
-                    lambda b=backend, x=images: b.predict(x), opt.repeats, warmup=3, device=backend.device
-                )
-            )
-    for (row, _), rounds in zip(opened, taken):
-        row.median_ms, row.p95_ms = (
-            statistics.median(times[key] for times in rounds) / opt.batch_size for key in ("median", "p95")
-        )
+    shape = (opt.batch_size, 3, opt.imgsz, opt.imgsz)
+    calls = {
+        str(number): partial(backend.predict, torch.full(shape, 0.5, device=backend.device))
+        for number, (_, backend) in enumerate(opened)
+    }
+    timed = interleaved(calls, opt.rounds * opt.repeats, opt.rounds, opened[0][1].device)
+    for (row, _), ms in zip(opened, timed.values()):
+        row.median_ms, row.p95_ms = ms["median"] / opt.batch_size, ms["p95"] / opt.batch_size
 
 
 def _impossible(device: torch.device) -> set[tuple[str, str]]:
@@ -258,7 +251,7 @@ def _conditions(opt: FormatsOptions, device: torch.device) -> str:
     """What the figures hold for."""
     return (
         f"{opt.data}, {opt.imgsz} px squares, batch {opt.batch_size}; {describe(device)}; torch "
-        f"{versions()['torch']}; ms an image, medians of {opt.rounds} rounds of {opt.repeats} calls in turn"
+        f"{versions()['torch']}; ms an image over {opt.rounds} rounds of {opt.repeats} calls in turn"
     )
 
 

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from utils.device import synchronize
 from utils.errors import UserError, first_line
+from utils.image_size import read_size
 
 LOGGER = logging.getLogger("yolo.profiling")
 
@@ -164,14 +165,6 @@ def layer_table(model: nn.Module, imgsz: Size = 640, timed: bool = False) -> Lay
     return table
 
 
-def _height_width(imgsz: Size) -> tuple[int, int]:
-    """Read (h, w) from one number or two."""
-    sides = [imgsz, imgsz] if isinstance(imgsz, int) else [*imgsz] * (2 if len(imgsz) == 1 else 1)
-    if len(sides) != 2 or min(sides) < 1:
-        raise UserError(f"image size {imgsz!r}: expected one number or height and width, in pixels")
-    return int(sides[0]), int(sides[1])
-
-
 def _weightless_copy(model: nn.Module) -> nn.Module:
     """Copy a model to the meta device, in eval mode: shapes without memory or arithmetic."""
     memo: dict[int, Tensor] = {}
@@ -193,12 +186,8 @@ def _on_copy(model: nn.Module, work: Callable[[nn.Module], _T]) -> _T:
 def _image_for(model: nn.Module, imgsz: Size) -> Tensor:
     """Make one grey image of that size, on the model's device and of its kind."""
     parameter = next(model.parameters())
-    shape = (1, _input_channels(model), *_height_width(imgsz))
+    shape = (1, int(getattr(model, "ch", 3)), *read_size(imgsz, "image size"))
     return torch.full(shape, 0.5, dtype=parameter.dtype, device=parameter.device)
-
-
-def _input_channels(model: nn.Module) -> int:
-    return int(getattr(model, "ch", 3))
 
 
 def _layers(model: nn.Module) -> nn.Sequential:

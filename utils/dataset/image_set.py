@@ -229,6 +229,13 @@ class ImageSet:
         index = self._row(index)
         return _segments(self._points, self._point_offsets, self.offsets[index], self.offsets[index + 1])
 
+    def box_sides(self, imgsz: int) -> np.ndarray:
+        """Return width and height (L, 2) of all boxes in pixels, images scaled to `imgsz`."""
+        scaled = self.sizes * (imgsz / self.sizes.max(1, keepdims=True))
+        return np.asarray(
+            self.all_labels[:, 3:5] * np.repeat(scaled, np.diff(self.offsets), axis=0), np.float64
+        )
+
     def fingerprint(self) -> dict[str, int | str]:
         """Return the number of images and a digest of their names, bytes, sizes and labels.
 

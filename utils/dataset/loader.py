@@ -232,8 +232,7 @@ def count_workers(asked: int, batch_size: int, batches: int, batch_bytes: int, w
 
 def _warn_of_tiny_boxes(images: ImageSet, imgsz: int) -> None:
     """Warn when many boxes are too small at the training size to be learnt."""
-    pixels = images.sizes * (imgsz / images.sizes.max(1, keepdims=True))
-    sides = images.all_labels[:, 3:] * np.repeat(pixels, np.diff(images.offsets), axis=0)
+    sides = images.box_sides(imgsz)
     tiny = int((sides.min(1, initial=np.inf) < TINY).sum())
     if tiny > MANY * len(sides):
         LOGGER.warning(

@@ -20,7 +20,7 @@ def check_box_sides(data: CheckedData) -> Section:
         if not len(owner):
             section.facts[split] = "no boxes"
             continue
-        sides = training_sides(images, owner, data.imgsz)
+        sides = images.box_sides(data.imgsz)
         short = sides.min(axis=1)
         low, middle, high = np.percentile(short, (1, 50, 99))
         section.facts[split] = (
@@ -30,12 +30,6 @@ def check_box_sides(data: CheckedData) -> Section:
         for row in np.flatnonzero(short <= MIN_BOX_SIDE):
             section.findings.append(_small(data, split, images, int(owner[row]), int(row), sides[row]))
     return section
-
-
-def training_sides(images: ImageSet, owner: np.ndarray, imgsz: int) -> np.ndarray:
-    """Return width and height (L, 2) of all boxes in pixels, images scaled to `imgsz`."""
-    scaled = images.sizes * (imgsz / images.sizes.max(axis=1, keepdims=True))
-    return np.asarray(images.all_labels[:, 3:5] * scaled[owner], np.float64)
 
 
 def _small(

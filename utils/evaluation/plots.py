@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.evaluation.metrics import smooth
 from utils.files import atomic_write
 from utils.results.drawing import class_label, colour, draw_detections, font_for, shown_text, write_text
+from utils.results.result_files import write_image
 
 GRID_IMAGES = 16  # at most, per picture
 GRID_PIXELS = 1920  # longer side of a grid, at most
@@ -88,12 +89,6 @@ def _family(path: str) -> str:
     return str(FontProperties(fname=path).get_name())
 
 
-def write_jpeg(path: str | Path, image: np.ndarray) -> None:
-    """Write a BGR image as JPEG, whole or not at all."""
-    data = cv2.imencode(".jpg", image)[1]
-    atomic_write(path, lambda file: file.write(data.tobytes()))
-
-
 def targets_to_detections(targets: Tensor, count: int, width: int, height: int) -> list[np.ndarray]:
     """Return targets (M, 6) as detections (k, 6) per image, in pixels, confidence 1."""
     targets = targets.detach().cpu().float()
@@ -145,7 +140,7 @@ def plot_images(
         cv2.rectangle(tile, (0, 0), (tile_w - 1, tile_h - 1), (255, 255, 255), 1)
         y, x = i // side * tile_h, i % side * tile_w
         grid[y : y + tile_h, x : x + tile_w] = tile
-    write_jpeg(file, grid)
+    write_image(Path(file), grid)
 
 
 def to_bgr(image: Tensor) -> np.ndarray:

@@ -41,24 +41,17 @@ class SourceOptions:
     stream_timeout: float | None = None
 
 
-class ImageFile:
-    """Read one still image.
+def read_image(path: Path, shown: str = "") -> Iterator[Frame]:
+    """Yield a still image, or nothing after a warning that names it.
 
-    `shown` is the path in frames and messages, where it is not that of the file.
+    `shown` is the path in the frame, where it is not that of the file.
     """
-
-    def __init__(self, path: Path, shown: str = "") -> None:
-        self.path = path
-        self.shown = shown or str(path)
-
-    def frames(self) -> Iterator[Frame]:
-        """Yield the image, or nothing after a warning that names it."""
-        try:
-            image = load_image(self.path)
-        except (UserError, OSError) as error:
-            LOGGER.warning("skipped: %s", error)
-            return
-        yield Frame(self.shown, image, name=self.path.name)
+    try:
+        image = load_image(path)
+    except (UserError, OSError) as error:
+        LOGGER.warning("skipped: %s", error)
+        return
+    yield Frame(shown or str(path), image, name=path.name)
 
 
 class Files:
@@ -98,7 +91,7 @@ class Files:
 
     def _open(self, path: Path, shown: str = "") -> Iterator[Frame]:
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            return ImageFile(path, shown).frames()
+            return read_image(path, shown)
         return VideoFile(path, self.vid_stride, shown).frames()
 
     def _download(self, url: str) -> Iterator[Frame]:
@@ -251,20 +244,12 @@ def _open_glob(text: str, options: SourceOptions) -> Files:
     return Files(files, options.vid_stride, text)
 
 
-def _open_url(text: str, options: SourceOptions) -> Files:
-    return Files([text], options.vid_stride, text)
-
-
-def _open_stream(text: str, options: SourceOptions) -> Streams:
-    return Streams([text], options.vid_stride, options.stream_timeout)
-
-
 # In order: what exists on disk wins over what merely looks like a camera number or a pattern.
 _KINDS: tuple[tuple[Callable[[str], object], Callable[[str, SourceOptions], Source]], ...] = (
     (lambda text: text == "-", lambda text, options: ImagePipe()),
     (_local, _open_local),
-    (is_file_url, _open_url),
-    (is_stream, _open_stream),
+    (is_file_url, lambda text, options: Files([text], options.vid_stride, text)),
+    (is_stream, lambda text, options: Streams([text], options.vid_stride, options.stream_timeout)),
     (lambda text: re.match(r"screen(\s|$)", text), lambda text, options: Screen(text, options.vid_stride)),
     (lambda text: any(c in text for c in "*?["), _open_glob),
 )

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from tests.utils.dataset_checks.sets import checked, noise, write_data, write_split
-from utils.dataset_checks.box_sides import check_box_sides, training_sides
+from utils.dataset_checks.box_sides import check_box_sides
 
 
 def test_sides_are_those_of_the_scaled_image(tmp_path):
     write_split(tmp_path, "train", {"a.png": noise(0, (200, 100))}, {"a": "0 0.5 0.5 0.25 0.5\n"})
     data = checked(write_data(tmp_path))
     (split,) = data.labels()
-    assert np.allclose(training_sides(split[1], split[2], 64), [[16, 16]])
-    assert np.allclose(training_sides(split[1], split[2], 400), [[100, 100]])
+    assert np.allclose(split[1].box_sides(64), [[16, 16]])
+    assert np.allclose(split[1].box_sides(400), [[100, 100]])
 
 
 def test_only_boxes_that_training_drops_are_findings(tmp_path):

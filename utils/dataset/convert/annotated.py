@@ -121,6 +121,17 @@ class ConvertReport:
         self.lost_boxes.update({f"of images {reason}": boxes} if boxes else {})
         self.messages.append(f"{message}; image left out")
 
+    def miss_image(self, what: object, root: Path, boxes: int, remedy: str = "") -> None:
+        """Count an image that is not below `root`, or is there twice.
+
+        Args:
+            what: the annotation, or the name of the image.
+            boxes: how many are lost with it.
+            remedy: what would find it.
+        """
+        self.lose_image(NO_IMAGE, f"{what}: no image of that name in {root}, or more than one", boxes)
+        self.remedy = self.remedy or remedy or "give the folder of images as IMAGES"
+
     def lose_box(self, reason: str, message: str) -> None:
         """Count a box that is left out."""
         self.lost_boxes[reason] += 1

@@ -16,7 +16,6 @@ import numpy as np
 from utils.dataset.convert.annotated import (
     LEAVES,
     NO_AREA,
-    NO_IMAGE,
     NOT_A_BOX,
     Annotated,
     AnnotatedSet,
@@ -199,9 +198,8 @@ class _CocoFile:
                 continue
             path = places.find(name, self.path.parent, split)
             if path is None:
-                text = f"{places.given or places.root}: no image {name} in it, or more than one"
-                report.lose_image(NO_IMAGE, text, len(items))
-                report.remedy = report.remedy or places.remedy(name, self.path.parent)
+                remedy = report.remedy or places.remedy(name, self.path.parent)
+                report.miss_image(name, places.given or places.root, len(items), remedy)
                 continue
             found = Annotated(path, renamed(name, path), [], stated_size=_size(image))
             self._add_objects(found, items, report)
@@ -250,19 +248,19 @@ class _CocoFile:
         key = _key(item.get("category_id"))
         if key not in self._numbers:
             raise UserError(
-                f"{self.path}: annotation {_shown(item.get('id'))} has category_id "
-                f"{_shown(item.get('category_id'))}, which its categories do not define; correct the file"
+                f"{self.path}: annotation {shown(item.get('id'))} has category_id "
+                f"{shown(item.get('category_id'))}, which its categories do not define; correct the file"
             )
         return self._numbers[key]
 
     def _is_box(self, item: JsonObject, box: tuple[float, ...] | None, report: ConvertReport) -> bool:
         """Return whether a box has four numbers and an area; report one that has not."""
-        shown = f"{self.path}: annotation {_shown(item.get('id'))} has the bbox {_shown(item.get('bbox'))}"
+        told = f"{self.path}: annotation {shown(item.get('id'))} has the bbox {shown(item.get('bbox'))}"
         if box is None and not _numbers(item.get("bbox")):
             mask = " and a mask" if isinstance(item.get("segmentation"), dict) else ""
-            report.lose_box(NOT_A_BOX, f"{shown}{mask} where four numbers or a polygon are expected")
+            report.lose_box(NOT_A_BOX, f"{told}{mask} where four numbers or a polygon are expected")
         elif box is None or box[2] <= box[0] or box[3] <= box[1]:
-            report.lose_box(NO_AREA, f"{shown} with no area")
+            report.lose_box(NO_AREA, f"{told} with no area")
         else:
             return True
         return False
@@ -295,12 +293,6 @@ def _key(value: object) -> str:
 
 def _is_whole(key: str) -> bool:
     return key.removeprefix("-").isdecimal()
-
-
-def _shown(value: object) -> str:
-    """Return a value of the file as a message shows it."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_true(value: object) -> bool:

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from utils.dataset.convert.annotated import (
-    NO_IMAGE,
     NOT_A_BOX,
     UNREADABLE,
     Annotated,
@@ -61,10 +60,7 @@ def _annotated(
             continue
         image = images.find(name)
         if image is None:
-            report.lose_image(
-                NO_IMAGE, f"{label}: no image of that name in {images.root}, or more than one", len(lines)
-            )
-            report.remedy = "give the folder of images (image_2) as IMAGES"
+            report.miss_image(label, images.root, len(lines), "give the folder of images (image_2) as IMAGES")
             continue
         found = Annotated(image, renamed(name, image), [])
         for line in lines:

@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from utils.dataset.convert.annotated import (
     LEAVES,
     NO_AREA,
-    NO_IMAGE,
     NOT_A_BOX,
     UNREADABLE,
     Annotated,
@@ -126,10 +125,7 @@ class _VocFolder:
             stated_name = PurePosixPath((tree.findtext("filename") or "").replace("\\", "/")).name
             image = self.images.find(name) or self.images.find(stated_name)
             if image is None:
-                objects = sum(1 for _ in tree.iter("object"))
-                text = f"{xml}: no image of that name in {self.images.root}, or more than one"
-                report.lose_image(NO_IMAGE, text, objects)
-                report.remedy = "give the folder of images as IMAGES"
+                report.miss_image(xml, self.images.root, sum(1 for _ in tree.iter("object")))
                 continue
             boxes = list(self._boxes(xml, tree, numbers, report))
             if not (self.options.zero_based or said) and any(-1 <= min(box[1:3]) < 0 for box in boxes):

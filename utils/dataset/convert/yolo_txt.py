@@ -15,7 +15,6 @@ from urllib.parse import unquote
 import numpy as np
 
 from utils.dataset.convert.annotated import (
-    NO_IMAGE,
     UNREADABLE,
     Annotated,
     AnnotatedSet,
@@ -230,10 +229,8 @@ def _read_one(
         report.lose_image(UNREADABLE, f"{label}: {error.strerror}")
         return
     if image is None:
-        report.lose_image(
-            NO_IMAGE, f"{label or name}: no image {name} in {images.root}, or more than one", written
-        )
-        report.remedy = "give the folder of images as IMAGES; exports often lack them"
+        remedy = "give the folder of images as IMAGES; exports often lack them"
+        report.miss_image(label or name, images.root, written, remedy)
         return
     report.messages += messages
     if written and not len(labels):  # it would be learnt as background
