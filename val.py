@@ -22,7 +22,6 @@ from models.weights.checkpoint import load_checkpoint
 from models.weights.releases import fetch_missing
 from utils.cli import WORKERS_HELP, RunOptions, from_keywords, given, guard, option, parse
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
-from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
 from utils.device import describe, select_device, tune_allocator
@@ -196,20 +195,11 @@ class _Validation:
     def measure(self, imgsz: int, saver: _Saver | None = None, plots: bool = False) -> ValResult:
         """Validate at one image size."""
         opt, backend = self.opt, self.backend
-        rect = backend.rect_ok and opt.task != "speed"
-        batch_size = backend.fixed_batch or opt.batch_size
-        batches = BatchOptions(
-            imgsz,
-            batch_size,
-            rect=rect,
-            stride=backend.stride,
-            pad=0.5 if rect else 0.0,
-            frame=backend.fixed_size,
-        )
+        batches = backend.batch_options(imgsz, opt.batch_size, rect=opt.task != "speed")
         loader = build_loader(self.images, batches, workers=workers_beside(backend.device, opt.workers))
         try:
             size = backend.fixed_size or (imgsz, imgsz)
-            backend.warmup((1 if backend.pytorch else batch_size, 3, *size))
+            backend.warmup((1 if backend.pytorch else batches.batch_size, 3, *size))
             return evaluate(
                 backend,
                 loader,

@@ -22,9 +22,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -468,12 +468,7 @@ _COCO: dict[str, Any] = {
     "categories": [{"id": 1, "name": "x", "supercategory": "s"}, {"id": 7, "name": "y"}],
     "annotations": [
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40], "iscrowd": 0},
-        {
-            "id": 2,
-            "image_id": 1,
-            "category_id": 7,
-            "segmentation": [[1, 2, 30, 2, 30, 40], [40, 4, 50, 4, 9, 9]],
-        },
+        {"id": 2, "image_id": 1, "category_id": 7, "segmentation": [[1, 2, 30, 2, 30, 40], [40, 4, 9, 9]]},
         {"id": 3, "image_id": 2, "category_id": 7, "segmentation": {"counts": "abc", "size": [1, 2]}},
     ],
 }
@@ -509,20 +504,17 @@ def _torch_bytes(payload: Any) -> bytes:
     return buffer.getvalue()
 
 
-class _sentences:
+@contextmanager
+def _sentences() -> Iterator[None]:
     """Pass over a `UserError` of a bearable length, and over what the scripts' guard makes a sentence of."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, OSError) and error.errno in USERS_OS_ERRORS:
-            return True
-        if not isinstance(error, UserError):
-            return False
+    try:
+        yield
+    except UserError as error:
         text = str(error)
         assert len(text) <= LONGEST_SENTENCE and text.splitlines() == [text], "a sentence of several lines"
-        return True
+    except OSError as error:
+        if error.errno not in USERS_OS_ERRORS:
+            raise
 
 
 @dataclass
@@ -576,13 +568,12 @@ class Tally:
     examples: int = 0
     seconds: float = 0.0
     mebibytes: float = 0.0
-    failures: Counter[str] | None = None
+    failures: Counter[str] = field(default_factory=Counter)
 
     def add(self, outcome: Outcome) -> None:
         self.examples += 1
         self.seconds = max(self.seconds, outcome.seconds)
         self.mebibytes = max(self.mebibytes, outcome.mebibytes)
-        self.failures = self.failures if self.failures is not None else Counter()
         if outcome.failure:
             self.failures[outcome.failure] += 1
 
@@ -612,7 +603,7 @@ def chunk(target: Target, number: int, examples: int, folder: Path, tell: Callab
 
 def run(target: Target, examples: int, out: Path, folder: Path) -> Tally:
     """Make all examples of a target in processes, and keep the inputs that fail."""
-    tally, number = Tally(failures=Counter()), 0
+    tally, number = Tally(), 0
     while tally.examples < examples:
         wanted = min(CHUNK, examples - tally.examples)
         number += 1
@@ -653,7 +644,7 @@ def run(target: Target, examples: int, out: Path, folder: Path) -> Tally:
 def _keep(tally: Tally, outcome: Outcome, data: bytes, target: Target, out: Path) -> None:
     """Count an outcome; the first three inputs of each failure are kept."""
     tally.add(outcome)
-    count = (tally.failures or {}).get(outcome.failure, 0)
+    count = tally.failures[outcome.failure]
     if outcome.failure and count <= 3:
         out.mkdir(parents=True, exist_ok=True)
         name = f"{target.name.replace(' ', '_')}_{tally.examples}{target.suffix}"
@@ -688,7 +679,7 @@ def main() -> None:
         rows = ["| target | examples | failures | worst s | worst MiB |", "|---|---:|---:|---:|---:|"]
         for target in chosen:
             tally = run(target, opt.examples, opt.out, Path(folder))
-            failed = sum((tally.failures or Counter()).values())
+            failed = tally.failures.total()
             most = f"{tally.seconds:.2f} | {tally.mebibytes:.0f}"
             rows.append(f"| {target.name} | {tally.examples} | {failed} | {most} |")
             print(rows[-1], flush=True)

@@ -25,7 +25,6 @@ from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.cli import WORKERS_HELP, RunOptions, from_keywords, given, option, parse
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
-from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.loader import workers_beside
 from utils.dataset_checks.anchor_fit import check_anchor_fit
 from utils.dataset_checks.box_sides import check_box_sides
@@ -136,14 +135,7 @@ def read_data(opt: CheckOptions, config: DatasetConfig, backend: Backend | None)
     network = None
     if backend is not None:
         imgsz = fit_side(imgsz, backend.stride, only=backend.fixed_size)
-        batches = BatchOptions(
-            imgsz,
-            backend.fixed_batch or opt.batch_size,
-            rect=backend.rect_ok,
-            stride=backend.stride,
-            pad=0.5 if backend.rect_ok else 0.0,
-            frame=backend.fixed_size,
-        )
+        batches = backend.batch_options(imgsz, opt.batch_size)
         network = TrainedNetwork(backend, batches, workers_beside(backend.device, opt.workers))
     return CheckedData.read(config, imgsz, head, opt.workers, network)
 

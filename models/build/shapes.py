@@ -18,6 +18,7 @@ from models.plugins import blame
 from models.registry import Arguments
 from utils.errors import UserError, first_line, shown
 from utils.files import YamlMapping
+from utils.profiling import count_parameters
 
 _PROBE = 512  # pixels per side of the image that shapes are inferred with: strides up to 512
 _MOST_VALUES = 1 << 26  # of the weights and maps of a block that cannot be tried on the meta device
@@ -63,7 +64,7 @@ def _infer_shape(row: Row, rows: list[Row], cfg: YamlMapping, ch: int) -> None:
         _complete_output(row, [rows[s].stride for s in row.sources], cfg)
     _complete_args(row, [shape[1] for shape in shapes], cfg)
     if row.spec.output:
-        row.params = _count(_build_alone(row, "meta"))
+        row.params = count_parameters(_build_alone(row, "meta"))
     else:
         _run_alone(row, shapes)
 
@@ -254,7 +255,7 @@ def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
     if down != across:
         raise RowError(f"has stride {down:g} down but {across:g} across, expected one stride")
     row.shape, row.out_channels, row.stride = tuple(result.shape), result.shape[1], down
-    row.params = _count(layer)
+    row.params = count_parameters(layer)
 
 
 # Any: a user's block may return anything.
@@ -269,7 +270,7 @@ def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[i
         except RuntimeError as error:
             if "meta" not in str(error):
                 raise
-            if _count(layer) + sum(map(math.prod, shapes)) > _MOST_VALUES:
+            if count_parameters(layer) + sum(map(math.prod, shapes)) > _MOST_VALUES:
                 raise RowError("is too large to be tried; use fewer channels") from None
             with torch.random.fork_rng(devices=[]):
                 return _forward(_build_alone(row, "cpu"), row, shapes, "cpu")
@@ -297,11 +298,6 @@ def _why(row: Row, error: Exception) -> str:
     """Return what a block's error says, for a plug-in's block with file and line."""
     source = row.spec.source
     return f"{source}, {blame(error, Path(source))}" if source else first_line(error)
-
-
-def _count(layer: nn.Module) -> int:
-    """Count a layer's parameters."""
-    return sum(p.numel() for p in layer.parameters())
 
 
 def build_layer(row: Row) -> nn.Module:

@@ -14,7 +14,6 @@ from models.backends import check_channels, load_backend
 from models.formats.base import Backend
 from models.formats.exporter import network_input
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
-from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
 from utils.evaluation.evaluate import evaluate
@@ -121,16 +120,8 @@ def measure(
     Raises:
         UserError: classes that differ.
     """
-    rect = backend.rect_ok if rect is None else rect
     check_classes(backend.path, backend.names, config)
-    options = BatchOptions(
-        max(size),
-        batch,
-        rect=rect,
-        stride=backend.stride,
-        pad=0.5 if rect else 0.0,
-        frame=None if rect else size,
-    )
+    options = backend.batch_options(max(size), batch, rect=rect is not False, frame=size)
     images = load_images(config, "val")
     loader = build_loader(images, options, workers=workers_beside(backend.device, None))
     try:

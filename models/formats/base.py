@@ -17,6 +17,7 @@ from models.formats.metadata import OTHER_WAY, Metadata, Names
 from models.formats.nms_graph import figure_tensors
 from models.formats.nms_options import changes
 from models.yolo import DetectionModel
+from utils.dataset.detection_dataset import BatchOptions
 from utils.errors import UserError, first_line
 from utils.letterbox import to_luma
 from utils.nms import NmsOptions
@@ -79,6 +80,27 @@ class Backend(ABC):
         A file of a fixed size takes only images letterboxed to that size.
         """
         return self.fixed_size is None
+
+    def batch_options(
+        self, imgsz: int, batch_size: int, *, rect: bool = True, frame: tuple[int, int] | None = None
+    ) -> BatchOptions:
+        """Return how the images of a validation become batches for this network.
+
+        Args:
+            imgsz: their long side in pixels.
+            batch_size: images of a batch, where the file takes any number.
+            rect: whether each batch has its own rectangle, where the file takes any size.
+            frame: the (height, width) of all images otherwise; None: the square.
+        """
+        rect = rect and self.rect_ok
+        return BatchOptions(
+            imgsz,
+            self.fixed_batch or batch_size,
+            rect=rect,
+            stride=self.stride,
+            pad=0.5 if rect else 0.0,
+            frame=self.fixed_size or (None if rect else frame),
+        )
 
     def predict(self, images: Tensor, augment: bool = False) -> Tensor:
         """Run the network.
