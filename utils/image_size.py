@@ -54,7 +54,7 @@ def read_size(imgsz: int | Sequence[int], option: str = "--imgsz") -> tuple[int,
 
 
 def fit_size(
-    imgsz: int | Sequence[int], stride: int, *, only: tuple[int, int] | None = None, least: int = 1
+    imgsz: int | Sequence[int], stride: int, *, only: tuple[int, int] | None = None
 ) -> tuple[int, int]:
     """Return the (height, width) nearest to `--imgsz` that the network can take.
 
@@ -64,7 +64,6 @@ def fit_size(
         imgsz: one side for a square, or height and width, in pixels.
         stride: the largest stride of the network, in pixels.
         only: the one (height, width) that an exported file takes; None when it takes any.
-        least: how many strides each side has at least.
 
     Raises:
         UserError: not one or two whole numbers above 0.
@@ -77,7 +76,7 @@ def fit_size(
     (320, 320)
     """
     size = read_size(imgsz)
-    fitted = only or (whole_strides(size[0], stride, least), whole_strides(size[1], stride, least))
+    fitted = only or (whole_strides(size[0], stride), whole_strides(size[1], stride))
     if fitted != size:
         _say_changed(size, fitted, stride, only)
     return fitted
@@ -92,7 +91,8 @@ def fit_side(imgsz: int, stride: int, *, only: tuple[int, int] | None = None, le
 
     Args:
         imgsz: the long side in pixels.
-        stride, only, least: as for `fit_size`.
+        stride, only: as for `fit_size`.
+        least: how many strides the side has at least.
 
     Raises:
         UserError: not a whole number above 0.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,9 +118,9 @@ class Backend(ABC):
         if self.nms is not None:
             raise UserError(f"{self.path}: has NMS inside and gives no decoded boxes; ask for its detections")
         inputs = self._checked(images, augment)
-        with torch.no_grad(), self._faults(inputs):
+        with torch.no_grad():
             outputs = [self._run(piece, augment)[:number] for piece, number in self._pieces(inputs)]
-            output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
+        output = (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).float()
         if not self.pytorch and (problem := output_problem(output, self.nc)):
             raise UserError(f"{self.path}: {problem}")
         return output
@@ -145,27 +144,12 @@ class Backend(ABC):
         return self.suppress(self.infer(images, wanted, augment=augment), wanted, labels)
 
     def infer(self, images: Tensor, wanted: NmsOptions, *, augment: bool = False) -> Tensor | list[Tensor]:
-        """Return what `suppress` takes: the first half of `detections`, to be timed alone."""
-        if self.nms is None:
-            return self.predict(images, augment)
-        self.check_nms(wanted)
-        figures = figure_tensors(self.nms, wanted)
-        found: list[Tensor] = []
-        inputs = self._checked(images, augment)
-        with torch.no_grad(), self._faults(inputs):
-            for piece, number in self._pieces(inputs):
-                rows, counts = self._run_nms(piece, figures)
-                if rows.shape[2:] != (6,):
-                    raise ValueError(f"its output {tuple(rows.shape)} is not (images, boxes, 6)")
-                pairs = zip(rows[:number].float(), counts[:number].tolist())
-                found += [image[:count].to(self.device) for image, count in pairs]
-        return found
+        """Return what `suppress` takes: the first half of `detections`, to be timed alone.
 
-    @contextlib.contextmanager
-    def _faults(self, images: Tensor) -> Iterator[None]:
-        """Turn what an exported file's runtime raises into one sentence."""
+        What an exported file's runtime raises becomes one sentence.
+        """
         try:
-            yield
+            return self._infer(images, wanted, augment)
         except UserError:
             raise
         except Exception as error:  # every runtime has errors of its own
@@ -175,6 +159,22 @@ class Backend(ABC):
                 f"{self.path}: cannot be run on images {tuple(images.shape)} ({first_line(error)}); give a "
                 "smaller batch or export it again"
             ) from error
+
+    def _infer(self, images: Tensor, wanted: NmsOptions, augment: bool) -> Tensor | list[Tensor]:
+        if self.nms is None:
+            return self.predict(images, augment)
+        self.check_nms(wanted)
+        figures = figure_tensors(self.nms, wanted)
+        found: list[Tensor] = []
+        inputs = self._checked(images, augment)
+        with torch.no_grad():
+            for piece, number in self._pieces(inputs):
+                rows, counts = self._run_nms(piece, figures)
+                if rows.shape[2:] != (6,):
+                    raise ValueError(f"its output {tuple(rows.shape)} is not (images, boxes, 6)")
+                pairs = zip(rows[:number].float(), counts[:number].tolist())
+                found += [image[:count].to(self.device) for image, count in pairs]
+        return found
 
     def suppress(
         self, inferred: Tensor | list[Tensor], wanted: NmsOptions, labels: Sequence[Tensor] = ()

@@ -214,8 +214,10 @@ def _check_payload(path: Path, data: object) -> None:
     kinds = {"yaml": dict, "names": dict, "plugins": dict, "state": dict, "meta": dict}
     wrong = [key for key, kind in kinds.items() if not isinstance(data.get(key), kind)]
     wrong += [] if isinstance(data.get("training"), dict | None) else ["training"]
-    if not wrong and not all(isinstance(v, Tensor) for v in data["state"].values()):
+    if not wrong and not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in data["state"].items()):
         wrong = ["state"]
+    if not wrong and not all(isinstance(text, str) for pair in data["plugins"].items() for text in pair):
+        wrong = ["plugins"]
     if not wrong and not all(isinstance(i, int) for i in data["names"]):
         wrong = ["names"]
     if wrong:
@@ -238,6 +240,8 @@ def _rebuild(
     path: Path, yaml: YamlMapping, state: dict[str, Tensor], names: dict[int, str]
 ) -> DetectionModel:
     """Build the YAML's network and fill every tensor of it from `state`."""
+    if _holds_tensors(yaml):
+        raise UserError(f"{path}: its YAML holds tensors, so it is damaged; take an earlier checkpoint")
     try:
         with seeded(0):  # the initial weights are overwritten: loading must not move the caller's generator
             # Keys that do nothing were told of when the YAML was read: no reason to refuse the weights.
@@ -260,6 +264,12 @@ def _rebuild(
     if len(names) == model.nc:
         model.names = {i: str(name) for i, (_, name) in enumerate(sorted(names.items()))}
     return model.float().eval()
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_holds_tensors, [*value, *value.values()] if isinstance(value, dict) else value))
+    return isinstance(value, Tensor)
 
 
 @dataclass

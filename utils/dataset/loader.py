@@ -90,19 +90,10 @@ class Loader:
         dataset: what to load.
         sampler: which images make up the batches.
         workers: processes, 0 for none.
-        start_method: of the processes, 'fork', 'spawn' or 'forkserver'; None is the system's own.
     """
 
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        sampler: BatchSampler,
-        *,
-        workers: int = 0,
-        start_method: str | None = None,
-    ) -> None:
+    def __init__(self, dataset: DetectionDataset, sampler: BatchSampler, *, workers: int = 0) -> None:
         self.dataset, self.sampler, self.workers = dataset, sampler, workers
-        self._start_method = start_method
         self._torch: DataLoader[_Made] | None = None
 
     def __len__(self) -> int:
@@ -158,7 +149,6 @@ class Loader:
                 "worker_init_fn": _start_worker,
                 "persistent_workers": True,
                 "prefetch_factor": prefetch(self.workers),
-                "multiprocessing_context": self._start_method,
             }
         return DataLoader(
             _Batches(self.dataset),

@@ -103,9 +103,6 @@ def plot_images(
     paths: Sequence[str] | None,
     file: str | Path,
     names: Mapping[int, str],
-    *,
-    max_images: int = GRID_IMAGES,
-    max_size: int = GRID_PIXELS,
 ) -> None:
     """Draw a batch as one square grid and write it as JPEG.
 
@@ -118,9 +115,9 @@ def plot_images(
     count, _, height, width = images.shape
     is_truth = isinstance(boxes, Tensor)
     listed = targets_to_detections(boxes, count, width, height) if isinstance(boxes, Tensor) else boxes
-    shown = min(count, max_images)
+    shown = min(count, GRID_IMAGES)
     side = math.ceil(math.sqrt(shown))
-    scale = min(1.0, max_size / (side * max(height, width)))
+    scale = min(1.0, GRID_PIXELS / (side * max(height, width)))
     tile_h, tile_w = max(int(height * scale), 1), max(int(width * scale), 1)
     grid = np.full((side * tile_h, side * tile_w, 3), 255, np.uint8)
     for i in range(shown):

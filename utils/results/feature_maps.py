@@ -73,12 +73,12 @@ class FeatureRecorder:
         self.maps.clear()
 
 
-def feature_grid(features: np.ndarray, limit: int = MAX_CHANNELS) -> np.ndarray:
-    """Return up to `limit` channels of a map (C, H, W) as one BGR image.
+def feature_grid(features: np.ndarray) -> np.ndarray:
+    """Return up to MAX_CHANNELS channels of a map (C, H, W) as one BGR image.
 
     Each channel is scaled to its own range.
     """
-    channels = features[:limit]
+    channels = features[:MAX_CHANNELS]
     count, height, width = channels.shape
     columns = min(count, _COLUMNS)
     rows = -(-count // columns)

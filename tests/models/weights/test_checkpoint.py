@@ -240,10 +240,13 @@ def _change(path, **changes):
         ),
         ({"state": ...}, "its state is missing or damaged"),
         ({"state": {"model.0.conv.weight": 3}}, "its state is missing or damaged"),
+        ({"state": {1.5: torch.zeros(1), "a": torch.zeros(1)}}, "its state is missing or damaged"),
+        ({"plugins": {1: "a.py"}}, "its plugins is missing or damaged"),
         ({"names": {"a": "cat"}}, "its names is missing or damaged"),
         ({"training": [1]}, "its training is missing or damaged"),
         ({"state": {}}, "39 tensors missing.*do not belong to its YAML"),
         ({"yaml": {"nc": 2}}, "cannot be rebuilt from its YAML"),
+        ({"yaml": {"nc": 2, "head": [[torch.zeros(2)]]}}, "its YAML holds tensors"),
     ],
 )
 def test_damaged_payloads_are_named(tmp_path, changes, sentence):

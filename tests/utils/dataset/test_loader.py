@@ -1,5 +1,6 @@
 """Batches: the same for any number of workers, boxes on their pixels, errors as sentences."""
 
+import contextlib
 import multiprocessing
 import os
 
@@ -43,10 +44,21 @@ def same(a, b):
     )
 
 
-def training_loader(images, workers, start_method=None, cache=None, seed=5):
+def training_loader(images, workers, cache=None, seed=5):
     dataset = DetectionDataset(images, BatchOptions(64, 4, hyp=HYP, cache=cache, seed=seed))
     sampler = BatchSampler(len(images), 4, seed=seed, shuffle=True)
-    return Loader(dataset, sampler, workers=workers, start_method=start_method)
+    return Loader(dataset, sampler, workers=workers)
+
+
+@contextlib.contextmanager
+def started_by(method):
+    """How processes are started inside the block."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,8 @@ def test_batches_do_not_depend_on_workers_or_cache(images, reference, workers, c
 def test_workers_start_either_way_with_one_shared_cache(images, reference, start_method):
     if start_method not in multiprocessing.get_all_start_methods():
         pytest.skip(f"this system cannot {start_method}")
-    assert same(epochs(training_loader(images, 1, start_method, cache="ram")), reference)
+    with started_by(start_method):
+        assert same(epochs(training_loader(images, 1, cache="ram")), reference)
 
 
 def test_seeds_and_epochs_change_the_batches_and_a_resumed_epoch_does_not(images, reference):
@@ -197,8 +210,9 @@ def test_workers_run_on_one_thread_and_leave_ctrl_c_to_the_main_process(images, 
         return _Made((torch.get_num_threads(), cv2.getNumThreads(), quiet))
 
     monkeypatch.setattr("utils.dataset.loader._Batches.__getitems__", threads)
-    loader = training_loader(images, 1, "fork")
-    assert set(loader) == {(1, 1, True)}
+    loader = training_loader(images, 1)
+    with started_by("fork"):
+        assert set(loader) == {(1, 1, True)}
     loader.close()
 
 

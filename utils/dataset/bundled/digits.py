@@ -2,8 +2,6 @@
 
 Each image has its own generator, seeded by (seed, split, index), so it depends neither on the number of
 processes nor on the number of images. Boxes are measured on the drawn characters.
-
-    python utils/dataset/bundled/digits.py [--out FOLDER] [--seed N] [--train N] [--val N]
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +17,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-if __package__ in (None, ""):  # run as a script: the project's folder is not on the path yet
-    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-
-from utils.cli import Parser, setup_logging
 from utils.dataset.bundled.glyphs import FONTS, HELD_OUT, draw
 from utils.dataset.bundled.grounds import ground, random_colour
 from utils.errors import UserError
-from utils.files import datasets_dir
 from utils.processes import collect_in_processes
 
 LOGGER = logging.getLogger("yolo.digits")
@@ -336,23 +328,3 @@ def _rename(temporary: Path, folder: Path) -> None:
     except OSError:
         if not (folder / "labels" / "val").is_dir():
             raise
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = Parser(description="Draw the digits data set.")
-    parser.add_argument("--out", type=Path, help="folder to make (default: digits in the datasets folder)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws another set")
-    parser.add_argument("--train", type=int, default=640, help="number of training images")
-    parser.add_argument("--val", type=int, default=160, help="number of validation images")
-    options = parser.parse_args()
-    if min(options.seed, options.train, options.val) < 0:
-        parser.error("--seed, --train and --val are 0 or more")
-    setup_logging()
-    generate(options.out or datasets_dir() / "digits", options.seed, options.train, options.val)
-
-
-if __name__ == "__main__":
-    from utils.cli import guard
-
-    guard(main)
