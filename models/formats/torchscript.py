@@ -59,7 +59,7 @@ class TorchScriptBackend(Backend):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch calls the format old; files of it are in use
                 self.network = torch.jit.load(str(path), map_location=device, _extra_files=extra).eval()
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 torch has many ways to say that bytes are damaged
             raise damaged(path, "a TorchScript file", error) from None
         metadata = parse_metadata(path, _json_object(extra["config.txt"]), options.names)
         if metadata.device not in (None, device.type):  # tracing wrote the device into the graph
