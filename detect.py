@@ -230,7 +230,7 @@ def _detect_all(opt: DetectOptions, backend: Backend, source: Opened, result: De
     with (
         ResultWriter(result.save_dir, backend.names, _save_options(opt)) as writer,
         contextlib.closing(source.batches()) as batches,
-        _recorder(opt, backend) as recorder,
+        FeatureRecorder(backend.model.model) if opt.visualize else contextlib.nullcontext() as recorder,
         contextlib.suppress(KeyboardInterrupt) if source.live else contextlib.nullcontext(),
     ):
         result.stopped = source.live
@@ -322,12 +322,6 @@ def _fallback_names(data: str | Path | None) -> dict[int, str] | None:
         return None
     path = dataset_yaml(data)
     return read_names(path, load_yaml(path, names_as_text=True))
-
-
-def _recorder(
-    opt: DetectOptions, backend: Backend
-) -> contextlib.AbstractContextManager[FeatureRecorder | None]:
-    return FeatureRecorder(backend.model.model) if opt.visualize else contextlib.nullcontext()
 
 
 def _line(frame: Frame, boxes: np.ndarray, names: dict[int, str], ms: float, pace: Pace) -> str:

@@ -2,8 +2,9 @@
 
     python -m venv clients
     clients/bin/pip install -r requirements.txt -c constraints.txt
-    clients/bin/pip install ai-edge-litert ncnn boto3 defusedxml filterpy gitpython "huggingface-hub<0.25" psutil \
-        polars "pydeprecate<0.14" rich seaborn "setuptools<81" shapely ultralytics-thop openvino-telemetry
+    clients/bin/pip install ai-edge-litert ncnn boto3 defusedxml filterpy gitpython "huggingface-hub<0.25" \
+        psutil polars "pydeprecate<0.14" rich seaborn "setuptools<81" shapely ultralytics-thop \
+        openvino-telemetry
     clients/bin/pip install --no-deps yolov5==7.0.14 ultralytics==8.3.253 sahi==0.12.8 supervision==0.31.2 \
         norfair==2.3.0 openvino==2025.4.1
     python benchmarks/clients.py --python clients/bin/python --weights yolov5n.pt --imgsz 320

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from utils.device import available_cpus
 from utils.errors import UserError
 
+MOST_WORKERS = 8
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
 
@@ -86,13 +87,13 @@ def in_processes(
 def collect_in_processes(
     work: Callable[[Sequence[_Job]], Sequence[_Result]],
     jobs: Sequence[_Job],
-    workers: int,
+    workers: int | None,
     *,
-    chunk: int,
     doing: str,
     title: str,
     name: Callable[[_Job], str],
-    remedy: str,
+    chunk: int = 32,
+    remedy: str = "run with fewer --workers, and if it happens again remove the damaged image",
 ) -> list[_Result]:
     """Return one result for each job, in order, under a progress bar.
 
@@ -100,9 +101,11 @@ def collect_in_processes(
 
     Args:
         work: returns a result for each job of its chunk; the other arguments are those of `in_processes`.
+        workers: processes, at most MOST_WORKERS and the number of cores; None: as many as these allow.
         title: text of the bar.
     """
-    workers = min(workers, available_cpus(), -(-len(jobs) // chunk))
+    asked = MOST_WORKERS if workers is None else min(workers, MOST_WORKERS)
+    workers = min(asked, available_cpus(), -(-len(jobs) // chunk))
     parts = in_processes(work, jobs, workers, chunk=chunk, doing=doing, name=name, remedy=remedy)
     hidden = len(jobs) < chunk
     results: list[_Result] = []

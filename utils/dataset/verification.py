@@ -35,8 +35,6 @@ CACHE_VERSION = 4
 DECODERS = f"Pillow {PIL.__version__}, OpenCV {cv2.__version__}"
 """What decides whether a file is an image; other versions may decide differently."""
 
-MAX_WORKERS = 8
-_CHUNK = 32
 _SHOWN = 20
 _KEYS = "stat_keys"
 _NEVER = -2  # a key that matches no file
@@ -59,7 +57,7 @@ def scan(
     Args:
         images: paths, without repeats.
         cache: file that keeps the result; None for none.
-        workers: processes, at most MAX_WORKERS and the number of cores; None: as many as these allow.
+        workers: see `collect_in_processes`.
         title: text of the progress bar.
         keypoints: see `read_labels`.
 
@@ -125,12 +123,10 @@ def _verify(todo: list[tuple[str, str, int]], workers: int | None, title: str) -
     return collect_in_processes(
         _verify_chunk,
         todo,
-        MAX_WORKERS if workers is None else min(workers, MAX_WORKERS),
-        chunk=_CHUNK,
+        workers,
         doing="verifying",
         title=title,
         name=lambda item: item[0],
-        remedy="run with fewer --workers, and if it happens again remove the damaged image",
     )
 
 

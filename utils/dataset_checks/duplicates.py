@@ -21,9 +21,7 @@ THUMB = 16
 ALIKE = 0.95
 """Least correlation of two thumbnails of nearly the same picture."""
 
-_CHUNK = 32
 _BLOCK = 2048  # thumbnails that are compared with as many others at a time: 16 MiB
-_WORKERS = 8
 
 
 class Fingerprint(NamedTuple):
@@ -83,12 +81,10 @@ def fingerprints(paths: Sequence[str], workers: int | None) -> list[Fingerprint]
     return collect_in_processes(
         _fingerprint_chunk,
         paths,
-        _WORKERS if workers is None else min(workers, _WORKERS),
-        chunk=_CHUNK,
+        workers,
         doing="comparing",
         title="comparing",
         name=str,
-        remedy="run with fewer --workers, and if it happens again remove the damaged image",
     )
 
 
