@@ -34,12 +34,11 @@ from utils.evaluation.coco import (
     is_coco,
     json_image_id,
     prediction_rows,
-    save_predictions,
 )
 from utils.evaluation.evaluate import EvalOptions, ImageResult, ValResult, evaluate, log_table
 from utils.evaluation.metrics import save_metrics
 from utils.evaluation.plots import plot_study
-from utils.files import ROOT, atomic_write, increment_dir
+from utils.files import ROOT, atomic_text, atomic_write, increment_dir
 from utils.image_size import fit_side
 from utils.nms import NmsOptions
 from utils.profiling import summary
@@ -277,7 +276,7 @@ class _Saver:
         if self.evaluator is not None:
             result.coco = self.evaluator.evaluate()
         if self.opt.save_json:
-            save_predictions(self.folder / json_name, self.rows)
+            atomic_text(self.folder / json_name, json.dumps(self.rows))
             LOGGER.info("predictions saved to %s", self.folder / json_name)
             if self.categories and split == "val":
                 self._evaluate_official(result)

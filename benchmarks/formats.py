@@ -9,16 +9,15 @@ Markdown table; the same rows go into formats.csv. A format that cannot be made 
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -167,7 +166,7 @@ def _table(opt: FormatsOptions, weights: Path, folder: Path, floor: float | None
     if not opt.test:
         _time(opt, opened)
     print(f"\n{weights}\n\n{markdown(rows)}\n\n{_conditions(opt, device)}\n", flush=True)
-    atomic_text(folder / "formats.csv", _csv(rows))
+    atomic_text(folder / "formats.csv", pd.DataFrame(rows).to_csv(index=False))
     if floor is not None:
         _check_floor(rows, floor, set() if opt.include else _impossible(device))
     return rows
@@ -276,16 +275,6 @@ def markdown(rows: Sequence[Row]) -> str:
         cells = [row.format, row.precision, *figures, row.note.replace("|", "/").replace("\n", " ")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV, figures unrounded."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
-    return text.getvalue()
 
 
 def main() -> None:

@@ -44,8 +44,8 @@ import val
 from models.formats.exporter import quiet
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tests.tiny_set import TINY_MODEL, write_set
-from utils.cli import USERS_OS_ERRORS, Parser, guard, setup_logging
+from tests.tiny_set import TINY_MODEL, be_silent, write_set
+from utils.cli import USERS_OS_ERRORS, Parser, guard
 from utils.dataset.config import load_dataset
 from utils.dataset.convert.annotated import ConvertOptions
 from utils.dataset.convert.conversion import convert_dataset
@@ -611,9 +611,7 @@ def run(target: Target, examples: int, out: Path, folder: Path) -> Tally:
         context = multiprocessing.get_context("fork")
 
         def child(number: int = number, wanted: int = wanted, send: Any = send) -> None:
-            torch.set_num_threads(1)
-            setup_logging(verbose=False)
-            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the process ends
+            be_silent()
             chunk(target, number, wanted, folder, send.send)
 
         process = context.Process(target=child)

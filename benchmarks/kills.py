@@ -30,8 +30,8 @@ import torch
 
 import train
 from models.weights.checkpoint import load_checkpoint
-from tests.tiny_set import write_model, write_set
-from utils.cli import Parser, guard, setup_logging
+from tests.tiny_set import be_silent, tensors, write_model, write_set
+from utils.cli import Parser, guard
 from utils.files import save_yaml
 
 TIMED = re.compile("ms|seconds|speed")
@@ -62,9 +62,7 @@ def start(work: Callable[[], object], die_at_write: int = -1) -> ForkProcess:
     """Run `work` in a forked process, which kills itself at a write if that is asked for."""
 
     def child() -> None:
-        torch.set_num_threads(1)
-        setup_logging(verbose=False)
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the process ends
+        be_silent()
         if die_at_write >= 0:
             _die_at(die_at_write)
         work()
@@ -111,7 +109,7 @@ def differences(whole: Path, resumed: Path, epochs: int) -> list[str]:
     names = ["best", "last", *(f"epoch{i}" for i in range(epochs))]
     for name in names:
         a, b = (load_checkpoint(run / "weights" / f"{name}.pt") for run in (whole, resumed))
-        pairs = list(zip(_tensors(a.training), _tensors(b.training)))
+        pairs = list(zip(tensors(a.training), tensors(b.training)))
         pairs += zip(a.model.state_dict().values(), b.model.state_dict().values())
         if not all(torch.equal(x, y) for x, y in pairs) or a.meta["updates"] != b.meta["updates"]:
             found.append(f"{name}.pt")
@@ -122,15 +120,6 @@ def differences(whole: Path, resumed: Path, epochs: int) -> list[str]:
         found.append("metrics.json")
     found += [f"{path.name} is left" for path in resumed.rglob(".*")]
     return found
-
-
-def _tensors(value: object) -> list[torch.Tensor]:
-    """Return all tensors of nested data, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value, key=str)]
-    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
 
 
 class Trials:

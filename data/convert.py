@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: the project's folder is not on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.cli import Parser
-from utils.dataset.convert.annotated import ConvertOptions, ConvertReport
+from utils.dataset.convert.annotated import ConvertOptions
 from utils.dataset.convert.conversion import SOURCE_FORMATS, convert_dataset
 
 
@@ -73,14 +73,9 @@ def parse_opt(argv: Sequence[str] | None = None) -> ConvertOptions:
     return ConvertOptions(**given)
 
 
-def run(options: ConvertOptions) -> dict[str, ConvertReport]:
-    """Convert as the options say, and return a report for each split."""
-    return convert_dataset(options)
-
-
 def main() -> None:
     """Run the command line."""
-    run(parse_opt())
+    convert_dataset(parse_opt())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import yaml
 import train
 from models.weights.checkpoint import load_checkpoint
 from models.yolo import DetectionModel
-from tests.tiny_set import NAMES, TINY_MODEL, write_model, write_set
+from tests.tiny_set import NAMES, TINY_MODEL, tensors, write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 from utils.training import loggers
@@ -74,15 +74,6 @@ def options(folder: Path, project: Path, **changes) -> dict:
         "noplots": True,
     }
     return base | changes
-
-
-def tensors(value) -> list[torch.Tensor]:
-    """All tensors of nested data, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = [value[key] for key in sorted(value, key=str)]
-    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
 
 
 def interrupt_in(monkeypatch: pytest.MonkeyPatch, epoch: int, after_batches: int = 1) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from utils.cli import setup_logging
 from utils.files import save_yaml
 
 NAMES = ["square", "disc"]
@@ -37,6 +40,22 @@ class TinyRows(nn.Module):
         block[1][0] = nn.Conv2d(4, 4, 3)
         self.model = nn.Sequential(*block, nn.MultiheadAttention(4, 2), nn.LayerNorm(4))
         self.register_buffer("anchors", torch.ones(2))
+
+
+def tensors(value: object) -> list[torch.Tensor]:
+    """All tensors of nested data, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = [value[key] for key in sorted(value, key=str)]
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def be_silent() -> None:
+    """Make a forked process one that says nothing and computes with one thread."""
+    torch.set_num_threads(1)
+    setup_logging(verbose=False)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 until the process ends
 
 
 def write_model(folder: Path) -> Path:

@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import JsonObject, atomic_text
+from utils.files import JsonObject
 
 # COCO's 80 detection classes carry ids up to 90: these ten were never released.
 _UNUSED_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
@@ -97,11 +96,6 @@ def prediction_rows(
             }
         )
     return rows
-
-
-def save_predictions(path: str | Path, rows: list[JsonObject]) -> None:
-    """Write COCO result rows as JSON, whole or not at all."""
-    atomic_text(path, json.dumps(rows))
 
 
 class CocoEvaluator:
