@@ -133,9 +133,7 @@ class ExportOptions(Options):
         None, help=f"with --nms: IoU above which NMS drops the weaker box (default: {_NMS.iou_thres})"
     )
     max_det: int | None = option(
-        None,
-        flags=("--topk-all",),
-        help=f"with --nms: most detections of an image (default: {_NMS.max_det})",
+        None, flags=("--topk-all",), help=f"with --nms: most detections of an image (default: {_NMS.max_det})"
     )
     agnostic_nms: bool = option(False, help="with --nms: let boxes of different classes suppress each other")
     nms_inputs: bool = option(

@@ -175,8 +175,7 @@ def make_data(opt: argparse.Namespace) -> tuple[Path, list[Planted], int]:
         labels += len(images.all_labels)
     yaml_path = folder / f"{folder.name}.yaml"
     save_yaml(
-        yaml_path,
-        {"path": str(folder), **{s: f"images/{s}" for s in splits}, "names": config.label_names},
+        yaml_path, {"path": str(folder), **{s: f"images/{s}" for s in splits}, "names": config.label_names}
     )
     return yaml_path, planted, labels
 

@@ -82,10 +82,7 @@ def letterbox(
 
 
 def scale_boxes(
-    from_shape: tuple[int, int],
-    boxes: Array,
-    to_shape: tuple[int, int],
-    ratio_pad: RatioPad | None = None,
+    from_shape: tuple[int, int], boxes: Array, to_shape: tuple[int, int], ratio_pad: RatioPad | None = None
 ) -> Array:
     """Return boxes of a letterboxed image in the pixels of the image itself.
 

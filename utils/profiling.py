@@ -191,7 +191,6 @@ def _image_for(model: nn.Module, imgsz: Size) -> Tensor:
 
 
 def _layers(model: nn.Module) -> nn.Sequential:
-    """Return the rows' layers of a DetectionModel."""
     return cast(nn.Sequential, model.model)
 
 
@@ -287,7 +286,6 @@ def _shapes_and_times(model: nn.Module, imgsz: Size, repeats: int) -> tuple[list
 
 
 def _shape_of(y: _Output) -> _Shape:
-    """Return the (C, H, W) of a map, or of the head's raw maps."""
     if isinstance(y, Tensor):
         return tuple(y.shape[1:])
     raws = y[1] if isinstance(y, tuple) else y

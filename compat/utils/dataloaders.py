@@ -117,7 +117,6 @@ class LoadImages:
 
 
 def _files(path: str | Path, vid_stride: int) -> list[Path | str]:
-    """Return the files of one source."""
     source = open_source(path, imgsz=32, stride=32, auto=False, vid_stride=vid_stride).source
     if not isinstance(source, Files):
         raise UserError(f"{path}: is not a file, folder or list of files; use LoadStreams or LoadScreenshots")

@@ -117,10 +117,7 @@ def non_max_suppression(
 
 
 def scale_boxes(
-    img1_shape: tuple[int, int],
-    boxes: Array,
-    img0_shape: tuple[int, ...],
-    ratio_pad: RatioPad | None = None,
+    img1_shape: tuple[int, int], boxes: Array, img0_shape: tuple[int, ...], ratio_pad: RatioPad | None = None
 ) -> Array:
     """Bring xyxy boxes (n, 4+) from a letterboxed image to the original, in place."""
     to_shape = (img0_shape[0], img0_shape[1])

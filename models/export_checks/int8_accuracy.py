@@ -42,12 +42,7 @@ class Quantiser:
     """
 
     def __init__(
-        self,
-        data: str,
-        count: int,
-        weights: Path,
-        shape: tuple[int, int, int, int],
-        device: torch.device,
+        self, data: str, count: int, weights: Path, shape: tuple[int, int, int, int], device: torch.device
     ) -> None:
         """Choose the images and check that they suit the network.
 

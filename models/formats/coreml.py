@@ -81,10 +81,6 @@ class CoremlBackend(EmbeddedBackend):
 
 register_exporter(
     Exporter(
-        "coreml",
-        "CoreML",
-        write_coreml,
-        {"fp32": ".mlpackage", "fp16": ".mlpackage"},
-        unavailable=elsewhere,
+        "coreml", "CoreML", write_coreml, {"fp32": ".mlpackage", "fp16": ".mlpackage"}, unavailable=elsewhere
     )
 )

@@ -136,9 +136,6 @@ def _from_stored(values: np.ndarray, tensor: dict[str, Untyped]) -> np.ndarray:
 
 register_exporter(
     Exporter(
-        "tflite",
-        "TFLite",
-        write_tflite,
-        {"fp32": ".tflite", "fp16": "-fp16.tflite", "int8": "-int8.tflite"},
+        "tflite", "TFLite", write_tflite, {"fp32": ".tflite", "fp16": "-fp16.tflite", "int8": "-int8.tflite"}
     )
 )

@@ -294,5 +294,4 @@ def _dropped(image: str, reason: str, *, passing: bool = False) -> Record:
 
 
 def _one_line(text: str) -> str:
-    """Return a message on one line."""
     return " ".join(text.splitlines())

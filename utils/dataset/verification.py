@@ -121,17 +121,11 @@ def _report(packed: Packed) -> ScanReport:
 def _verify(todo: list[tuple[str, str, int]], workers: int | None, title: str) -> list[Record]:
     """Verify (image, label, keypoints) in processes, in order, under a progress bar."""
     return collect_in_processes(
-        _verify_chunk,
-        todo,
-        workers,
-        doing="verifying",
-        title=title,
-        name=lambda item: item[0],
+        _verify_chunk, todo, workers, doing="verifying", title=title, name=lambda item: item[0]
     )
 
 
 def _verify_chunk(todo: Sequence[tuple[str, str, int]]) -> list[Record]:
-    """Verify some (image, label, keypoints)."""
     return [verify(*item) for item in todo]
 
 

@@ -89,7 +89,6 @@ def fingerprints(paths: Sequence[str], workers: int | None) -> list[Fingerprint]
 
 
 def _fingerprint_chunk(paths: Sequence[str]) -> list[Fingerprint]:
-    """Return the fingerprints of some images."""
     return [fingerprint_of(path) for path in paths]
 
 

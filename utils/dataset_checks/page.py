@@ -55,7 +55,6 @@ def _section(section: Section) -> str:
 
 
 def _kind(kind: str, found: Sequence[Finding]) -> str:
-    """Return the findings of a kind."""
     more = f", the first {SHOWN_ROWS}" if len(found) > SHOWN_ROWS else ""
     rows = "".join(map(_finding_row, found[:SHOWN_ROWS]))
     figures = "".join(map(_figures, [finding for finding in found if finding.images][:SHOWN_IMAGES]))
@@ -68,7 +67,6 @@ def _kind(kind: str, found: Sequence[Finding]) -> str:
 
 
 def _finding_row(finding: Finding) -> str:
-    """Return a finding as a row of a table."""
     texts = (place_of(finding), finding.value, finding.remedy)
     cells = "".join(f'<td class="wrap">{escape(text)}</td>' for text in texts)
     return f'<tr><td class="num">{finding.score:.2f}</td><td>{escape(finding.split)}</td>{cells}</tr>'

@@ -30,18 +30,8 @@ _EVALUATORS = (
     ("pycocotools", "pycocotools.coco", "COCO", "pycocotools.cocoeval", "COCOeval"),
 )
 _STATS = (
-    "map",
-    "map50",
-    "map75",
-    "map_small",
-    "map_medium",
-    "map_large",
-    "ar1",
-    "ar10",
-    "ar100",
-    "ar_small",
-    "ar_medium",
-    "ar_large",
+    *("map", "map50", "map75", "map_small", "map_medium", "map_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
 )
 
 

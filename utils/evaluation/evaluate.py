@@ -185,7 +185,6 @@ def _detect_all(
 
 
 def _merge_classes(found: Found) -> None:
-    """Make every detection one of class 0."""
     for detections in (*found.boxes, *found.letterboxed):
         detections[:, 5] = 0
 

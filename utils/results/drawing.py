@@ -92,10 +92,7 @@ def draw_detections(
 
 
 def drawn_jpeg(
-    image: np.ndarray,
-    det: np.ndarray,
-    names: Mapping[int, str] | Sequence[str],
-    hide_conf: bool = False,
+    image: np.ndarray, det: np.ndarray, names: Mapping[int, str] | Sequence[str], hide_conf: bool = False
 ) -> bytes:
     """Draw boxes (n, 6) on a BGR image, and return a small JPEG."""
     side = max(image.shape[:2])
@@ -211,12 +208,7 @@ def _pil_patch(label: str, background: Colour, ink: Colour, scale: float, stroke
 
 
 def write_text(
-    image: np.ndarray,
-    place: tuple[float, float],
-    text: str,
-    ink: Colour,
-    pixels: float,
-    anchor: str = "la",
+    image: np.ndarray, place: tuple[float, float], text: str, ink: Colour, pixels: float, anchor: str = "la"
 ) -> None:
     """Write text on an image (h, w, 3), in place.
 

@@ -97,9 +97,4 @@ class Screen:
             )
         monitor = monitors[self.monitor]
         left, top, width, height = self.part or (0, 0, monitor["width"], monitor["height"])
-        return {
-            "left": monitor["left"] + left,
-            "top": monitor["top"] + top,
-            "width": width,
-            "height": height,
-        }
+        return {"left": monitor["left"] + left, "top": monitor["top"] + top, "width": width, "height": height}

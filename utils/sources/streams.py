@@ -187,13 +187,7 @@ class _Reader:
     """
 
     def __init__(
-        self,
-        address: str,
-        position: int,
-        count: int,
-        vid_stride: int,
-        timeout: float | None,
-        news: Condition,
+        self, address: str, position: int, count: int, vid_stride: int, timeout: float | None, news: Condition
     ) -> None:
         self.address = address
         self.shown = without_password(address)

@@ -260,7 +260,6 @@ def _write(job: tuple[str, int, str, int]) -> int:
 
 
 def _write_many(jobs: Sequence[tuple[str, int, str, int]]) -> list[int]:
-    """Draw and write some images, and return the number of digits of each."""
     return [_write(job) for job in jobs]
 
 

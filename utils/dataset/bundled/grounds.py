@@ -19,7 +19,6 @@ _PHOTOGRAPH = ROOT / "data" / "images" / "grace_hopper.jpg"
 
 @lru_cache(maxsize=1)
 def _photograph() -> np.ndarray:
-    """Read the photograph, BGR."""
     image = cv2.imread(str(_PHOTOGRAPH))
     if image is None:
         raise FileNotFoundError(f"{_PHOTOGRAPH} is part of the project and missing")
@@ -100,7 +99,6 @@ def _relief(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Return a linear gradient between two colours."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     return _blend(
@@ -142,7 +140,6 @@ def _tiles(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _near(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-    """Return a colour near another one."""
     return np.clip(base + rng.normal(0, 30, 3), 0, 255).astype(np.float32)
 
 
