@@ -382,16 +382,17 @@ def find_file(name: str | Path, *folders: str, folder: bool = False) -> Path:
     raise UserError(f"{given}: no such file (looked for {', '.join(looked)}); {path_remedy(str(given))}")
 
 
-def path_remedy(path: str) -> str:
+def path_remedy(path: str, otherwise: str = "check the path") -> str:
     r"""Return the remedy for a path that leads nowhere.
 
     >>> path_remedy("data/x.yaml"), path_remedy(r"C:\sets\x.yaml") if os.sep == "/" else ""
     ('check the path', 'it is a path of Windows: give it as this system has it (in WSL /mnt/c/sets/x.yaml)')
     """
     drive, _, rest = path.replace("\\", "/").partition(":")
-    if os.sep != "/" or "\\" not in path:
-        return "check the path"
-    example = f" (in WSL /mnt/{drive.lower()}{rest})" if len(drive) == 1 and rest.startswith("/") else ""
+    on_drive = len(drive) == 1 and drive.isalpha() and rest.startswith("/")
+    if os.sep != "/" or not (on_drive or "\\" in path):
+        return otherwise
+    example = f" (in WSL /mnt/{drive.lower()}{rest})" if on_drive else ""
     return f"it is a path of Windows: give it as this system has it{example or ', with slashes'}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.dataset.archives import fetch_archives
 from utils.downloads import is_url
 from utils.errors import UserError, shown
-from utils.files import ROOT, datasets_dir, expand_user, spellings
+from utils.files import ROOT, datasets_dir, expand_user, path_remedy, spellings
 from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -38,7 +38,7 @@ def find_root(
         if download:
             root = _download_dataset(yaml_path, download, given, lambda: _choose_root(candidates, entries))
         if root is None:
-            raise UserError(_missing_sentence(yaml_path, candidates, entries))
+            raise UserError(_missing_sentence(yaml_path, given, candidates, entries))
     return root or next((c for c in candidates if c.is_dir()), candidates[0])
 
 
@@ -51,11 +51,14 @@ def locate_split(root: Path, entry: str) -> Path:
     return next((place for place in places if place.exists()), places[0])
 
 
-def _missing_sentence(yaml_path: Path, candidates: list[Path], entries: dict[str, list[str]]) -> str:
+def _missing_sentence(
+    yaml_path: Path, given: str, candidates: list[Path], entries: dict[str, list[str]]
+) -> str:
     """Say which images are missing and where they were searched."""
     looked = ", ".join(map(str, candidates))
     if not any(c.is_dir() for c in candidates):
-        return f"{yaml_path}: data set missing (looked for {looked}); put it there or correct 'path'"
+        remedy = path_remedy(given, "put it there or correct 'path'")
+        return f"{yaml_path}: data set missing (looked for {looked}); {remedy}"
     absent = [
         f"{split}: {entry}"
         for split, listed in entries.items()

@@ -1,5 +1,7 @@
 """The folder of a data set: where it is searched, and what may be fetched."""
 
+import os
+
 import pytest
 
 from tests.utils.image_sets import make_dataset, write_yaml
@@ -80,3 +82,11 @@ def test_backslashes_and_a_leading_data_are_forgiven_and_said(tmp_path, path, en
     assert config.splits["train"] == [root / "images" / "train"]
     assert sum("is not there" in line for line in logged) == 1
     assert (path or entry) in logged[0]
+
+
+@pytest.mark.skipif(os.sep != "/", reason="elsewhere it is a path")
+@pytest.mark.parametrize("path", ["C:\\sets\\mine", "C:/sets/mine"])
+def test_a_path_of_windows_has_its_own_remedy(tmp_path, path):
+    save_yaml(tmp_path / "d.yaml", {"path": path, "train": "images", "val": "images", "names": ["a"]})
+    with pytest.raises(UserError, match=r"data set missing .*path of Windows.*\(in WSL /mnt/c/sets/mine\)$"):
+        load_dataset(tmp_path / "d.yaml")
