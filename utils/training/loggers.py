@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -172,11 +173,12 @@ class Mlflow:
         import mlflow
 
         self._mlflow = mlflow
-        if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
-            mlflow.set_experiment(folder.parent.name)
-        self.run_id: str | None = mlflow.start_run(run_id=run_id, run_name=folder.name).info.run_id
-        if run_id is None:  # a value that is there already cannot change
-            mlflow.log_params(_flat(options))
+        with _few_retries():
+            if not os.environ.get("MLFLOW_EXPERIMENT_NAME") and not os.environ.get("MLFLOW_EXPERIMENT_ID"):
+                mlflow.set_experiment(folder.parent.name)
+            self.run_id: str | None = mlflow.start_run(run_id=run_id, run_name=folder.name).info.run_id
+            if run_id is None:  # a value that is there already cannot change
+                mlflow.log_params(_flat(options))
 
     def log_epoch(self, epoch: int, values: Mapping[str, float]) -> None:
         """Record the figures; MLflow allows no colon in a name."""
@@ -190,6 +192,19 @@ class Mlflow:
     def close(self, complete: bool) -> None:
         """End MLflow's run."""
         self._mlflow.end_run("FINISHED" if complete else "KILLED")
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let MLflow try an address for seconds inside the block; by itself it does for minutes."""
+    name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    given = os.environ.get(name)
+    os.environ[name] = given or "1"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]
 
 
 class Wandb:

@@ -173,6 +173,16 @@ def test_one_that_cannot_be_started_is_one_sentence_before_the_training(folder: 
         RunLoggers(folder, ["mlflow"], {})
 
 
+def test_an_address_without_a_server_is_given_up_in_seconds(folder: Path, monkeypatch) -> None:
+    pytest.importorskip("mlflow", reason="mlflow is optional")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="--logger mlflow: cannot be started"):
+        RunLoggers(folder, ["mlflow"], {})
+    assert time.monotonic() - begun < 60
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
 class Failing:
     """A service that is lost in the middle."""
 
