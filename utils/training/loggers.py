@@ -196,7 +196,7 @@ class Mlflow:
 
 @contextlib.contextmanager
 def _few_retries() -> Iterator[None]:
-    """Let MLflow try an address for seconds inside the block; by itself it does for minutes."""
+    """Let MLflow try an address for seconds inside the block, not for minutes."""
     name = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
     given = os.environ.get(name)
     os.environ[name] = given or "1"
