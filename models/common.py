@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from models.layers.activations import ACTIVATIONS, Activation, make_activation
 from models.layers.depthwise import StridedDepthwiseConv2d, convolution
+from models.layers.expansion import ConvNormAct, conv_norm
 from models.registry import Arguments, register_block
 
 if not TYPE_CHECKING:  # for a type checker this module would have every name
@@ -639,7 +640,7 @@ class GhostBottleneck(nn.Module):
 
 
 @register_block(check=_check_groups)
-class ConvBNReLU(nn.Sequential):
+class ConvBNReLU(ConvNormAct):
     """Apply a convolution, BatchNorm and ReLU6: children 0, 1, 2 as in torchvision.
 
     ReLU6 works in place, and its gradient needs only its result. One map fewer stays in memory, which limits
@@ -725,11 +726,11 @@ def _efficientnet_convolution(c1: int, c2: int, k: int, s: int, g: int, tf: bool
 
 def _efficientnet_unit(
     c1: int, c2: int, k: int, s: int = 1, g: int = 1, act: Activation = None, tf: bool = True
-) -> nn.Sequential:
+) -> ConvNormAct:
     """Return convolution, BatchNorm and activation (None: none), children 0, 1, 2 as in torchvision."""
     norm = _tensorflow_norm(c2) if tf else _pytorch_norm(c2)
     activation = [] if act is None else [make_activation(act)]
-    return nn.Sequential(_efficientnet_convolution(c1, c2, k, s, g, tf), norm, *activation)
+    return ConvNormAct(_efficientnet_convolution(c1, c2, k, s, g, tf), norm, *activation)
 
 
 def drop_connect(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -748,7 +749,7 @@ def drop_connect(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 @register_block
-class stem(nn.Sequential):  # noqa: N801 the name that published YAMLs use
+class stem(ConvNormAct):  # noqa: N801 the name that published YAMLs use
     """Apply the first layer: 3x3 convolution at stride 2, BatchNorm, activation.
 
     Table 1, stage 1. Example: `[-1, 1, stem, [32, ReLU6]]`
@@ -845,7 +846,7 @@ class MBConvBlock(nn.Module):
 
 
 @register_block(check=_check_groups)
-class MobileNetV3Conv(nn.Sequential):
+class MobileNetV3Conv(ConvNormAct):
     """Apply a convolution, BatchNorm and an activation: children 0, 1, 2 as in torchvision.
 
     It is the network's first layer. Example: `[-1, 1, MobileNetV3Conv, [16, 3, 2]]`
@@ -1031,7 +1032,7 @@ class ConvBNSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, c1, H, W) to (N, c2, H/s, W/s)."""
-        return self.act(self.bn(self.conv(x)))
+        return self.act(conv_norm(self.conv, self.bn, x))
 
 
 @register_block

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Sequence
@@ -260,10 +262,15 @@ def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
 
 # Any: a user's block may return anything.
 def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]]) -> Any:
-    """Run a row on the meta device, without memory or arithmetic.
+    """Run a row without memory or arithmetic.
 
-    A block whose code asks for a tensor's values runs once on the CPU.
+    A batch of 0 images needs neither. Where a row cannot take it, the meta device does it; its first use
+    imports torch._dynamo and sympy, which takes more than a second. A block whose code asks for a tensor's
+    values runs once on the CPU.
     """
+    if not (row.spec.source or row.spec.reference):  # others' code may not expect a batch of no image
+        with contextlib.suppress(Exception):  # the meta device says what is wrong
+            return _forward_of_no_image(layer, row, shapes)
     try:
         try:
             return _forward(layer, row, shapes, "meta")
@@ -279,6 +286,21 @@ def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[i
         raise RowError(
             f"cannot take an input of {inputs} with {shown(row.args)}: {_why(row, error)}"
         ) from None
+
+
+def _forward_of_no_image(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """Run a row on a batch of 0 images, with one shared zero as every weight.
+
+    Raises:
+        ValueError: the result does not tell the shape for one image.
+    """
+    light = copy.deepcopy(layer)._apply(
+        lambda t: torch.zeros((), dtype=t.dtype, device="cpu").expand(t.shape)
+    )
+    result = _forward(light, row, [(0, *shape[1:]) for shape in shapes], "cpu")
+    if not isinstance(result, Tensor) or result.ndim != 4 or len(result) > 0:
+        raise ValueError("no map for a batch of 0 images")
+    return result.new_zeros(()).expand(1, *result.shape[1:])
 
 
 # Any: see above.

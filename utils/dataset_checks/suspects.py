@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torchvision.ops import nms
 
 from utils.boxes import box_iou, xyxy2xywhn
 from utils.dataset.image_set import ImageSet
@@ -71,7 +70,7 @@ def weigh(detections: torch.Tensor, labels: torch.Tensor) -> Evidence:
     label. A detection belongs to the label that it overlaps most, and a label has the detection with the
     largest confidence x IoU.
     """
-    best = detections[nms(detections[:, :4], detections[:, 4], _NMS.iou_thres)]
+    best = detections[torch.ops.torchvision.nms(detections[:, :4], detections[:, 4], _NMS.iou_thres)]
     m = len(labels)
     box, iou, given = np.zeros((m, 6), np.float32), np.zeros(m, np.float32), np.zeros(m, np.float32)
     if m == 0 or len(best) == 0:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from utils.evaluation.metrics import CONFIDENCES, ConfusionMatrix, Curves, smooth
 from utils.evaluation.plots import new_figure, plain_text, rgb, save_figure
 from utils.results.drawing import class_label
+
+if TYPE_CHECKING:  # see utils.evaluation.plots
+    from matplotlib.figure import Figure
 
 MAX_LEGEND = 20  # beyond that many classes only the mean is named
 _MEAN = rgb(4)

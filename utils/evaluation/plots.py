@@ -2,6 +2,9 @@
 
 Figures are matplotlib `Figure` objects on an Agg canvas of their own: no pyplot, no global state, no display,
 safe in threads. The curves and the confusion matrix of a validation are in `utils.evaluation.curves`.
+
+matplotlib is imported in the functions that draw with it: it takes half as long as torch, and every script
+that may draw would start with it.
 """
 
 from __future__ import annotations
@@ -11,17 +14,11 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import cv2
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager
-from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from torch import Tensor
 
 from utils.boxes import xywh2xyxy
@@ -30,6 +27,11 @@ from utils.evaluation.metrics import smooth
 from utils.files import atomic_write
 from utils.results.drawing import class_label, colour, draw_detections, font_for, shown_text, write_text
 from utils.results.result_files import write_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 GRID_IMAGES = 16  # at most, per picture
 GRID_PIXELS = 1920  # longer side of a grid, at most
@@ -47,6 +49,9 @@ class LabelledSizes(Protocol):
 
 def new_figure(width: float, height: float) -> Figure:
     """Return a figure of `width` x `height` inches with a canvas of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -54,6 +59,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 200) -> None:
     """Write a figure in the format of its suffix, whole or not at all."""
+    from matplotlib.text import Text
+
     path = Path(path)
     ticks = (label for axes in figure.axes for label in (*axes.get_xticklabels(), *axes.get_yticklabels()))
     for text in (*figure.findobj(Text), *ticks):
@@ -85,6 +92,8 @@ def choose_font(text: Text) -> None:
 @cache
 def _family(path: str) -> str:
     """Make a font known to matplotlib, and return its family."""
+    from matplotlib.font_manager import FontProperties, fontManager
+
     fontManager.addfont(path)
     return str(FontProperties(fname=path).get_name())
 
@@ -198,6 +207,8 @@ def _draw_centred_boxes(axis: Axes, cls: np.ndarray, xywh: np.ndarray) -> None:
 
     Of many, every k-th is drawn.
     """
+    from matplotlib.patches import Rectangle
+
     step = max(len(xywh) // MAX_DRAWN_BOXES, 1)
     for c, (w, h) in zip(cls[::step], xywh[::step, 2:]):
         axis.add_patch(

@@ -1,9 +1,13 @@
 """Arguments, channels and strides are inferred before anything is built; what cannot work is refused."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from models.build import shapes
 from models.build.shapes import pixel_anchors
 from models.yolo import DetectionModel, parse_model
 from tests.models.build.broken import BASE, assert_refused, broken
@@ -152,3 +156,42 @@ def test_torch_modules_as_rows():
     assert parse_model(cfg)[0][9].out_channels == 256
     cfg = broken(backbone_9=[-1, 1, "nn.MaxPool2d", [3, 1, 1]])
     assert isinstance(parse_model(cfg)[0][9], nn.MaxPool2d)
+
+
+def test_a_network_is_built_without_torchs_compiler():
+    """The meta device imports it, which costs every script more than a second."""
+    code = "import sys; from models.yolo import DetectionModel; DetectionModel('yolov5-mobilevit-xxs.yaml')"
+    code += "; print(*{'torch._dynamo', 'sympy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("name", ["yolov5-mobilevit-xxs", "yolov5-efficientnet-b0", "yolov5s-ghost"])
+def test_a_batch_of_no_image_tells_what_the_meta_device_tells(name, monkeypatch):
+    def facts():
+        return [(row.shape, row.stride, row.params) for row in DetectionModel(f"{name}.yaml").rows]
+
+    found, tried = facts(), []
+
+    def refuse(*args):
+        tried.append(args)
+        raise ValueError
+
+    monkeypatch.setattr(shapes, "_forward_of_no_image", refuse)
+    assert facts() == found
+    assert tried
+
+
+def test_a_row_that_takes_no_empty_batch_is_tried_on_the_meta_device():
+    head = [[-1, 1, "TransformerBlock", [32, 4, 1]], [[-1], 1, "Detect", ["nc", "anchors"]]]
+    backbone = [[-1, 1, "Conv", [16, 3, 32]]]
+    cfg = {
+        "nc": 1,
+        "depth_multiple": 1.0,
+        "width_multiple": 1.0,
+        "anchors": 1,
+        "backbone": backbone,
+        "head": head,
+    }
+    _, rows = parse_model(cfg)
+    assert rows[1].shape == (1, 32, 16, 16)
