@@ -289,7 +289,7 @@ def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[i
 
 
 def _forward_of_no_image(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """Run a row on a batch of 0 images, with one shared zero as every weight.
+    """Run a row on a batch of 0 images, all weights being one zero.
 
     Raises:
         ValueError: the result does not tell the shape for one image.

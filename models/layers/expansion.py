@@ -77,7 +77,7 @@ class _NormalisedExpansion(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return a map (N, C, H, W) as rows (N * H * W, C); a view if it is channels_last."""
+    """Return a map (N, C, H, W) as one row per pixel."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
