@@ -131,7 +131,9 @@ def _is_faster(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> bool:
     """Return whether these are plain layers in training that widen a large map."""
     trains = norm.training and torch.is_grad_enabled() and x.device.type == "cpu"
     plain = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and conv.bias is None
+    if not (trains and plain):  # a trace must not see the sizes below
+        return False
     pointwise = conv.weight.shape[2:] == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
     widens = conv.in_channels <= min(_MOST_CHANNELS, conv.out_channels // _LEAST_RATIO) and conv.groups == 1
     large = x.numel() // x.shape[1] >= _LEAST_PIXELS and x.is_contiguous(memory_format=torch.channels_last)
-    return trains and plain and norm.affine and pointwise and widens and large
+    return norm.affine and pointwise and widens and large
