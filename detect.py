@@ -33,7 +33,7 @@ from models.weights.releases import fetch_missing
 from utils.cli import RunOptions, from_keywords, given, guard, option, parse
 from utils.dataset.config import dataset_yaml, read_names
 from utils.detector import Detector
-from utils.device import cores_are_scarce, select_device, tune_allocator
+from utils.device import cores_are_scarce, limit_threads, select_device, tune_allocator
 from utils.errors import UserError
 from utils.files import ROOT, increment_dir, load_yaml
 from utils.image_size import fit_size
@@ -187,6 +187,7 @@ def run(**options: Any) -> DetectResult:
     device = select_device(opt.device)
     if device.type == "cpu":
         tune_allocator()
+        limit_threads()
     backend = load_backend(opt.weights, device, half=opt.half, dnn=opt.dnn, names=_fallback_names(opt.data))
     _check_backend(opt, backend)
     imgsz = fit_size(opt.imgsz, backend.stride, only=backend.fixed_size)

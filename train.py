@@ -40,6 +40,7 @@ from utils.device import (
     amp_dtype,
     describe,
     is_main,
+    limit_threads,
     rank,
     repeatable,
     select_device,
@@ -255,6 +256,7 @@ def prepare_process(opt: TrainOptions) -> None:
     if not is_main():
         setup_logging(verbose=False)
     tune_allocator()
+    limit_threads()
     load_plugins(opt.plugins)
 
 

@@ -24,7 +24,7 @@ from utils.cli import WORKERS_HELP, RunOptions, from_keywords, given, guard, opt
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
-from utils.device import describe, select_device, tune_allocator
+from utils.device import describe, limit_threads, select_device, tune_allocator
 from utils.errors import UserError
 from utils.evaluation.coco import (
     COCO_CATEGORY_IDS,
@@ -157,6 +157,7 @@ class _Validation:
         self.device = select_device(opt.device)
         if self.device.type == "cpu":
             tune_allocator()
+            limit_threads()
         self.config = load_dataset(opt.data, single_cls=opt.single_cls)
         self.backend = load_backend(
             weights, self.device, half=opt.half, dnn=opt.dnn, names=self.config.label_names

@@ -19,6 +19,7 @@ LOGGER = logging.getLogger("yolo.device")
 
 AMP_MODES = ("auto", "fp16", "bf16", "off")
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def select_device(spec: str = "") -> torch.device:
@@ -206,7 +207,29 @@ def available_cpus() -> int:
 
     Containers and taskset make them fewer than the machine has.
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cpus, _granted_cpus() or cpus)
+
+
+def _granted_cpus() -> int:
+    """Return how many processors' time a container may use, rounded up; 0 without a limit.
+
+    `docker run --cpus 2` gives the time of two of them, but shows them all.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups 2 and 1
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((CGROUP / name).read_text() for name in names).split())
+            return max(-(-quota // period), 0) if period > 0 else 0
+    return 0
+
+
+def limit_threads() -> None:
+    """Compute with no more threads than this process has processors.
+
+    More of them wait for each other: the library counts those of the machine, not those of the container.
+    """
+    if torch.get_num_threads() > available_cpus():
+        torch.set_num_threads(available_cpus())
 
 
 def cores_are_scarce(device: torch.device) -> bool:

@@ -133,3 +133,42 @@ def test_ranks_come_from_the_launcher(monkeypatch):
 def test_hardware_line_and_versions_name_what_is_here():
     assert "threads" in device.describe(torch.device("cpu"))
     assert device.versions()["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({}, 6),
+        ({"cpu.max": "max 100000\n"}, 6),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "1600000 100000\n"}, 6),
+        ({"cpu.max": "broken"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "0\n"}, 6),
+        ({"cpu/cpu.cfs_quota_us": "400000\n"}, 6),
+    ],
+)
+def test_a_container_grants_fewer_processors_than_it_shows(tmp_path, monkeypatch, files, cpus):
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert device.available_cpus() == cpus
+
+
+def test_no_more_threads_than_processors(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        monkeypatch.setattr(device, "available_cpus", lambda: 8)
+        device.limit_threads()
+        assert torch.get_num_threads() == 5
+        monkeypatch.setattr(device, "available_cpus", lambda: 3)
+        device.limit_threads()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -191,17 +191,18 @@ def prefetch(workers: int) -> int:
     return max(2, math.ceil(4 / workers))
 
 
-def count_workers(asked: int, batch_size: int, batches: int, batch_bytes: int, world_size: int = 1) -> int:
+def count_workers(asked: int, batches: int, batch_bytes: int, world_size: int = 1) -> int:
     """Return how many workers are worth starting.
 
-    More than the CPUs, the batch size or the batches would only wait.
+    More than the CPUs or the batches would only wait. Each makes whole batches, so a batch of one image can
+    need several too.
 
     Args:
         asked: `--workers`.
         batch_bytes: size of one batch. Batches reach the main process through /dev/shm, which is 64 MiB in an
             ordinary container; a worker that needs more is killed.
     """
-    workers = min(asked, max(available_cpus() // world_size, 1), batch_size, batches)
+    workers = min(asked, max(available_cpus() // world_size, 1), batches)
     shared = Path("/dev/shm")  # noqa: S108 the system's own place for shared memory
     if workers <= 0 or not shared.is_dir():
         return max(workers, 0)
@@ -275,5 +276,5 @@ def build_loader(
         _warn_of_tiny_boxes(images, options.imgsz)
     pixels = int(dataset.rect.shapes.prod(1).max()) if dataset.rect else dataset.frame[0] * dataset.frame[1]
     batch_bytes = pixels * 3 * options.batch_size
-    processes = count_workers(workers, options.batch_size, len(sampler), batch_bytes, world_size)
+    processes = count_workers(workers, len(sampler), batch_bytes, world_size)
     return Loader(dataset, sampler, workers=processes)

@@ -238,11 +238,11 @@ def test_workers_unless_the_network_needs_every_core(monkeypatch, device, cpus, 
 def test_how_many_workers_are_worth_starting(monkeypatch):
     monkeypatch.setattr("utils.dataset.loader.available_cpus", lambda: 6)
     megabyte = 2**20
-    assert count_workers(8, 16, 100, megabyte) == 6
-    assert count_workers(8, 16, 100, megabyte, world_size=2) == 3
-    assert count_workers(8, 4, 100, megabyte) == 4
-    assert count_workers(8, 16, 2, megabyte) == 2
-    assert count_workers(0, 16, 100, megabyte) == 0
+    assert count_workers(8, 100, megabyte) == 6
+    assert count_workers(8, 100, megabyte, world_size=2) == 3
+    assert count_workers(4, 100, megabyte) == 4
+    assert count_workers(8, 2, megabyte) == 2
+    assert count_workers(0, 100, megabyte) == 0
     assert prefetch(1) == 4
     assert prefetch(8) == 2
 
@@ -254,9 +254,9 @@ def test_a_small_shared_memory_costs_workers_and_not_the_run(monkeypatch, caplog
     monkeypatch.setattr("utils.dataset.loader.available_cpus", lambda: 8)
     monkeypatch.setattr("utils.dataset.loader.shutil.disk_usage", lambda _: usage(64 * 2**20))
     monkeypatch.setattr("utils.dataset.loader.Path.is_dir", lambda _: True)
-    assert count_workers(8, 16, 100, 8 * 2**20) == 3
-    assert count_workers(8, 16, 100, 20 * 2**20) == 0
-    assert count_workers(2, 16, 100, 2**20) == 2
+    assert count_workers(8, 100, 8 * 2**20) == 3
+    assert count_workers(8, 100, 20 * 2**20) == 0
+    assert count_workers(2, 100, 2**20) == 2
     assert caplog.text.count("workers instead of") == 2
 
 
