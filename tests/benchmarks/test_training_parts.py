@@ -32,7 +32,7 @@ def test_modes_are_compared_with_what_auto_chose(monkeypatch):
     ran = []
 
     def stopwatch(what, call):
-        """Modes differ by known factors; contiguous ones are hopeless, and one is better than what auto has."""
+        """Modes differ by known factors; contiguous ones are hopeless, one is better than auto."""
         if isinstance(what, LayerRun):
             return 1e-3
         if not ran:
