@@ -4,6 +4,7 @@ import json
 
 from data import convert
 from tests.utils.image_sets import write_image
+from utils.dataset.convert.conversion import convert_dataset
 
 
 def voc_object(name, box, difficult=0):
@@ -30,7 +31,7 @@ def voc_folder(root, items, lists=None, size=(100, 50)):
 
 
 def run_convert(*argv):
-    return convert.run(convert.parse_opt([str(a) for a in argv]))
+    return convert_dataset(convert.parse_opt([str(a) for a in argv]))
 
 
 def read_rows(path):
