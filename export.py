@@ -270,6 +270,7 @@ def _job(model: DetectionModel, example: Tensor, opt: ExportOptions) -> Job:
         device=example.device.type,
         precision=opt.precision,
         nms=opt.suppression(),
+        licence=model.licence,
     )
     channels_last = torch.channels_last  # what the backends run; the traced weights keep it
     return Job(

@@ -26,6 +26,7 @@ from models.backends import ModelBackend, load_backend
 from models.formats.base import Backend
 from models.layers.timm_torchvision_rows import is_named
 from models.plugins import load_plugins
+from models.weights.align import align_adapters
 from models.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.weights.initial_model import check_config, start_model, starting_weights
 from models.yolo import DetectionModel
@@ -34,7 +35,7 @@ from utils.dataset.batch_sampler import image_weights
 from utils.dataset.config import DatasetConfig, load_dataset
 from utils.dataset.detection_dataset import Batch, BatchOptions
 from utils.dataset.image_set import ImageSet
-from utils.dataset.images import load_images
+from utils.dataset.images import list_images, load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import (
     amp_dtype,
@@ -52,7 +53,7 @@ from utils.errors import UserError
 from utils.evaluation.evaluate import EvalOptions, ValResult, evaluate, log_table
 from utils.evaluation.metrics import Metrics, fitness, save_metrics
 from utils.evaluation.plots import plot_images, plot_labels, plot_results
-from utils.files import remove_dead_parts, save_yaml
+from utils.files import find_file, remove_dead_parts, save_yaml
 from utils.image_size import fit_side
 from utils.profiling import count_parameters, gflops
 from utils.training.anchors import check_anchors
@@ -204,6 +205,8 @@ def new_run(options: Mapping[str, object]) -> Start:
     """Check the options of a new run, and that its starting weights exist."""
     opt = from_keywords(TrainOptions, with_recipe(options))
     starting_weights(opt.cfg, opt.weights)
+    if isinstance(opt.align, str):
+        find_file(opt.align, folder=True)
     return Start(opt, mode_of_run(opt.amp))
 
 
@@ -234,6 +237,8 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
     hyp = load_hyp(start.checkpoint.meta["hyp"] if start.checkpoint else opt.hyp)
     network = build_network(start, hyp)  # before a data set is fetched, so that wrong weights fail early
     data = prepare_data(start)
+    if opt.align and is_main() and start.checkpoint is None:
+        align_network(opt, network, data, device)
     model = place_network(network, opt, device)
     frozen = FrozenLayers(model, opt.freeze)
     settings = settle(start, model, hyp, len(data.train), device)
@@ -281,6 +286,7 @@ def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
             anchors_per_layer=round(hyp["anchors"]) if "anchors" in hyp else None,
             seed=opt.seed,
             backbone_weights=opt.backbone_weights,
+            neck_weights=opt.neck_weights,
         )
 
 
@@ -292,6 +298,19 @@ def prepare_data(start: Start) -> TrainingData:
         images = load_images(config, "train", workers=opt.workers, require_labels=True)
         val = load_images(config, "val", workers=opt.workers)
     return TrainingData(config, images, val)
+
+
+def align_network(
+    opt: TrainOptions, network: DetectionModel, data: TrainingData, device: torch.device
+) -> None:
+    """Align the adapters of --neck-weights, which the other processes take over from the main one."""
+    if isinstance(opt.align, str):
+        paths, _ = list_images([find_file(opt.align, folder=True)], Path())
+    else:
+        paths = [data.train.path(index) for index in range(len(data.train))]
+    imgsz = fit_side(opt.imgsz, int(network.stride.max()), least=2)
+    weights = find_file(opt.neck_weights)
+    LOGGER.info("%s", align_adapters(network, weights, paths, imgsz, device=device, seed=opt.seed))
 
 
 def place_network(model: DetectionModel, opt: TrainOptions, device: torch.device) -> DetectionModel:
@@ -428,7 +447,8 @@ def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, se
     if opt.noautoanchor and not counted:
         return
     # Anchors that are only counted are placeholders: they are replaced even if they fit.
-    force = counted or bool(opt.cfg and isinstance(model.yaml["anchors"], int | float))
+    placeholders = isinstance(model.yaml["anchors"], int | float) and not opt.neck_weights
+    force = counted or bool(opt.cfg and placeholders)
     limit = settings.hyp["anchor_t"]
     check_anchors(data.train, model.detect, settings.imgsz, limit, opt.seed, force=force)
 

@@ -92,6 +92,7 @@ class DetectionModel(nn.Module):
         source: what the YAML is called in messages.
         rows: a `Row` per layer. model: the layers; their state_dict keys are YOLOv5's, 'model.N....'.
         names: class index -> name. nc, ch: classes, channels of the image.
+        licence: of weights of others that it was given, such as AGPL-3.0; '' for none that is known.
         mean, std: buffers (1, ch, 1, 1) that the input is normalised with; None where the YAML has none.
         is_fused: whether `fuse` was called.
 
@@ -121,6 +122,7 @@ class DetectionModel(nn.Module):
         self.ch: int = self.yaml["ch"]
         self.nc: int = self.yaml["nc"]
         self.names = {i: f"class{i}" for i in range(self.nc)}
+        self.licence = ""
         self.is_fused = False
         self._kept = {s for row in self.rows for s in row.sources if s != row.index - 1}
         for key in ("mean", "std"):

@@ -43,6 +43,7 @@ class Metadata:
         device: 'cpu' or 'cuda': the kind of device it was traced on; None when unknown.
         precision: what its weights are in: 'fp32', 'fp16' or 'int8'.
         nms: the non-maximum suppression in the file; None when it gives the decoded tensor.
+        licence: of weights of others in it, such as AGPL-3.0; '' for none that is known.
     """
 
     names: dict[int, str]
@@ -55,6 +56,7 @@ class Metadata:
     device: str | None = None
     precision: str = "fp32"
     nms: Suppression | None = None
+    licence: str = ""
 
     def values(self) -> dict[str, object]:
         """Return what an exported file carries, as values that JSON and YAML keep."""
@@ -74,6 +76,7 @@ class Metadata:
             "device": self.device,
             "normalisation": NORMALISATION,
             "nms": None if self.nms is None else asdict(self.nms),
+            "license": self.licence or None,  # as YOLOv5's own exports spell it
         }
         return {key: value for key, value in values.items() if value is not None}
 
@@ -154,6 +157,7 @@ def parse_metadata(path: Path, raw: RawMetadata, names: Names | None) -> Metadat
             device=None if values.get("device") is None else str(values["device"])[:80],
             ch=int(values.get("ch") or (shape[1] if shape else 3)),
             nms=Suppression(**values["nms"]) if values.get("nms") else None,
+            licence=str(values.get("license") or ""),
         )
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError) as error:
         raise UserError(

@@ -9,7 +9,8 @@ A file is one dict (schema 1):
     names     class names by index
     plugins   {block name: file} of the user's own blocks that the YAML names
     state     the model's state_dict
-    meta      what the trainer knows: epoch, best_fitness, opt, hyp, date, seed, versions
+    meta      what the trainer knows: epoch, best_fitness, opt, hyp, date, seed, versions; and `licence`, if
+              weights of others are in it whose licence it carries
     training  what a resumed run needs (optimizer, EMA, generators, ...), or None
 
 Every value is a tensor or plain Python data, so that `torch.load(weights_only=True)` reads it.
@@ -30,7 +31,14 @@ from torch import Tensor, nn
 from models.build.rows import KEYS
 from models.registry import lookup
 from models.schema import PROJECT, SCHEMA, TASK
-from models.weights.official import OfficialFile, Stored, is_official, parse_official, read_file
+from models.weights.official import (
+    OFFICIAL_LICENCE,
+    OfficialFile,
+    Stored,
+    is_official,
+    parse_official,
+    read_file,
+)
 from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
@@ -83,6 +91,7 @@ def save_checkpoint(
     """
     if model.is_fused:
         raise ValueError("a fused model cannot be saved as a checkpoint: keep the unfused one")
+    licence = {"licence": model.licence} if model.licence else {}
     payload = {
         "schema": SCHEMA,
         "project": PROJECT,
@@ -91,7 +100,7 @@ def save_checkpoint(
         "names": {int(i): str(name) for i, name in model.names.items()},
         "plugins": needed_plugins(model.yaml),
         "state": _state(model, half),
-        "meta": plain_data(dict(meta), "meta"),
+        "meta": plain_data({**meta, **licence}, "meta"),
         "training": None if training is None else plain_data(dict(training), "training"),
     }
     buffer = io.BytesIO()  # serialised first: a disk error then surfaces as itself, not as torch's
@@ -193,6 +202,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> Che
             f"{' '.join(files)} (plugins={files} from Python)"
         )
     model = _rebuild(file, data["yaml"], data["state"], data["names"])
+    model.licence = str(data["meta"].get("licence", ""))
     return Checkpoint(model.to(device), data["meta"], data.get("training"), official=False, path=file)
 
 
@@ -227,6 +237,7 @@ def _check_payload(path: Path, data: object) -> None:
 def _from_official(path: Path, official: OfficialFile, device: str | torch.device) -> Checkpoint:
     """Return our model with an official file's weights, anchors and names."""
     model = _rebuild(path, official.yaml, official.state, official.names)
+    model.licence = OFFICIAL_LICENCE
     ours = {type(m).__name__ for m in model.modules() if type(m).__module__ == "torch.nn.modules.activation"}
     if official.activations and ours != official.activations:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from models.weights.checkpoint import load_checkpoint, transfer
+from models.weights.neck import load_neck
 from models.weights.pretrained import check_weights, load_backbone
 from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel
@@ -42,8 +43,15 @@ def starting_weights(cfg: str | Path, weights: str | Path | None) -> str | Path:
     weights = DEFAULT_WEIGHTS if weights is None else weights
     if not cfg and not weights:
         raise UserError("--weights '' starts from scratch and needs --cfg with a model YAML")
-    if not weights:
-        return ""
+    return fetched(weights) if weights else ""
+
+
+def fetched(weights: str | Path) -> Path:
+    """Return the file of a checkpoint; official weights that are not here are fetched.
+
+    Raises:
+        UserError: a file that is not there and cannot be fetched.
+    """
     fetch_missing(weights)
     return find_file(weights)
 
@@ -72,6 +80,7 @@ def start_model(
     anchors_per_layer: int | None = None,
     seed: int = 0,
     backbone_weights: str | None = None,
+    neck_weights: str | None = None,
 ) -> DetectionModel:
     """Build the network for a data set, with the weights that fit.
 
@@ -83,6 +92,7 @@ def start_model(
         anchors_per_layer: instead of the YAML's anchors, this many, to be searched.
         seed: of the initial weights.
         backbone_weights: as in `models.weights.pretrained.load_backbone`; None loads none.
+        neck_weights: as in `models.weights.neck.load_neck`; None loads none.
 
     Raises:
         UserError: neither a YAML nor weights, or one that cannot be used.
@@ -101,7 +111,12 @@ def start_model(
         # Anchors that the YAML or the hyperparameters state are meant; those of the weights are not.
         exclude = ("anchor",) if cfg or anchors_per_layer else ()
         LOGGER.info("%s: %s", weights, transfer(model, start.model.state_dict(), exclude))
+        model.licence = start.model.licence
     if backbone_weights:
         LOGGER.info("--backbone-weights %s", load_backbone(model, backbone_weights))
+    if neck_weights:
+        LOGGER.info("--neck-weights %s", load_neck(model, fetched(neck_weights), names))
+    if model.licence:
+        LOGGER.info("these weights, and so this network, have the licence %s", model.licence)
     model.names = dict(names)
     return model

@@ -84,6 +84,7 @@ _FAMILIAR = ("ultralytics.", "models.", "utils.", "torch.", "timm.")  # what suc
 Stored = Any  # Any: a checkpoint's values are of any kind until they are checked
 _ACTIVATIONS = "torch.nn.modules.activation."
 _DEEPEST = 64  # nesting of modules; official models have 6, a file that points into itself has no end
+OFFICIAL_LICENCE = "AGPL-3.0"  # of YOLOv5, and of the weights that are published with it
 _MODEL_KEYS = ("ema", "model")  # the averaged weights are the ones the official project itself would use
 
 

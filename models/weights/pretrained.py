@@ -73,7 +73,9 @@ def load_backbone(model: DetectionModel, weights: str) -> BackboneReport:
     if path is not None and label is None:
         own = _checkpoint_state(path)
         if own is not None:
-            return _transplant(model, *own, str(path))
+            report = _transplant(model, *own, str(path))
+            model.licence = model.licence or getattr(own[0].network, "licence", "")
+            return report
         state: Mapping[str, Tensor] = read_weights(path)
         reference = _origin(model, path, state)
     else:

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+from models.weights.official import OFFICIAL_LICENCE
 from utils.downloads import fetch
 from utils.files import ROOT
 
@@ -64,7 +65,7 @@ def fetch_missing(*weights: str | Path) -> None:
 def _fetch(name: str) -> None:
     asset, url, place = RELEASED[name], f"{RELEASE_URL}/{name}", Path.cwd() / name
     LOGGER.info(
-        "%s is not here: fetching %.1f MB from %s to %s; the licence of these weights is AGPL-3.0",
-        *(name, asset.size / 1e6, url, place),
+        "%s is not here: fetching %.1f MB from %s to %s; the licence of these weights is %s",
+        *(name, asset.size / 1e6, url, place, OFFICIAL_LICENCE),
     )
     fetch(url, place, asset.size, f"sha256:{asset.sha256}", limit=asset.size)

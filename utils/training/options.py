@@ -135,6 +135,14 @@ class TrainOptions(TrainingOptions):
         None, help="checkpoint to start from, '' for none (default: none with --cfg, else yolov5s.pt)"
     )
     cfg: str = option("", help="model YAML, timm:NAME or torchvision:NAME")
+    neck_weights: str = option("", help="checkpoint whose neck and head are taken over, such as yolov5n.pt")
+    align: bool | str = option(
+        False,
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="first teach the adapters its maps, on the training images or a folder's",
+    )
     resume: bool | str = option(
         False, nargs="?", const=True, help="continue from the newest or the given last.pt"
     )
@@ -156,6 +164,10 @@ class TrainOptions(TrainingOptions):
             raise UserError(f"--logger {missing[0]}: this package is not installed; pip install {missing[0]}")
         if self.backbone_weights and self.weights:
             raise UserError("--weights and --backbone-weights both fill the backbone; use one")
+        if self.neck_weights and (self.weights or not self.cfg):
+            raise UserError("--neck-weights fills the neck of --cfg; give --cfg, and no --weights")
+        if self.align and not self.neck_weights:
+            raise UserError("--align needs the network to align with; give --neck-weights FILE too")
         if self.sync_bn and world_size() == 1:
             raise UserError(
                 "--sync-bn needs several processes; start with 'torchrun --nproc_per_node N train.py ...'"

@@ -32,6 +32,13 @@ def test_text_is_what_yolov5s_readers_evaluate():
     assert all(isinstance(value, str) for value in entries.values())
 
 
+def test_the_licence_of_weights_of_others_is_carried_under_the_usual_name(tmp_path):
+    written = Metadata({0: "a"}, 32, licence="AGPL-3.0")
+    assert written.entries()["license"] == "AGPL-3.0"
+    assert parse_metadata(tmp_path, written.entries(), None) == written
+    assert "license" not in Metadata({0: "a"}, 32).entries()
+
+
 def test_files_of_yolov8_are_refused_as_what_they_are(tmp_path):
     with pytest.raises(UserError, match="exported by the package ultralytics .*train a network here"):
         parse_metadata(tmp_path, {**NAMES, "author": "Ultralytics", "task": "detect"}, None)

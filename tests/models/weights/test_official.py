@@ -105,6 +105,7 @@ def test_file_is_rebuilt_tensor_for_tensor(tmp_path, monkeypatch, root):
         torch.save(training_file(as_official(model, patch, root)), path)
     checkpoint = load_checkpoint(path)
     assert checkpoint.official
+    assert checkpoint.model.licence == "AGPL-3.0"
     assert checkpoint.training is None
     assert checkpoint.meta["epoch"] == 7
     assert checkpoint.meta["date"] == "2022-11-22"
