@@ -1,4 +1,4 @@
-"""Teach the adapters between a backbone and a neck to give the maps that the neck was trained on.
+"""Teach the adapters under a neck to give the maps that it was trained on.
 
 The neck's own network sees the same images, without labels, and its backbone's maps are the targets. Both
 backbones run once; their maps are kept, and the adapters alone learn from them.
@@ -58,7 +58,10 @@ class AlignmentReport:
 
 @dataclass
 class _Maps:
-    """Hold what one adapter is given and is to give, one row per image, in float16."""
+    """Hold what one adapter is given and is to give.
+
+    Each is a list of maps in float16, one per image.
+    """
 
     given: list[Tensor]
     wanted: list[Tensor]
@@ -73,7 +76,7 @@ def align_adapters(
     device: torch.device,
     seed: int = 0,
 ) -> AlignmentReport:
-    """Train a model's adapters on the maps of the network that its neck is from, in place.
+    """Train a model's adapters on the maps of its neck's own network, in place.
 
     Args:
         model: with the neck of `weights` (`models.weights.neck.load_neck`). It is moved to `device`.
@@ -123,7 +126,7 @@ def _check_joints(
 def _affordable(
     model: DetectionModel, match: NeckMatch, paths: Sequence[str], imgsz: int, generator: torch.Generator
 ) -> list[str]:
-    """Return as many of the images as have room for their maps in memory, in their order."""
+    """Return as many images, in their order, as have room for their maps in memory."""
     values = 0
     for joint, chain in match.adapters.items():
         first, last = model.rows[model.rows[chain[0]].sources[0]], model.rows[joint]

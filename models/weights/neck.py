@@ -110,7 +110,7 @@ def load_neck(model: DetectionModel, path: str | Path, names: Mapping[int, str])
 
 
 def _pair_tensors(model: DetectionModel, match: NeckMatch) -> tuple[dict[str, str], list[str]]:
-    """Return {tensor: tensor of the source} of the neck and head, and the tensors without a partner."""
+    """Return the neck's and head's {tensor: tensor of the source}, and those without a partner."""
     adapters = {row for chain in match.adapters.values() for row in chain}
     pairs, left = {}, []
     for leaf in leaves(model.state_dict()):
@@ -178,11 +178,12 @@ def _read(model: DetectionModel, row: Row) -> list[tuple[int, float]]:
 
 
 def _adapter(model: DetectionModel, joint: int) -> list[int]:
-    """Return the head's rows that lead from one row of the backbone to a joint, in order.
+    """Return the head's rows that lead from one row of the backbone to a joint.
 
     None where there are no such rows, or another row of the head takes part.
     """
-    chain, row = [], model.rows[joint]
+    chain: list[int] = []
+    row = model.rows[joint]
     while row.section == "head":
         chain.insert(0, row.index)
         if len(row.sources) > 1:
