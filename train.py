@@ -15,20 +15,21 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from models.backends import ModelBackend, load_backend
+from models.backends import ModelBackend, load_backend, optimised
 from models.formats.base import Backend
 from models.layers.timm_torchvision_rows import is_named
 from models.plugins import load_plugins
 from models.weights.align import align_adapters
 from models.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.weights.initial_model import check_config, start_model, starting_weights
+from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.cli import from_keywords, guard, setup_logging
 from utils.dataset.batch_sampler import image_weights
@@ -59,6 +60,7 @@ from utils.profiling import count_parameters, gflops
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import choose_batch_size
 from utils.training.compute_mode import ComputeMode, this_machine, unmeasured_mode
+from utils.training.distillation import Distillation, check_same_teacher, check_teacher, fitted_gains
 from utils.training.distributed import (
     broadcast_state,
     from_main,
@@ -207,6 +209,9 @@ def new_run(options: Mapping[str, object]) -> Start:
     starting_weights(opt.cfg, opt.weights)
     if isinstance(opt.align, str):
         find_file(opt.align, folder=True)
+    if opt.teacher:
+        fetch_missing(opt.teacher)
+        opt = replace(opt, teacher=str(find_file(opt.teacher).resolve()))
     return Start(opt, mode_of_run(opt.amp))
 
 
@@ -223,6 +228,7 @@ def resume_run(options: Mapping[str, Any]) -> Start:  # Any: `resumed_options` c
         raise UserError(f"--resume {path}: is an official YOLOv5 file; start a new run with --weights {path}")
     saved = saved or checkpoint.meta.get("opt", {})
     opt = resumed_options(saved, options)
+    check_same_teacher(path, saved.get("teacher_sha256"), opt.teacher)
     with stored_state(path):
         first, trained = resumed_epoch(
             path, checkpoint.meta, checkpoint.training, opt.epochs, told="epochs" in options
@@ -236,6 +242,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
     prepare_process(opt)
     hyp = load_hyp(start.checkpoint.meta["hyp"] if start.checkpoint else opt.hyp)
     network = build_network(start, hyp)  # before a data set is fetched, so that wrong weights fail early
+    teacher = load_teacher(start, network, hyp)
     data = prepare_data(start)
     if opt.align and is_main() and start.checkpoint is None:
         align_network(opt, network, data, device)
@@ -247,6 +254,8 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
         if is_main() and start.checkpoint is None:
             fit_anchors(opt, model, data, settings)
         trainer = build_trainer(start, model, frozen, settings, len(loaders.train), device)
+        if teacher is not None:
+            trainer.distillation = build_distillation(opt, teacher, trainer, settings)
         recorder = build_recorder(start, trainer, data, folder, settings)
         validator = build_validator(opt, trainer, loaders.val, data, settings)
         epochs = start.first_epoch
@@ -288,6 +297,27 @@ def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
             backbone_weights=opt.backbone_weights,
             neck_weights=opt.neck_weights,
         )
+
+
+def load_teacher(start: Start, model: DetectionModel, hyp: dict[str, float]) -> DetectionModel | None:
+    """Load the teacher, None without one; a new run's network takes its anchors.
+
+    Raises:
+        UserError: the file cannot be read, the network cannot learn from it, or anchors are asked for.
+    """
+    opt = start.opt
+    if not opt.teacher:
+        return None
+    teacher = load_checkpoint(opt.teacher).model
+    check_teacher(opt.teacher, teacher, model)
+    if start.checkpoint is not None:
+        return teacher
+    own, theirs = model.detect.anchors, teacher.detect.anchors
+    asked = "anchors in the hyperparameters" if "anchors" in hyp else "--noautoanchor" * opt.noautoanchor
+    if asked and ("anchors" in hyp or not torch.equal(own, theirs)):
+        raise UserError(f"--teacher {opt.teacher}: its anchors must be taken; leave {asked} out")
+    own.copy_(theirs)
+    return teacher
 
 
 def prepare_data(start: Start) -> TrainingData:
@@ -341,7 +371,7 @@ def settle(
     work = Workload(imgsz, batch_size // world_size(), images * opt.epochs // world_size())
     mode = settle_mode(start, model, work, device) if device.type == "cpu" else ComputeMode(amp)
     if start.checkpoint is None:
-        hyp = add_nominal_batch(hyp, images, batch_size)
+        hyp = fitted_gains(add_nominal_batch(hyp, images, batch_size), opt.teacher)
     return RunSettings(stride, imgsz, batch_size, mode, hyp)
 
 
@@ -444,7 +474,7 @@ def build_loaders(
 def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, settings: RunSettings) -> None:
     """Replace the anchors if others fit the boxes better, unless --noautoanchor is given."""
     counted = "anchors" in settings.hyp
-    if opt.noautoanchor and not counted:
+    if opt.teacher or (opt.noautoanchor and not counted):
         return
     # Anchors that are only counted are placeholders: they are replaced even if they fit.
     placeholders = isinstance(model.yaml["anchors"], int | float) and not opt.neck_weights
@@ -502,6 +532,23 @@ def build_loss(
     detect = model.detect
     gains = scale_gains(settings.hyp, nl=detect.nl, nc=detect.nc, imgsz=settings.imgsz)
     return DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing, mean_counts=counts)
+
+
+def build_distillation(
+    opt: TrainOptions, teacher: DetectionModel, trainer: Trainer, settings: RunSettings
+) -> Distillation:
+    """Build what the trainer's network learns from a teacher, and say what that costs."""
+    model = cast("DetectionModel", trainer.model)
+    costs = [gflops(network, settings.imgsz) for network in (teacher, model)]
+    alike = sum(a.in_channels == b.in_channels for a, b in zip(teacher.detect.m, model.detect.m))
+    LOGGER.info(
+        "--teacher %s: teaches by its logits and by %d of %d maps, its anchors are taken; %s GFLOPs more for "
+        "each image, beside about %s of the network's own forward and backward passes",
+        *(opt.teacher, alike, model.detect.nl),
+        *("an unknown number of" if cost is None else f"{n * cost:.2f}" for n, cost in zip((1, 3), costs)),
+    )
+    loss = build_loss(model, opt, settings, counts=mean_counts if world_size() > 1 else None)
+    return Distillation(optimised(teacher, trainer.device), model, loss)
 
 
 def build_validator(

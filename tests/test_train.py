@@ -17,7 +17,7 @@ import torch
 import yaml
 
 import train
-from models.weights.checkpoint import load_checkpoint
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_set import NAMES, TINY_MODEL, tensors, write_model, write_set
 from utils.errors import UserError
@@ -237,6 +237,75 @@ def test_a_choice_that_cannot_be_taken_is_one_sentence(folder: Path, tmp_path: P
             with pytest.raises(UserError, match=re.escape(says)):
                 train.run(resume=str(run / "weights" / "last.pt"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_teacher_is_learnt_from_and_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    """Resumed to the bit, also with batches of several sizes; another teacher is refused, not a moved one."""
+    log.set_level("INFO", "yolo")
+    hyp = LEARN_HYP | {"lr0": 0.01}
+    trained = train.run(**options(folder, tmp_path, epochs=3, optimizer="Adam", hyp=hyp, name="teacher"))
+    teacher = Path(shutil.copy(trained.last, tmp_path / "teacher.pt"))
+    save_yaml(tmp_path / "other.yaml", TINY_MODEL | {"anchors": [[5, 5, 6, 6], [7, 7, 8, 8]]})
+    same = {"cfg": str(tmp_path / "other.yaml"), "teacher": str(teacher), "multi_scale": True, "seed": 1}
+    same |= {"epochs": 3, "save_period": 1, "hyp": LEARN_HYP | {"distill_neck": 2.0}}
+    whole = train.run(**options(folder, tmp_path, **same))
+    assert (
+        f"--teacher {teacher}: teaches by its logits and by 2 of 2 maps, its anchors are taken; 0.0"
+        in log.text
+    )
+    saved = yaml.safe_load((whole.save_dir / "opt.yaml").read_text())
+    assert (saved["teacher"], len(saved["teacher_sha256"])) == (str(teacher), 64)
+    assert (saved["hyp"]["distill_head"], saved["hyp"]["distill_neck"]) == (1.0, 2.0)
+    models = [load_checkpoint(path).model for path in (teacher, whole.last)]
+    assert torch.equal(models[0].detect.anchors, models[1].detect.anchors)
+    assert len(models[1].state_dict()) == len(models[0].state_dict())  # nothing of the teacher is kept
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=2)
+        train.run(**options(folder, tmp_path, **same, name="broken"))
+    last = tmp_path / "broken" / "weights" / "last.pt"
+    with pytest.raises(UserError, match="is not the file that was its teacher"):
+        train.run(resume=str(last), teacher=str(whole.last))
+    with pytest.raises(UserError, match="its run has a teacher"):
+        train.run(resume=str(last), teacher="")
+    moved = teacher.rename(tmp_path / "moved.pt")
+    with pytest.raises(UserError, match="teacher.pt: no such file"):
+        train.run(resume=str(last))
+    resumed = train.run(resume=str(last), teacher=str(moved))
+    a, b = (load_checkpoint(run.save_dir / "weights/epoch2.pt") for run in (whole, resumed))
+    pairs = list(zip(tensors(a.training), tensors(b.training), strict=True))
+    assert len(pairs) > 40 and all(torch.equal(x, y) for x, y in pairs)
+    plain = train.run(**options(folder, tmp_path, **same | {"teacher": ""}, name="plain"))
+    alone = load_checkpoint(plain.save_dir / "weights/epoch2.pt")
+    assert "without --teacher, distill_neck does nothing" in log.text
+    assert not torch.equal(tensors(alone.training["model"])[0], tensors(a.training["model"])[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": "three"}, "has 2 classes, the data set 3, and class 2 is None there and 'ring' here"),
+        ({"hyp": LEARN_HYP | {"anchors": 2}}, "its anchors must be taken; leave anchors in the hyperparam"),
+        ({"noautoanchor": True, "cfg": "other"}, "its anchors must be taken; leave --noautoanchor out"),
+        ({"teacher": "nowhere.pt"}, "nowhere.pt: no such file"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_one_sentence(
+    folder: Path, tmp_path: Path, changes: dict, sentence: str
+) -> None:
+    model = DetectionModel(TINY_MODEL)
+    model.names = dict(enumerate(NAMES))
+    save_checkpoint(tmp_path / "teacher.pt", model, meta={})
+    save_yaml(tmp_path / "other.yaml", TINY_MODEL | {"anchors": [[5, 5, 6, 6], [7, 7, 8, 8]]})
+    three = yaml.safe_load((folder / "shapes.yaml").read_text()) | {"names": [*NAMES, "ring"]}
+    save_yaml(tmp_path / "three.yaml", three)
+    for name in ("data", "cfg"):
+        if name in changes:
+            changes = changes | {name: str(tmp_path / f"{changes[name]}.yaml")}
+    with pytest.raises(UserError, match=sentence):
+        train.run(**options(folder, tmp_path, **{"teacher": str(tmp_path / "teacher.pt")} | changes))
+    assert not (tmp_path / "exp").exists()
 
 
 def test_ctrl_c_in_the_first_epoch_can_be_resumed(
@@ -717,12 +786,17 @@ def start_two(folder: Path, project: Path, *extra: str, script: Path = ROOT / "t
     return [*command, "--batch-size", "8", "--project", str(project), *extra]
 
 
-def test_two_processes_give_what_one_gives(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_two_processes_give_what_one_gives(folder: Path, tmp_path: Path, taught: bool) -> None:
     """Weights, metrics and losses, without augmentation; only sums come in another order."""
     save_yaml(tmp_path / "hyp.yaml", LEARN_HYP)
     same = {"hyp": str(tmp_path / "hyp.yaml"), "epochs": 3, "save_period": 1, "amp": "off"}
-    one = train.run(**options(folder, tmp_path, name="one", **same)).save_dir
     words = ["--hyp", same["hyp"], "--epochs", "3", "--save-period", "1", "--amp", "off"]
+    if taught:
+        first = train.run(**options(folder, tmp_path, name="teacher", hyp=LEARN_HYP | {"lr0": 0.02}))
+        same["teacher"] = str(first.last)
+        words += ["--teacher", same["teacher"]]
+    one = train.run(**options(folder, tmp_path, name="one", **same)).save_dir
     command = start_two(folder, tmp_path, *words, "--sync-bn", "--name", "two")
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240

@@ -93,7 +93,15 @@ SCRIPTS = {
             "--weights": (None, "with --cfg training starts from scratch; without, it is yolov5s.pt"),
             "--workers": (None, FEW_CORES),
         },
-        added={"--recipe", "--backbone-weights", "--backbone-lr", "--amp", "--logger", "--plugins"},
+        added={
+            "--recipe",
+            "--backbone-weights",
+            "--backbone-lr",
+            "--teacher",
+            "--amp",
+            "--logger",
+            "--plugins",
+        },
     ),
     "val": Script(
         ValOptions,

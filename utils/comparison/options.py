@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from utils.cli import from_keywords, option, specs, typed
-from utils.comparison.table import data_path
+from utils.comparison.table import checkpoint_name, data_path
 from utils.device import world_size
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
 from utils.training.hyp import load_hyp
 from utils.training.options import TrainingOptions, with_recipe
-from utils.training.run_folder import RunFolder
 
 LOGGER = logging.getLogger("yolo.compare")
 
@@ -193,6 +192,7 @@ def _name_files(opt: CompareOptions) -> CompareOptions:
         opt,
         data=_absolute(opt.data),
         backbone_weights=_absolute_start(opt.backbone_weights),
+        teacher=_absolute(opt.teacher),
         plugins=[_absolute(plugin) for plugin in opt.plugins],
     )
 
@@ -261,7 +261,7 @@ def _check_same(opt: CompareOptions, saved: Saved, folder: Path) -> None:
 
 def _same(name: str, saved: Any, now: Any) -> bool:  # Any: YAML values
     """Return whether an option has its saved value, whatever path names it."""
-    if name == "backbone_weights":
+    if name in ("backbone_weights", "teacher"):
         saved, now = _absolute_start(saved), _absolute_start(now)
     return saved == now
 
@@ -281,9 +281,7 @@ def list_nets(opt: CompareOptions, keys: Mapping[str, str]) -> list[Net]:
         key = keys.get(text) or _free(key, nets, keys)
         nets.append(Net(key, label, cfg=cfg, backbone_weights=start))
     for text in opt.weights:
-        path = Path(text)
-        # Every run has a best.pt; its folder tells them apart.
-        name = RunFolder.of(path).path.name if path.stem in ("best", "last") else path.stem
+        name = checkpoint_name(text)
         nets.append(Net(keys.get(text) or _free(f"weights-{name}", nets, keys), name, weights=text))
     return nets
 

@@ -18,6 +18,7 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import ROOT, find_file
 from utils.training.hyp import load_hyp
+from utils.training.run_folder import RunFolder
 
 UNKNOWN = "conditions unknown"
 _TITLED = {"epochs": "{} epochs", "batch_size": "batch {}", "optimizer": "{}", "seed": "seed {}"}
@@ -188,11 +189,18 @@ def data_path(data: str | Path) -> str:
 
 
 def start_of(meta: Mapping[str, object]) -> str:
-    """Return the start of a checkpoint's training; 'checkpoint' if it is unknown."""
+    """Return the start of a checkpoint's training, and its teacher; 'checkpoint' if it is unknown."""
     opt = meta.get("opt")
-    if not isinstance(opt, Mapping) or opt.get("weights"):
+    if not isinstance(opt, Mapping):
         return "checkpoint"
-    return str(opt.get("backbone_weights") or "scratch")
+    start = "checkpoint" if opt.get("weights") else str(opt.get("backbone_weights") or "scratch")
+    return f"{start}, teacher {checkpoint_name(opt['teacher'])}" if opt.get("teacher") else start
+
+
+def checkpoint_name(path: str | Path) -> str:
+    """Return a checkpoint's name; that of its run's folder for best.pt and last.pt, which every run has."""
+    path = Path(path)
+    return RunFolder.of(path).path.name if path.stem in ("best", "last") else path.stem
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -89,7 +89,7 @@ def mean_over_ranks(values: Sequence[float], weight: float = 1.0) -> tuple[float
     return tuple(sum(w * v[i] for w, v in shares if w) / total for i in range(len(values)))
 
 
-def mean_counts(counts: list[int], device: torch.device) -> list[float]:
+def mean_counts(counts: Sequence[float], device: torch.device) -> list[float]:
     """Return the mean of each count over all processes.
 
     Every process must call it equally often.

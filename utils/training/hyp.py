@@ -58,6 +58,8 @@ HYPERPARAMETERS: dict[str, Bounds] = {
     "mixup": Bounds(0.0, *PROBABILITY),
     "copy_paste": Bounds(0.0, *PROBABILITY),
     "nominal_batch": Bounds(None, 1.0, 65536.0),
+    "distill_head": Bounds(None, 0.0, 1000.0),
+    "distill_neck": Bounds(None, 0.0, 1000.0),
 }
 NOMINAL_BATCH = 64
 
@@ -65,9 +67,10 @@ NOMINAL_BATCH = 64
 def load_hyp(source: str | Path | Mapping[str, object]) -> dict[str, float]:
     """Read and check a hyperparameter file, or a mapping from Python.
 
-    A missing key takes the value of hyp.scratch-low.yaml, and one warning names all such keys. Two keys are
-    optional: `anchors` (anchors per layer; forces the anchor search) and `nominal_batch` (images per
-    optimizer step; by default 64, or fewer for a small data set).
+    A missing key takes the value of hyp.scratch-low.yaml, and one warning names all such keys. Four keys are
+    optional: `anchors` (anchors per layer; forces the anchor search), `nominal_batch` (images per optimizer
+    step; by default 64, or fewer for a small data set), `distill_head` and `distill_neck` (gains of a
+    teacher's two parts, see `utils.training.distillation`).
 
     Args:
         source: a path, the name of a file in data/hyps, or the mapping.

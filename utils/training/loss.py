@@ -30,7 +30,7 @@ FOCAL_ALPHA = 0.25
 LossFunction = Callable[[list[Tensor], Tensor], tuple[Tensor, Tensor]]
 """(raw maps, targets) -> (loss, items), such as `DetectionLoss`."""
 
-MeanCounts = Callable[[list[int], torch.device], list[float]]
+MeanCounts = Callable[[Sequence[float], torch.device], list[float]]
 """Counts of this process -> their means over all, such as `utils.training.distributed.mean_counts`."""
 
 

@@ -80,6 +80,7 @@ class TrainingOptions(Options):
     backbone_lr: float | None = option(
         None, help="initial learning rate of the backbone's rows (default: lr0)"
     )
+    teacher: str = option("", help="trained checkpoint of the same classes to learn from, beside the labels")
     save_period: int = option(-1, help="also save epochN.pt every so many epochs")
     seed: int = option(0)
     amp: str = option(

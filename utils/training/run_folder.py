@@ -20,6 +20,7 @@ from utils.device import is_main, world_size
 from utils.errors import UserError, first_line, shown
 from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
 from utils.training.compute_mode import ComputeMode
+from utils.training.distillation import teacher_hash
 from utils.training.early_stopping import EarlyStopping
 from utils.training.ema import ModelEMA
 from utils.training.options import FROM, TrainOptions
@@ -36,7 +37,7 @@ CHOICE = "amp_choice"
 # These options change how long and on which hardware a run learns, not what it learns.
 CHANGEABLE_ON_RESUME = frozenset(
     {"resume", "epochs", "device", "workers", "cache", "patience", "save_period"}
-    | {"nosave", "noval", "noplots", "data", "local_rank", "plugins", "logger"}
+    | {"nosave", "noval", "noplots", "data", "local_rank", "plugins", "logger", "teacher"}
 )
 
 
@@ -382,8 +383,17 @@ def options_to_save(
         mode: how the network computes.
     """
     plugins = [str(Path(plugin).resolve()) for plugin in opt.plugins]
-    settled = {"hyp": dict(hyp), "batch_size": batch_size, "resume": False, "plugins": plugins}
-    return asdict(opt) | settled | ({CHOICE: mode.to_plain()} if mode else {})
+    settled: dict[str, object] = {
+        "hyp": dict(hyp),
+        "batch_size": batch_size,
+        "resume": False,
+        "plugins": plugins,
+    }
+    if mode:
+        settled[CHOICE] = mode.to_plain()
+    if opt.teacher:
+        settled["teacher_sha256"] = teacher_hash(opt.teacher)
+    return asdict(opt) | settled
 
 
 def recorded_mode(saved: Mapping[str, object], path: Path) -> ComputeMode | None:

@@ -18,6 +18,7 @@ from utils.dataset.detection_dataset import Batch
 from utils.device import autocast
 from utils.errors import UserError
 from utils.training.compute_mode import ComputeMode
+from utils.training.distillation import Distillation
 from utils.training.ema import ModelEMA
 from utils.training.freeze import FrozenLayers
 from utils.training.loss import LossFunction
@@ -56,6 +57,7 @@ class Trainer:
         mode: precision and memory format.
         ema: the running average; None on every process but the main one.
         frozen: the rows that do not learn, or None.
+        distillation: what the model learns from a teacher, or None.
         multi_scale: draw each batch's size from 0.5 to 1.5 times `imgsz`, a multiple of `stride`.
         parallel: the DistributedDataParallel wrapper around `model`, if there is one.
         world_size: processes that average their gradients; the loss is multiplied by it.
@@ -75,6 +77,7 @@ class Trainer:
     mode: ComputeMode = field(default_factory=ComputeMode)
     ema: ModelEMA | None = None
     frozen: FrozenLayers | None = None
+    distillation: Distillation | None = None
     imgsz: int = 640
     stride: int = 32
     multi_scale: bool = False
@@ -144,10 +147,11 @@ class Trainer:
         iteration = self.iteration = epoch * self.schedule.batches + batch
         accumulate = self.schedule.apply(self.optimizer, iteration, epoch)
         with autocast(self.device, self.mode.dtype), single_values_refused():
-            raws = (self.parallel or self.model)(images)
+            network = self.parallel or self.model
+            raws, taught = self.distillation(network, images) if self.distillation else (network(images), 0.0)
         loss, items = self.loss(raws, targets)
-        values = items.cpu().numpy()
-        if not np.isfinite(values).all():
+        loss, values = loss + taught, items.cpu().numpy()
+        if not np.isfinite(values).all() or not torch.isfinite(loss):
             raise self._went_bad(images, epoch, batch)
         self.scaler.scale(loss * self.world_size).backward()
         if iteration - self.last_step >= accumulate:

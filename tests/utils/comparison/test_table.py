@@ -73,6 +73,10 @@ def test_conditions_of_what_train_writes():
 def test_start():
     assert start_of(meta()) == "scratch" and start_of(meta(backbone_weights="imagenet")) == "imagenet"
     assert start_of(meta(weights="yolov5n.pt")) == "checkpoint" and start_of({}) == "checkpoint"
+    taught = meta(backbone_weights="imagenet", teacher="runs/train/big/weights/best.pt")
+    assert (
+        start_of(taught) == "imagenet, teacher big" and start_of(meta(teacher="x.pt")) == "scratch, teacher x"
+    )
 
 
 def test_other_conditions_are_kept_apart_and_said():
