@@ -306,7 +306,7 @@ def load_teacher(start: Start, model: DetectionModel, hyp: dict[str, float]) -> 
         UserError: the file cannot be read, the network cannot learn from it, or anchors are asked for.
     """
     opt = start.opt
-    if not opt.teacher:
+    if not opt.teacher or start.trained:
         return None
     teacher = load_checkpoint(opt.teacher).model
     check_teacher(opt.teacher, teacher, model)
@@ -777,6 +777,10 @@ class EpochLoop:
         )
         with closing(bar):
             result = self.trainer.train_epoch(self._batches(epoch), epoch, bar)
+        if lesson := self.trainer.distillation:
+            names = ("box", "obj", "cls", "neck")
+            left = ", ".join(f"{name} {part:.3g}" for name, part in zip(names, lesson.parts.tolist()))
+            LOGGER.info("epoch %d: still to learn from the teacher in the last batch: %s", epoch + 1, left)
         losses = mean_over_ranks(result.losses)
         found, val_losses = None, (float("nan"),) * 3
         if not opt.noval or epoch + 1 == opt.epochs:

@@ -17,6 +17,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import ROOT, find_file
+from utils.training.distillation import GAINS
 from utils.training.hyp import load_hyp
 from utils.training.run_folder import RunFolder
 
@@ -177,7 +178,8 @@ def conditions_of(meta: Mapping[str, object], nc: int) -> Conditions | None:
     patience = found["patience"]
     endless = not patience or patience >= found["epochs"]
     found |= {"freeze": list(found["freeze"]), "patience": None if endless else patience}
-    return {"data": data_path(opt["data"]), "nc": nc, **found, "hyp": dict(hyp)}
+    recipe = {name: value for name, value in hyp.items() if name not in GAINS}  # the start names the teacher
+    return {"data": data_path(opt["data"]), "nc": nc, **found, "hyp": recipe}
 
 
 def data_path(data: str | Path) -> str:

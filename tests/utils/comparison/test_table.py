@@ -74,9 +74,10 @@ def test_start():
     assert start_of(meta()) == "scratch" and start_of(meta(backbone_weights="imagenet")) == "imagenet"
     assert start_of(meta(weights="yolov5n.pt")) == "checkpoint" and start_of({}) == "checkpoint"
     taught = meta(backbone_weights="imagenet", teacher="runs/train/big/weights/best.pt")
-    assert (
-        start_of(taught) == "imagenet, teacher big" and start_of(meta(teacher="x.pt")) == "scratch, teacher x"
-    )
+    taught["hyp"] |= {"distill_head": 1.0, "distill_neck": 0.5}
+    assert conditions_of(taught, 10) == conditions_of(meta(), 10)
+    assert start_of(taught) == "imagenet, teacher big"
+    assert start_of(meta(teacher="x.pt")) == "scratch, teacher x"
 
 
 def test_other_conditions_are_kept_apart_and_said():
