@@ -191,7 +191,7 @@ def data_path(data: str | Path) -> str:
 
 
 def start_of(meta: Mapping[str, object]) -> str:
-    """Return the start of a checkpoint's training, and its teacher; 'checkpoint' if it is unknown."""
+    """Return the start of a training, and its teacher; 'checkpoint' if it is unknown."""
     opt = meta.get("opt")
     if not isinstance(opt, Mapping):
         return "checkpoint"
@@ -200,7 +200,7 @@ def start_of(meta: Mapping[str, object]) -> str:
 
 
 def checkpoint_name(path: str | Path) -> str:
-    """Return a checkpoint's name; that of its run's folder for best.pt and last.pt, which every run has."""
+    """Return a checkpoint's name; for best.pt and last.pt that of the run's folder."""
     path = Path(path)
     return RunFolder.of(path).path.name if path.stem in ("best", "last") else path.stem
 

@@ -107,7 +107,9 @@ class Distillation:
         return box * share * hyp["box"], obj * gain * hyp["obj"], cls * share * hyp["cls"]
 
     def at_maps(self, own: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-        """Return 1 minus the correlation of channels with the teacher's, the mean over maps of equal shape.
+        """Return 1 minus the correlation of channels with the teacher's.
+
+        It is the mean over the maps of equal shape; 0 without any.
 
         Args:
             own, wanted: per level (N, C, ny, nx).
@@ -127,13 +129,13 @@ def _divergence(own: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _boxes(rows: Tensor, anchors: Tensor) -> Tensor:
-    """Return the boxes (K, 4) xywh of rows of logits, in cells and relative to their cells."""
+    """Return the boxes (K, 4) of rows of logits, xywh in cells from their own cells."""
     xy, wh = rows[:, :4].sigmoid().mul(2).split(2, 1)
     return torch.cat((xy - 0.5, wh * wh * anchors), 1)
 
 
 def _pattern(maps: Tensor) -> Tensor:
-    """Return maps (N, C, ny, nx) in float32 with mean 0 and variance 1 in each channel of each image."""
+    """Return maps (N, C, ny, nx) with mean 0 and variance 1 in each channel."""
     maps = maps.float()
     variance, mean = torch.var_mean(maps, (2, 3), correction=0, keepdim=True)
     return (maps - mean) * (variance + 1e-6).rsqrt()
@@ -155,7 +157,7 @@ def _read_by(head: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def fitted_gains(hyp: Mapping[str, float], teacher: str) -> dict[str, float]:
-    """Return hyperparameters with the gains of a teacher; without one, warn of those that do nothing."""
+    """Return hyperparameters with the gains of a teacher; without one, warn of any."""
     if teacher:
         return GAINS | dict(hyp)
     if idle := sorted(set(GAINS) & set(hyp)):
@@ -206,7 +208,7 @@ def teacher_hash(path: str | Path) -> str:
 
 
 def check_same_teacher(checkpoint: Path, saved: object, teacher: str) -> None:
-    """Check that a resumed run goes on with its own teacher, wherever the file is now.
+    """Check that a resumed run goes on with its own teacher.
 
     Args:
         checkpoint: of the run, for the message.

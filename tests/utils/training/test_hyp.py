@@ -17,7 +17,7 @@ SHIPPED = sorted((ROOT / "data" / "hyps").glob("hyp.*.yaml"))
 def test_shipped_files_are_complete(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hyp = load_hyp(path)
     assert not caplog.records
-    assert set(HYPERPARAMETERS) - set(hyp) <= {"anchors", "nominal_batch"}
+    assert set(HYPERPARAMETERS) - set(hyp) <= {"anchors", "nominal_batch", "distill_head", "distill_neck"}
 
 
 def test_shipped_figures() -> None:
