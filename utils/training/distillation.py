@@ -129,7 +129,7 @@ def _divergence(own: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _boxes(rows: Tensor, anchors: Tensor) -> Tensor:
-    """Return the boxes (K, 4) of rows of logits: xywh in cells, from each own cell."""
+    """Return the boxes (K, 4) of rows of logits, xywh in cells relative to theirs."""
     xy, wh = rows[:, :4].sigmoid().mul(2).split(2, 1)
     return torch.cat((xy - 0.5, wh * wh * anchors), 1)
 
