@@ -541,6 +541,7 @@ def build_distillation(
     model = cast("DetectionModel", trainer.model)
     costs = [gflops(network, settings.imgsz) for network in (teacher, model)]
     alike = sum(a.in_channels == b.in_channels for a, b in zip(teacher.detect.m, model.detect.m))
+    alike *= settings.hyp["distill_neck"] > 0
     LOGGER.info(
         "--teacher %s: teaches by its logits and by %d of %d maps, its anchors are taken; %s GFLOPs more for "
         "each image, beside about %s of the network's own forward and backward passes",

@@ -24,7 +24,7 @@ from utils.training.distillation import (
 from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loss import DetectionLoss
 
-HYP = load_hyp("hyp.scratch-low.yaml") | GAINS
+HYP = load_hyp("hyp.scratch-low.yaml") | {"distill_head": 1.0, "distill_neck": 1.0}
 
 
 def network(seed: int = 0, **changes) -> DetectionModel:
