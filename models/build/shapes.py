@@ -264,11 +264,12 @@ def _run_alone(row: Row, shapes: Sequence[tuple[int, ...]]) -> None:
 def _result_without_weights(layer: nn.Module, row: Row, shapes: Sequence[tuple[int, ...]]) -> Any:
     """Run a row without memory or arithmetic.
 
-    A batch of 0 images needs neither. Where a row cannot take it, the meta device does it; its first use
-    imports torch._dynamo and sympy, which takes more than a second. A block whose code asks for a tensor's
-    values runs once on the CPU.
+    A batch of 0 images needs neither, but a convolution copies its weight: not for large rows. Where a row
+    cannot take it, the meta device does it; its first use imports torch._dynamo and sympy, which takes more
+    than a second. A block whose code asks for a tensor's values runs once on the CPU.
     """
-    if not (row.spec.source or row.spec.reference):  # others' code may not expect a batch of no image
+    # Others' code may not expect a batch of no image.
+    if not (row.spec.source or row.spec.reference) and count_parameters(layer) <= _MOST_VALUES:
         with contextlib.suppress(Exception):  # the meta device says what is wrong
             return _forward_of_no_image(layer, row, shapes)
     try:

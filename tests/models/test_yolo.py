@@ -307,3 +307,18 @@ def test_a_network_of_too_many_parameters_is_refused_before_it_takes_memory():
         DetectionModel(cfg)
     with pytest.raises(UserError, match="1872157 parameters, expected at most 1000000"):
         DetectionModel("yolov5n.yaml", most=1_000_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another")
+def test_refusing_a_network_of_too_many_parameters_takes_little_memory(tmp_path):
+    cfg = tmp_path / "wide.yaml"
+    save_yaml(cfg, load_yaml(ROOT / "models/yolov5n.yaml") | {"width_multiple": 60})
+    code = (
+        "import resource, sys; from models.yolo import DetectionModel; from utils.errors import UserError\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "before = peak()\n"
+        "try: DetectionModel(sys.argv[1])\n"
+        "except UserError: print(peak() - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", code, cfg], cwd=ROOT, capture_output=True, text=True)
+    assert int(output.stdout) <= 500, output.stderr  # MiB; 16 000 when each row's weights were copied
