@@ -98,6 +98,8 @@ SCRIPTS = {
             "--backbone-weights",
             "--backbone-lr",
             "--teacher",
+            "--neck-weights",
+            "--align",
             "--amp",
             "--logger",
             "--plugins",

@@ -191,12 +191,13 @@ def data_path(data: str | Path) -> str:
 
 
 def start_of(meta: Mapping[str, object]) -> str:
-    """Return the start of a training, and its teacher; 'checkpoint' if it is unknown."""
+    """Return the start of a training, its neck and teacher; 'checkpoint' if it is unknown."""
     opt = meta.get("opt")
     if not isinstance(opt, Mapping):
         return "checkpoint"
     start = "checkpoint" if opt.get("weights") else str(opt.get("backbone_weights") or "scratch")
-    return f"{start}, teacher {checkpoint_name(opt['teacher'])}" if opt.get("teacher") else start
+    files = {"neck": opt.get("neck_weights"), "teacher": opt.get("teacher")}
+    return ", ".join([start, *(f"{what} {checkpoint_name(file)}" for what, file in files.items() if file)])
 
 
 def checkpoint_name(path: str | Path) -> str:

@@ -77,6 +77,7 @@ def test_start():
     taught["hyp"] |= {"distill_head": 1.0, "distill_neck": 0.5}
     assert conditions_of(taught, 10) == conditions_of(meta(), 10)
     assert start_of(taught) == "imagenet, teacher big"
+    assert start_of(meta(neck_weights="yolov5n.pt")) == "scratch, neck yolov5n"
     assert start_of(meta(teacher="x.pt")) == "scratch, teacher x"
 
 
