@@ -257,10 +257,8 @@ def time_modes(net: str, imgsz: int, batch: int, seconds: float) -> tuple[dict[s
     modes = modes_of(model) | {"auto": found.mode, "today": today}
     timer = Measurement(model, work)
     best: dict[ComputeMode, float] = {}
-    few = {mode: timer.step(mode, 2) for mode in modes.values()}  # the first time kernels are compiled too
-    for mode in few:
-        if few[mode] < 2 * min(few.values()):
-            few[mode] = min(timer.step(mode, 2), few[mode])
+    # The first step compiles kernels too, which says nothing.
+    few = {mode: min(timer.step(mode, 2) for _ in range(2)) for mode in modes.values()}
     kept = [mode for mode in few if few[mode] < HOPELESS * min(few.values()) or mode in (found.mode, today)]
     now, spent = time.perf_counter(), 0.0
     for number in itertools.count():
