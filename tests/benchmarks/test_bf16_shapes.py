@@ -26,6 +26,12 @@ def _needs_glibc():
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="module")
+def shapes() -> list[Shape]:
+    """Those of all networks, which are built once: that takes seconds."""
+    return shapes_of_the_zoo()
+
+
 def test_memory_is_nan_until_written_and_only_while_asked():
     with unwritten_is_nan():
         assert torch.empty(1 << 16).isnan().all()
@@ -51,9 +57,9 @@ def test_an_image_gives_the_result_that_was_asked_for():
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_convolutions_that_stay_in_bfloat16_are_right(memory, width):
+def test_convolutions_that_stay_in_bfloat16_are_right(shapes, memory, width):
     """The networks' own kinds; those that float32 takes over are left out."""
-    for shape in shapes_of_the_zoo():
+    for shape in shapes:
         if shape.c1 * shape.c2 // shape.groups > 1 << 16:
             continue  # the same code on more numbers
         for w in shape.inputs(width, 1):
