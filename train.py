@@ -185,6 +185,8 @@ def run(**options: object) -> TrainResult:
     Raises:
         UserError: an option, a file or the data set is wrong, or the batch does not fit into memory.
     """
+    if options.get("evolve"):
+        return search(options)
     start = resume_run(options) if options.get("resume") else new_run(options)
     if start.opt.local_rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(start.opt.local_rank))  # as torchrun does
@@ -201,6 +203,18 @@ def run(**options: object) -> TrainResult:
                 f"process {rank()} of {world_size()} stops because another process of this run has ended; "
                 "see that one's message, then continue with --resume, on fewer processes too"
             ) from None
+
+
+def search(options: Mapping[str, object]) -> TrainResult:
+    """Search for hyperparameters (--evolve), and return the best trial's run."""
+    started = time.time()
+    opt = from_keywords(TrainOptions, with_recipe(options))
+    from utils.training.evolve import evolve  # Optuna is loaded only when it is used
+
+    best = evolve(opt, folder_name(opt), Path(__file__))
+    seconds = time.time() - started
+    own_best = best.run.best if best.run.best.is_file() else None
+    return TrainResult(best.run.path, own_best, best.run.last, best.metrics, seconds)
 
 
 def new_run(options: Mapping[str, object]) -> Start:
@@ -421,8 +435,7 @@ def make_folder(
     if start.checkpoint is not None:
         folder = RunFolder.of(start.checkpoint.path)
     else:
-        name = cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
-        folder = RunFolder.create(opt.project, name, opt.exist_ok)
+        folder = RunFolder.create(opt.project, folder_name(opt), opt.exist_ok)
         save_yaml(folder.hyp, recipe)
         if is_named(opt.cfg):
             save_yaml(folder.path / f"{cfg_name(opt.cfg)}.yaml", model.yaml)
@@ -868,6 +881,11 @@ def _out_of_memory(opt: TrainOptions, device: torch.device) -> UserError:
 def cfg_name(cfg: str | Path) -> str:
     """Return a model's name for folders: the YAML's stem, or 'timm-NAME'."""
     return str(cfg).replace(":", "-") if is_named(cfg) else Path(cfg).stem
+
+
+def folder_name(opt: TrainOptions) -> str:
+    """Return the name of a run's folder, which --name cfg takes from --cfg."""
+    return cfg_name(opt.cfg) if opt.name == "cfg" and opt.cfg else opt.name
 
 
 def main() -> None:

@@ -192,7 +192,7 @@ def test_a_comment_says_why_a_type_is_any(module: str) -> None:
     [
         ("detect", ("matplotlib", "utils.evaluation")),
         ("val", ("matplotlib", "av")),
-        ("train", ("matplotlib", "av", "tensorboard", "torch.utils.tensorboard")),
+        ("train", ("matplotlib", "av", "optuna", "tensorboard", "torch.utils.tensorboard")),
         ("export", ("matplotlib", "av")),
         ("data.check", ("matplotlib", "av")),
         ("data.convert", ("matplotlib", "av")),

@@ -46,3 +46,19 @@ def exclusive(path: Path, what: str, pause: float = 0.2) -> Iterator[None]:
         with contextlib.suppress(OSError):  # Windows keeps a file that another run has open
             path.unlink()  # before the release: a process that waits sees this and makes a new file
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a running process holds a lock file.
+
+    A file that nobody holds is removed.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    with contextlib.suppress(OSError):
+        path.unlink()
+    lock.release()
+    return False

@@ -83,7 +83,7 @@ def test_an_option_that_is_known_and_not_had_says_why(capsys):
 
 
 def test_train_knows_what_yolov5_has_beside_its_options(capsys):
-    for flag in ("--evolve", "--quad", "--entity"):
+    for flag in ("--resume_evolve", "--quad", "--entity"):
         with pytest.raises(SystemExit):
             train_options.parse_opt([flag])
         assert "unrecognized" not in capsys.readouterr().err

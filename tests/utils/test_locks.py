@@ -9,7 +9,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.files import ROOT
-from utils.locks import exclusive
+from utils.locks import exclusive, is_held
 
 
 def test_one_at_a_time_and_nothing_is_left(tmp_path):
@@ -51,3 +51,16 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file: cannot be written"), exclusive(tmp_path / "file" / "x", "x"):
         pass
+
+
+def test_a_lock_is_held_while_its_process_lives(tmp_path):
+    path = tmp_path / "x.lock"
+    with exclusive(path, "x"):
+        assert is_held(path) and path.exists()
+    assert not is_held(path) and not path.exists()
+    code = (
+        "import os, pathlib, sys; from utils.locks import exclusive\n"
+        "lock = exclusive(pathlib.Path(sys.argv[1]), 'x'); lock.__enter__(); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT).returncode == 9
+    assert path.exists() and not is_held(path)

@@ -17,12 +17,12 @@ from utils.training.optim import BACKBONE, OPTIMIZERS
 MAX_SEED = 2**64 - 1  # what torch's generators take
 RECIPES = "data/recipes"
 FIRST_RECIPE = "digits"  # what train.py uses without any option
-_EVOLVE = "hyperparameters are not searched here; give a file of your own with --hyp"
+_EVOLVE = "--evolve N searches from --hyp, and given again continues its study below --project and --name"
 _TRACKERS = "use --logger wandb, and set WANDB_ENTITY and WANDB_PROJECT; data and weights are not uploaded"
 FROM = "from:"  # --amp from:RUN
 LOGGERS = ("tensorboard", "mlflow", "wandb")  # also the names of their packages
 # Not part of a recipe: files whose code runs, and what belongs to one run on one machine.
-_NOT_IN_RECIPES = frozenset({"plugins", "recipe", "resume", "local_rank"})
+_NOT_IN_RECIPES = frozenset({"plugins", "recipe", "resume", "local_rank", "evolve"})
 
 
 def _row(value: str | int) -> int | str:
@@ -121,7 +121,6 @@ class TrainOptions(TrainingOptions):
     """Train a detector."""
 
     REFUSED = {
-        "--evolve": _EVOLVE,
         "--evolve_population": _EVOLVE,
         "--resume_evolve": _EVOLVE,
         "--bucket": _EVOLVE,
@@ -147,6 +146,13 @@ class TrainOptions(TrainingOptions):
     resume: bool | str = option(
         False, nargs="?", const=True, help="continue from the newest or the given last.pt"
     )
+    evolve: int | None = option(
+        None,
+        nargs="?",
+        const=300,
+        metavar="N",
+        help="search for hyperparameters from those of --hyp: N trials (300 without N); again to continue",
+    )
     project: str = option(str(ROOT / "runs" / "train"), help="folder of runs")
     name: str = option("exp", type=str, help="folder in it; 'cfg' is the stem of --cfg")
     exist_ok: bool = option(False, help="write into project/name even if it exists")
@@ -161,6 +167,7 @@ class TrainOptions(TrainingOptions):
     def check(self) -> None:
         """Refuse values and combinations that cannot work."""
         super().check()
+        self._check_evolve()
         if missing := [name for name in self.logger if not is_installed(name)]:
             raise UserError(f"--logger {missing[0]}: this package is not installed; pip install {missing[0]}")
         if self.backbone_weights and self.weights:
@@ -176,6 +183,23 @@ class TrainOptions(TrainingOptions):
         if world_size() > 1 and (self.batch_size < 1 or self.batch_size % world_size()):
             raise UserError(
                 f"--batch-size {self.batch_size}: is shared by {world_size()} processes; give a multiple"
+            )
+
+    def _check_evolve(self) -> None:
+        """Refuse what cannot work with --evolve."""
+        if self.evolve is None:
+            return
+        self.at_least(evolve=1)
+        if not is_installed("optuna"):
+            raise UserError("--evolve: the package optuna is not installed; pip install optuna")
+        if self.resume:
+            raise UserError(
+                "--evolve continues its own study; give the same --project and --name, and no --resume"
+            )
+        if world_size() > 1:
+            raise UserError(
+                "--evolve trains each trial in one process; instead of torchrun, start it several times with "
+                "the same --project and --name"
             )
 
 
