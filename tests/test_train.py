@@ -24,11 +24,9 @@ from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 from utils.training import loggers
 from utils.training import options as options_module
-from utils.training import run_folder as resume
-from utils.training.compute_mode import ComputeMode, this_machine
+from utils.training.compute_mode import ComputeMode
 from utils.training.hyp import load_hyp
 from utils.training.loggers import read_results
-from utils.training.measured_mode import Workload
 from utils.training.options import is_installed
 from utils.training.trainer import Trainer
 
@@ -172,48 +170,6 @@ def test_resumed_run_equals_an_uninterrupted_one(
     assert texts[0] == texts[1]
 
 
-def test_what_amp_auto_chose_is_recorded_resumed_and_taken_by_another_run(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
-    names = frozenset(["model.1.conv", "model.3.conv"])
-    chosen = ComputeMode(torch.bfloat16, False, names, machine=this_machine())
-    asked = []
-
-    def choose(model: torch.nn.Module, work: Workload) -> ComputeMode:
-        asked.append(work)
-        return chosen
-
-    monkeypatch.setattr(train, "choose_mode", choose)
-    whole = train.run(**options(folder, tmp_path, name="whole", noval=True))
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_in(patch, epoch=1)
-        train.run(**options(folder, tmp_path, name="broken", noval=True))
-    assert asked == 2 * [Workload(imgsz=96, batch_size=8, images=48)]
-    saved = yaml.safe_load((tmp_path / "broken" / "opt.yaml").read_text())
-    assert saved["amp"] == "auto" and ComputeMode.from_plain(saved["amp_choice"], "") == chosen
-    resumed = train.run(resume=str(tmp_path / "broken" / "weights" / "last.pt"))
-    taken = train.run(**options(folder, tmp_path, name="taken", noval=True, amp=f"from:{whole.save_dir}"))
-    assert len(asked) == 2, "neither measures"
-    states = [load_checkpoint(r.last).model.state_dict() for r in (whole, resumed, taken)]
-    for other in states[1:]:
-        assert all(torch.equal(value, other[name]) for name, value in states[0].items())
-    assert load_checkpoint(taken.last).meta["opt"]["amp_choice"] == saved["amp_choice"]
-    plain = train.run(**options(folder, tmp_path, name="plain", noval=True, amp="bf16"))
-    other = load_checkpoint(plain.last).model.state_dict()
-    assert not all(torch.equal(value, other[name]) for name, value in states[0].items())
-    monkeypatch.setattr(train, "this_machine", lambda: "a newer CPU")
-    train.run(**options(folder, tmp_path, epochs=1, noval=True, amp=f"from:{plain.save_dir}"))
-    assert not any("the fastest" in text for text in log.messages), "nothing was measured there"
-    train.run(**options(folder, tmp_path, epochs=1, noval=True, amp=f"from:{whole.last}"))
-    assert any(f"was the fastest on {this_machine()}; this is a newer CPU" in text for text in log.messages)
-
-
-def test_a_choice_for_a_cpu_is_refused_elsewhere() -> None:
-    start = train.Start(train.TrainOptions(amp="from:run"), ComputeMode())
-    with pytest.raises(UserError, match="--amp from:run: is a choice for a CPU, and this runs on mps"):
-        train.settle(start, DetectionModel(TINY_MODEL), LEARN_HYP, 24, torch.device("mps"))
-
-
 def test_a_choice_that_cannot_be_taken_is_one_sentence(folder: Path, tmp_path: Path, started: Path) -> None:
     def refused(amp: str) -> str:
         with pytest.raises(UserError) as caught:
@@ -306,27 +262,6 @@ def test_a_teacher_that_does_not_fit_is_one_sentence(
     with pytest.raises(UserError, match=sentence):
         train.run(**options(folder, tmp_path, **{"teacher": str(tmp_path / "teacher.pt")} | changes))
     assert not (tmp_path / "exp").exists()
-
-
-def test_ctrl_c_in_the_first_epoch_can_be_resumed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(resume, "RUNS", tmp_path)
-    caplog.set_level("INFO", "yolo")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_in(patch, epoch=0, after_batches=2)
-        train.run(**options(folder, tmp_path, nosave=True))
-    assert "epoch 1/2 is not complete; it starts again from the weights of this moment" in caplog.text
-    result = train.run(resume=True, epochs=3)  # the newest last.pt of all runs, and longer
-    assert result.save_dir == tmp_path / "exp" and len(read_results(result.save_dir / "results.csv")) == 3
-    assert load_checkpoint(result.last).meta["updates"] == 2 + 9  # 3 batches an epoch, each a step
-    with pytest.raises(UserError, match="has finished its 3 epochs"):
-        train.run(resume=str(result.last))
-    with pytest.raises(UserError, match="with imgsz = 96; only"):
-        train.run(resume=str(result.last), imgsz=128)
-    longer = train.run(resume=str(result.last), epochs=4, noval=True)
-    assert "keeps no optimizer state" in caplog.text
-    assert len(read_results(longer.save_dir / "results.csv")) == 4
 
 
 def test_resuming_best_points_to_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,57 +358,6 @@ def test_classes_are_compared_before_a_data_set_is_fetched(
         train.run(resume=last, data=unfetchable)
 
 
-@pytest.mark.parametrize(
-    ("written", "scores", "best_epoch"),
-    [
-        (0, [0.3, 0.4, 0.1], 1),  # while last.pt is written before the first epoch
-        (1, [0.5, 0.3, 0.4, 0.1], 1),  # while best.pt of the first is, which starts again and is worse
-        (4, [0.1, 0.5, 0.5, 0.2], 1),  # between best.pt and last.pt of the second, which starts again
-        (3, [0.9, 0.5, 0.5, 0.2], 0),  # the best epoch was saved before
-    ],
-)
-def test_the_best_epoch_is_kept_wherever_ctrl_c_falls(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, scores: list, best_epoch: int
-) -> None:
-    original, files, rest = train.save_checkpoint, [], iter(scores)
-    monkeypatch.setattr(train, "fitness", lambda metrics: next(rest))
-
-    def pressed(path: Path, *args, **kwargs) -> None:
-        files.append(path)
-        if len(files) == written + 1:
-            raise KeyboardInterrupt
-        original(path, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "save_checkpoint", pressed)
-        train.run(**options(folder, tmp_path, epochs=3))
-    result = train.run(resume=str(tmp_path / "exp" / "weights" / "last.pt"))
-    assert result.best == tmp_path / "exp" / "weights" / "best.pt"
-    assert load_checkpoint(result.best).meta["epoch"] == best_epoch
-
-
-def test_a_run_ended_in_its_final_validation_is_finished_by_resume(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
-    log.set_level("INFO", "yolo")
-    whole = train.run(**options(folder, tmp_path, noplots=False))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "save_metrics", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        train.run(**options(folder, tmp_path, noplots=False, name="broken"))
-    broken = tmp_path / "broken"
-    for path in (broken / "results.png", *broken.glob("*_curve.png")):
-        path.unlink()
-    result = train.run(resume=str(broken / "weights" / "last.pt"))
-    assert "all 2 epochs are trained; validating the best" in log.text
-    assert result.best == broken / "weights" / "best.pt" and result.metrics.map == whole.metrics.map
-    reports = [json.loads((path / "metrics.json").read_text()) for path in (whole.save_dir, broken)]
-    assert all(a == b for (k, a), b in zip(reports[0].items(), reports[1].values()) if not TIMED.match(k))
-    files = [{p.name for p in run.iterdir() if "tfevents" not in p.name} for run in (broken, whole.save_dir)]
-    assert files[0] == files[1]
-    with pytest.raises(UserError, match="has finished its 2 epochs"):
-        train.run(resume=str(broken / "weights" / "last.pt"))
-
-
 def test_a_longer_interrupted_run_and_changed_images_are_told(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
@@ -520,23 +404,6 @@ def test_a_forged_training_state_is_one_sentence(started: Path, tmp_path: Path, 
     shutil.copy(started / "opt.yaml", tmp_path / "opt.yaml")
     with pytest.raises(UserError, match="training state is damaged|checkpoint's optimizer has groups"):
         train.run(resume=str(last))
-
-
-def test_another_runs_best_is_neither_reported_nor_lost(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
-) -> None:
-    scores = iter([0.9, 0.5, 0.1, 0.3, 0.2])
-    monkeypatch.setattr(train, "fitness", lambda metrics: next(scores))
-    theirs = train.run(**options(folder, tmp_path, epochs=1)).best
-    before = theirs.read_bytes()
-    again = {"exist_ok": True, "nosave": True}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_in(patch, epoch=1)
-        train.run(**options(folder, tmp_path, epochs=3, **again))
-    result = train.run(resume=str(theirs.with_name("last.pt")))
-    assert result.best is None and theirs.read_bytes() == before
-    assert "best.pt: is another run's and is kept" in log.text
-    assert not load_checkpoint(result.last).meta["best_saved"]
 
 
 def test_full_disk_keeps_the_old_checkpoint(
@@ -622,13 +489,6 @@ def test_the_largest_seed_trains(folder: Path, tmp_path: Path) -> None:
     assert load_checkpoint(last).meta["seed"] == 2**64 - 1
 
 
-def test_noval_and_nosave_wait_for_the_last_epoch(folder: Path, tmp_path: Path) -> None:
-    result = train.run(**options(folder, tmp_path, noval=True, nosave=True, label_smoothing=0.1))
-    rows = read_results(result.save_dir / "results.csv")
-    assert rows[0][4] != rows[0][4] and rows[1][4] == rows[1][4]  # nan, then a figure
-    assert {p.name for p in (result.save_dir / "weights").iterdir()} == {"last.pt", "best.pt"}
-
-
 def test_the_recipe_is_saved_as_loaded_and_what_was_fitted_as_the_runs_own(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -683,14 +543,6 @@ def test_too_little_memory_is_one_sentence(
     monkeypatch.setattr(Trainer, "train_epoch", exhausted)
     with pytest.raises(UserError, match=says):
         train.run(**options(folder, tmp_path, batch_size=batch_size))
-
-
-def test_patience_stops_early(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.4, 0.3, 0.2, 0.1])
-    monkeypatch.setattr(train, "fitness", lambda metrics: next(scores))
-    result = train.run(**options(folder, tmp_path, epochs=5, patience=2))
-    assert len(read_results(result.save_dir / "results.csv")) == 3
-    assert load_checkpoint(result.best).meta["epoch"] == 0
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def evaluate(
         options: how it is done.
         on_image: called for every image, in order.
         on_batch: called with the targets (M, 6) of every batch that the network has just seen, such as a
-            `utils.training.trainer.ValidationLoss`.
+            `utils.training_run.validation.ValidationLoss`.
         gather: given the images of this process, yields those to measure: where several processes share a
             validation, all on one of them.
     """

@@ -266,38 +266,6 @@ def single_values_refused() -> Iterator[None]:
         ) from None
 
 
-class ValidationLoss:
-    """Average the loss over the batches of a validation, as `on_batch` of `evaluate`.
-
-    Args:
-        loss: called with (raw maps in float32, targets) -> (loss, items).
-        raw_maps: returns the raw maps of the network's last batch.
-        device: of the maps.
-    """
-
-    def __init__(
-        self, loss: LossFunction, raw_maps: Callable[[], list[Tensor]], device: torch.device
-    ) -> None:
-        self._loss = loss
-        self._raw_maps = raw_maps
-        self._device = device
-        self._items: list[Tensor] = []
-
-    def __call__(self, targets: Tensor) -> None:
-        """Count the batch with these targets (M, 6)."""
-        maps = [raw.float() for raw in self._raw_maps()]
-        self._items.append(self._loss(maps, targets.to(self._device))[1].float().cpu())
-
-    @property
-    def batches(self) -> int:
-        """Return how many batches were counted."""
-        return len(self._items)
-
-    def mean(self) -> tuple[float, ...]:
-        """Return the means (box, obj, cls) over the batches; zeros without any."""
-        return tuple(torch.stack(self._items).mean(0).tolist()) if self._items else (0.0, 0.0, 0.0)
-
-
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
     """Return a seed for torch's generator, which dropout and the like use.
 

@@ -7,28 +7,13 @@ import torch
 
 import export
 from models.backends import load_backend
-from models.weights.checkpoint import save_checkpoint
-from models.yolo import DetectionModel
+from tests.tiny_checkpoint import write_checkpoint
 from utils.errors import UserError
-
-TINY = {
-    "nc": 2,
-    "depth_multiple": 1.0,
-    "width_multiple": 1.0,
-    "anchors": [[10, 13, 16, 30]],
-    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]], [-1, 1, "Conv", [8, 3, 2]]],
-    "head": [[[2], 1, "Detect", ["nc", "anchors"]]],
-}
 
 
 @pytest.fixture
 def weights(tmp_path):
-    torch.manual_seed(0)
-    model = DetectionModel(TINY)
-    model.names = {0: "cat", 1: "dog"}
-    model.detect.m[0].weight.data.normal_(0, 0.5)  # scores over the whole of 0..1, as after training
-    save_checkpoint(tmp_path / "best.pt", model, meta={})
-    return tmp_path / "best.pt"
+    return write_checkpoint(tmp_path)
 
 
 def test_torchscript_carries_its_metadata(weights):

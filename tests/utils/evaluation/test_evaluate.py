@@ -13,7 +13,7 @@ from models.backends import ModelBackend
 from utils.boxes import xywhn2xyxy, xyxy2xywhn
 from utils.evaluation.evaluate import EvalOptions, ImageResult, evaluate
 from utils.letterbox import letterbox
-from utils.training.trainer import ValidationLoss
+from utils.training_run.validation import ValidationLoss
 
 NAMES = {0: "dark", 1: "light"}
 SIZES = [(60, 90), (90, 60), (64, 64), (50, 120), (33, 77)]  # (h, w)
