@@ -49,6 +49,7 @@ from utils.files import find_file, remove_dead_parts, save_yaml
 from utils.image_size import fit_side
 from utils.profiling import gflops
 from utils.training.anchors import check_anchors
+from utils.training.autobatch import no_memory
 from utils.training.compute_mode import ComputeMode
 from utils.training.distillation import Distillation, check_same_teacher, check_teacher
 from utils.training.distributed import (
@@ -131,7 +132,7 @@ def run(**options: object) -> TrainResult:
         try:
             return train_from(start, device)
         except torch.OutOfMemoryError:
-            raise _out_of_memory(start.opt, device) from None
+            raise no_memory(start.opt.batch_size, start.opt.imgsz, device) from None
         except (RuntimeError, OSError) as error:
             if not has_lost_another(error):
                 raise
@@ -471,15 +472,6 @@ def build_recorder(
     )
     loggers = RunLoggers(folder.path, opt.logger, facts["opt"], start.first_epoch)
     return Recorder(opt, state, saver, loggers)
-
-
-def _out_of_memory(opt: TrainOptions, device: torch.device) -> UserError:
-    """Return the error for a run that does not fit into memory."""
-    if opt.batch_size == -1:
-        batch, remedy = "the batch that --batch-size -1 found", "give a number"
-    else:
-        batch, remedy = f"--batch-size {opt.batch_size}", "give a smaller one, or -1 to find what fits"
-    return UserError(f"{batch} at {opt.imgsz} pixels does not fit into the memory of {device}; {remedy}")
 
 
 def cfg_name(cfg: str | Path) -> str:

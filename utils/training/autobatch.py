@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from utils.device import autocast
+from utils.errors import UserError
 from utils.training.trainer import single_values_refused
 
 LOGGER = logging.getLogger("yolo.autobatch")
@@ -91,3 +92,12 @@ def _step(model: nn.Module, batch: int, imgsz: int, device: torch.device, amp: t
         model.zero_grad(set_to_none=True)
         for name, buffer in model.named_buffers():
             buffer.copy_(statistics[name])
+
+
+def no_memory(batch_size: int, imgsz: int, device: torch.device) -> UserError:
+    """Return the error for a run that does not fit into memory."""
+    if batch_size == -1:
+        batch, remedy = "the batch that --batch-size -1 found", "give a number"
+    else:
+        batch, remedy = f"--batch-size {batch_size}", "give a smaller one, or -1 to find what fits"
+    return UserError(f"{batch} at {imgsz} pixels does not fit into the memory of {device}; {remedy}")
