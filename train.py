@@ -48,6 +48,7 @@ from utils.errors import UserError
 from utils.files import find_file, remove_dead_parts, save_yaml
 from utils.image_size import fit_side
 from utils.profiling import gflops
+from utils.training.aligned_loss import AlignedLoss
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import no_memory
 from utils.training.compute_mode import ComputeMode
@@ -193,6 +194,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
     prepare_process(opt)
     hyp = load_hyp(start.checkpoint.meta["hyp"] if start.checkpoint else opt.hyp)
     network = build_network(start, hyp)  # before a data set is fetched, so that wrong weights fail early
+    check_head(opt, network, hyp)
     teacher = load_teacher(start, network, hyp)
     data = prepare_data(opt)
     if opt.align and is_main() and start.checkpoint is None:
@@ -255,6 +257,23 @@ def build_network(start: Start, hyp: dict[str, float]) -> DetectionModel:
             backbone_weights=opt.backbone_weights,
             neck_weights=opt.neck_weights,
         )
+
+
+def check_head(opt: TrainOptions, model: DetectionModel, hyp: dict[str, float]) -> None:
+    """Refuse what means nothing to a head without anchors.
+
+    Raises:
+        UserError: the sentence names the option.
+    """
+    given = (
+        "anchors in the hyperparameters"
+        if "anchors" in hyp
+        else "--label-smoothing" * bool(opt.label_smoothing)
+    )
+    if given and not hasattr(model.detect, "anchors"):
+        name = type(model.detect).__name__
+        why = "has no anchors" if "anchors" in hyp else "learns the quality of its boxes"
+        raise UserError(f"{model.source}: its head, {name}, {why}; leave {given} out")
 
 
 def load_teacher(start: Start, model: DetectionModel, hyp: dict[str, float]) -> DetectionModel | None:
@@ -333,7 +352,7 @@ def make_folder(
 def fit_anchors(opt: TrainOptions, model: DetectionModel, data: TrainingData, settings: RunSettings) -> None:
     """Replace the anchors if others fit the boxes better, unless --noautoanchor is given."""
     counted = "anchors" in settings.hyp
-    if opt.teacher or (opt.noautoanchor and not counted):
+    if opt.teacher or (opt.noautoanchor and not counted) or not hasattr(model.detect, "anchors"):
         return
     # Anchors that are only counted are placeholders: they are replaced even if they fit.
     placeholders = isinstance(model.yaml["anchors"], int | float) and not opt.neck_weights
@@ -386,9 +405,11 @@ def build_trainer(
 
 def build_loss(
     model: DetectionModel, opt: TrainOptions, settings: RunSettings, counts: MeanCounts | None = None
-) -> DetectionLoss:
-    """Build the loss; with `counts`, for a share of each batch."""
+) -> DetectionLoss | AlignedLoss:
+    """Build the loss of the network's head; with `counts`, for a share of each batch."""
     detect = model.detect
+    if not hasattr(detect, "anchors"):
+        return AlignedLoss(detect, settings.hyp, mean_counts=counts)
     gains = scale_gains(settings.hyp, nl=detect.nl, nc=detect.nc, imgsz=settings.imgsz)
     return DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing, mean_counts=counts)
 
@@ -408,6 +429,7 @@ def build_distillation(
         *("an unknown number of" if cost is None else f"{n * cost:.2f}" for n, cost in zip((1, 3), costs)),
     )
     loss = build_loss(model, opt, settings, counts=mean_counts if world_size() > 1 else None)
+    loss = cast("DetectionLoss", loss)  # of the only head that has a teacher
     return Distillation(optimised(teacher, trainer.device), model, loss)
 
 

@@ -137,7 +137,7 @@ def read_data(opt: CheckOptions, config: DatasetConfig, backend: Backend | None)
         imgsz = fit_side(imgsz, backend.stride, only=backend.fixed_size)
         batches = backend.batch_options(imgsz, opt.batch_size)
         network = TrainedNetwork(backend, batches, workers_beside(backend.device, opt.workers))
-    return CheckedData.read(config, imgsz, head, opt.workers, network)
+    return CheckedData.read(config, imgsz, head if hasattr(head, "anchors") else None, opt.workers, network)
 
 
 def trained_imgsz(weights: str) -> int:

@@ -148,10 +148,11 @@ class DetectionModel(nn.Module):
         """Give the head its strides, and sort its anchors by size as the strides are."""
         row = self.rows[-1]
         strides = [self.rows[s].stride for s in row.sources]
-        areas = [sum(w * h for w, h in zip(level[::2], level[1::2])) for level in row.args[1]]
-        if (areas[-1] - areas[0]) * (strides[-1] - strides[0]) < 0:
-            LOGGER.warning("%s: anchors run against the strides; their order is reversed", self.source)
-            self.detect.anchors.copy_(self.detect.anchors.flip(0))
+        if hasattr(self.detect, "anchors"):
+            areas = [sum(w * h for w, h in zip(level[::2], level[1::2])) for level in row.args[1]]
+            if (areas[-1] - areas[0]) * (strides[-1] - strides[0]) < 0:
+                LOGGER.warning("%s: anchors run against the strides; their order is reversed", self.source)
+                self.detect.anchors.copy_(self.detect.anchors.flip(0))
         self.detect.set_stride(strides)
 
     @property

@@ -16,10 +16,13 @@ import pytest
 import torch
 import yaml
 
+import export
+import hubconf
 import train
+import val
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
-from tests.tiny_set import NAMES, TINY_MODEL, tensors, write_model, write_set
+from tests.tiny_set import NAMES, TINY_FREE, TINY_MODEL, tensors, write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
 from utils.training import loggers
@@ -261,6 +264,63 @@ def test_a_teacher_that_does_not_fit_is_one_sentence(
             changes = changes | {name: str(tmp_path / f"{changes[name]}.yaml")}
     with pytest.raises(UserError, match=sentence):
         train.run(**options(folder, tmp_path, **{"teacher": str(tmp_path / "teacher.pt")} | changes))
+    assert not (tmp_path / "exp").exists()
+
+
+def test_a_head_without_anchors_learns_and_works_as_any_other(folder: Path, tmp_path: Path) -> None:
+    save_yaml(tmp_path / "free.yaml", TINY_FREE)
+    hyp = LEARN_HYP | {"lr0": 0.01, "lrf": 0.1}
+    given = {"cfg": str(tmp_path / "free.yaml"), "hyp": hyp, "optimizer": "Adam", "cache": "ram"}
+    result = train.run(**options(folder, tmp_path, epochs=40, noval=True, **given))
+    rows = read_results(result.save_dir / "results.csv")
+    assert all(row[1] > 0 and row[2] == 0 and row[3] > 0 for row in rows)  # objectness is not learnt
+    assert result.metrics.map50 > 0.8
+    model = load_checkpoint(result.best).model
+    assert type(model.detect).__name__ == "DetectFree" and "anchors" not in model.yaml
+    common = {"data": str(folder / "shapes.yaml"), "imgsz": 96, "project": str(tmp_path / "val")}
+    (file,) = export.run(weights=str(result.best), include=["onnx"], imgsz=[96])
+    figures = [val.run(weights=str(path), **common).metrics.map for path in (result.best, file.path)]
+    assert figures[0] == pytest.approx(result.metrics.map, abs=0.005)
+    assert figures[1] == pytest.approx(figures[0], abs=0.05)  # squares, where the .pt sees wider batches
+    (file,) = export.run(weights=str(result.best), include=["onnx"], imgsz=[96], nms=True)
+    assert val.run(weights=str(file.path), **common).metrics.map50 > 0.7  # at its own thresholds
+    network = hubconf.custom(str(result.best), _verbose=False)
+    network.conf = 0.1
+    found = network(str(folder / "images/val/0.png"), size=96)
+    assert len(found.xyxy[0]) and set(found.xyxy[0][:, 5].tolist()) <= {0.0, 1.0}
+    with pytest.raises(UserError, match="its head is DetectFree, the network's DetectFree; both must be Det"):
+        train.run(**options(folder, tmp_path, **given, teacher=str(result.best)))
+
+
+def test_a_head_without_anchors_is_resumed_to_the_bit(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_yaml(tmp_path / "free.yaml", TINY_FREE)
+    given = {"cfg": str(tmp_path / "free.yaml"), "epochs": 3, "save_period": 1, "multi_scale": True}
+    given |= {"amp": "bf16", "hyp": LEARN_HYP}
+    whole = train.run(**options(folder, tmp_path, **given))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_in(patch, epoch=2)
+        train.run(**options(folder, tmp_path, **given, name="broken"))
+    resumed = train.run(resume=str(tmp_path / "broken" / "weights" / "last.pt"))
+    a, b = (load_checkpoint(run.save_dir / "weights/epoch2.pt") for run in (whole, resumed))
+    pairs = list(zip(tensors(a.training), tensors(b.training), strict=True))
+    assert len(pairs) > 40 and all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"label_smoothing": 0.1}, "learns the quality of its boxes; leave --label-smoothing out"),
+        ({"hyp": LEARN_HYP | {"anchors": 3}}, "has no anchors; leave anchors in the hyperparameters out"),
+    ],
+)
+def test_what_a_head_without_anchors_does_not_know_is_refused(
+    folder: Path, tmp_path: Path, changes: dict, sentence: str
+) -> None:
+    save_yaml(tmp_path / "free.yaml", TINY_FREE)
+    with pytest.raises(UserError, match=f"free.yaml: its head, DetectFree, {sentence}"):
+        train.run(**options(folder, tmp_path, cfg=str(tmp_path / "free.yaml"), **changes))
     assert not (tmp_path / "exp").exists()
 
 

@@ -30,6 +30,10 @@ TINY_MODEL = {
     "head": [[[2, 3], 1, "Detect", ["nc", "anchors"]]],
 }
 
+TINY_FREE = {key: value for key, value in TINY_MODEL.items() if key != "anchors"} | {
+    "head": [[[2, 3], 1, "DetectFree", ["nc"]]]
+}
+
 
 class TinyRows(nn.Module):
     """Rows as a DetectionModel has them."""

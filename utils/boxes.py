@@ -15,6 +15,9 @@ from torch import Tensor
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
+LARGEST_LOG_SIDE = 6.0
+"""The most that a head without anchors may say of a side's logarithm, in cells: 403 of them, not infinity."""
+
 
 def float_copy(x: Array) -> Array:
     """Return a copy that can hold fractions: integers become float32, floats keep their type.

@@ -96,7 +96,7 @@ def check_keys(cfg: YamlMapping, source: str) -> None:
             raise UserError(f"{source}: key {shown(key)} is not known; did you mean {close[0]!r}?")
         _warn_unknown(source, str(key))
     for key, remedy in _REMEDY.items():
-        if cfg.get(key) is None:
+        if cfg.get(key) is None and (key != "anchors" or _reads_anchors(cfg)):
             raise UserError(f"{source}: key '{key}' is missing; {remedy}")
     for key in ("backbone", "head"):
         if not isinstance(cfg[key], list) or not cfg[key]:
@@ -118,6 +118,13 @@ def check_keys(cfg: YamlMapping, source: str) -> None:
         activation_factory(activation or "SiLU")
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
+
+
+def _reads_anchors(cfg: YamlMapping) -> bool:
+    """Return whether a row of the head has the YAML's anchors as an argument."""
+    rows = cfg.get("head")
+    rows = [row for row in rows if isinstance(row, list) and row] if isinstance(rows, list) else []
+    return any(isinstance(row[-1], list) and "anchors" in row[-1] for row in rows)
 
 
 @functools.cache  # a training builds its YAML twice: first to check it, then with the data's classes
@@ -196,7 +203,7 @@ def _literal(value: object, cfg: YamlMapping) -> object:
 
     'nc', 'anchors', 'None', 'True' and 'False' are names of values; any other text is itself.
     """
-    names = {"nc": cfg["nc"], "anchors": cfg["anchors"], "None": None, "True": True, "False": False}
+    names = {"nc": cfg["nc"], "anchors": cfg.get("anchors"), "None": None, "True": True, "False": False}
     if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
         raise RowError(f"args has {shown(value)}, expected numbers up to {LARGEST_NUMBER}")
     if isinstance(value, list):

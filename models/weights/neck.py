@@ -8,6 +8,7 @@ from their backbone. `models/weights/align.py` teaches the adapters to give thos
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 from models.build.rows import Row
-from models.heads import Detect
+from models.heads import Detect, DetectFree
 from models.weights.checkpoint import load_checkpoint
 from models.weights.matching import leaves
 from models.yolo import DetectionModel
@@ -23,9 +24,13 @@ from utils.errors import UserError, shown
 
 LOGGER = logging.getLogger("yolo.models")
 
-_LEAST = 0.5  # of the neck's and head's tensors; fewer fit by chance
+_LEAST = 0.5  # of the neck's tensors; fewer fit by chance, and the head may be of another kind
 _FITTING = "models/yolov5n-efficientnet-lite0.yaml, which has yolov5n's"
 _BOX = 5  # outputs of an anchor before its classes: the box and objectness
+_CLASSES = re.compile(
+    r"m\.\d+\.\w+|classes\.\d+\.4\.\w+"
+)  # the tensors of a head that hold a row for each class
+_Output = Detect | DetectFree
 
 
 @dataclass
@@ -49,7 +54,7 @@ class NeckReport:
 
     Attributes:
         label: the file. licence: of its weights. total: tensors, adapters not counted.
-        fitted: how many were taken over; those of Detect count although their unknown classes start anew.
+        fitted: how many were taken over; those of the head count although their unknown classes start anew.
         left: names of the others. unknown: classes that the source does not have.
     """
 
@@ -77,13 +82,15 @@ def load_neck(model: DetectionModel, path: str | Path, names: Mapping[int, str])
         names: classes of the model; a class that the checkpoint knows by the same name is taken over too.
 
     Raises:
-        UserError: no such checkpoint, or fewer than half of the tensors fit.
+        UserError: no such checkpoint, or fewer than half of the neck's tensors fit.
     """
     source = load_checkpoint(path).model
     match = match_necks(model, source)
     pairs, left = _pair_tensors(model, match)
     report = NeckReport(str(path), source.licence, len(pairs) + len(left), len(pairs), left)
-    if len(pairs) < _LEAST * report.total:
+    detect = f"model.{model.rows[-1].index}."
+    of_neck, fitted = (sum(not key.startswith(detect) for key in keys) for keys in ([*pairs, *left], pairs))
+    if fitted < _LEAST * of_neck:
         first = model.rows[max(match.joints.keys() - match.adapters.keys(), default=max(match.joints))]
         raise UserError(
             f"--neck-weights {path}: only {len(pairs)} of the {report.total} tensors of the neck and head "
@@ -97,7 +104,6 @@ def load_neck(model: DetectionModel, path: str | Path, names: Mapping[int, str])
             f"--neck-weights {path}: {wild[0]} holds values that are not finite (NaN or infinity), in "
             f"{len(wild)} tensors in all; take weights of a training that went well"
         )
-    detect = f"model.{model.rows[-1].index}."
     with torch.no_grad():
         for key, theirs in pairs.items():
             if not key.startswith(detect):
@@ -125,17 +131,20 @@ def _pair_tensors(model: DetectionModel, match: NeckMatch) -> tuple[dict[str, st
     return pairs, left
 
 
-def _take_output(own: Detect, other: Detect, names: Mapping[int, str], others: Mapping[int, str]) -> None:
-    """Copy Detect's rows of box, objectness and known classes for each anchor, and the anchors."""
+def _take_output(own: _Output, other: _Output, names: Mapping[int, str], others: Mapping[int, str]) -> None:
+    """Copy a head of the same kind, anchors included, and the classes that are known."""
     known = {name: index for index, name in others.items()}
     shared = [(index, known[name]) for index, name in names.items() if name in known]
-    to = [*range(_BOX), *(_BOX + index for index, _ in shared)]
-    fro = [*range(_BOX), *(_BOX + index for _, index in shared)]
-    for ours, theirs in zip(own.m, other.m):
-        for name, target in ours.named_parameters():
-            values = theirs.get_parameter(name).view(other.na, other.no, -1)
-            target.view(own.na, own.no, -1)[:, to] = values[:, fro]
-    own.anchors.copy_(other.anchors)
+    before = _BOX if isinstance(own, Detect) else 0  # outputs of a layer before its classes
+    to = [*range(before), *(before + index for index, _ in shared)]
+    fro = [*range(before), *(before + index for _, index in shared)]
+    theirs = other.state_dict()
+    for key, target in own.state_dict().items():
+        if _CLASSES.fullmatch(key):
+            values = theirs[key].view(other.na, before + other.nc, -1)
+            target.view(own.na, before + own.nc, -1)[:, to] = values[:, fro]
+        else:
+            target.copy_(theirs[key])
 
 
 def match_necks(model: DetectionModel, source: DetectionModel) -> NeckMatch:
@@ -162,13 +171,13 @@ def match_necks(model: DetectionModel, source: DetectionModel) -> NeckMatch:
 def _are_alike(model: DetectionModel, own: Row, source: DetectionModel, other: Row) -> bool:
     """Return whether two rows build the same layer, and read maps of the same shapes.
 
-    Two Detects may have other numbers of classes, and other anchors, but not another number of these.
+    Two heads may have other numbers of classes, and other anchors, but not another number of these.
     """
     if own.name != other.name or _read(model, own) != _read(source, other):
         return False
     ours, theirs = model.model[own.index], source.model[other.index]
     if own.spec.output:
-        return isinstance(ours, Detect) and isinstance(theirs, Detect) and ours.na == theirs.na
+        return isinstance(ours, _Output) and isinstance(theirs, _Output) and ours.na == theirs.na
     return own.args == other.args and repr(ours) == repr(theirs)  # the second shows activations and eps
 
 

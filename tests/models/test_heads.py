@@ -1,11 +1,11 @@
-"""Detect: the decoding formula, the order of its rows, the prior of its biases."""
+"""Detect and DetectFree: the decoding formula, the order of its rows, the prior of its biases."""
 
 import math
 
 import pytest
 import torch
 
-from models.heads import Detect
+from models.heads import Detect, DetectFree
 
 ANCHORS = [[10, 13, 16, 30], [30, 61, 62, 45]]
 
@@ -83,3 +83,55 @@ def test_decoding_is_float32_under_autocast():
         decoded, raws = head(maps())
     assert raws[0].dtype == torch.bfloat16
     assert decoded.dtype == torch.float32
+
+
+def make_free(nc=3):
+    torch.manual_seed(0)
+    head = DetectFree(nc, [4, 6])
+    head.set_stride([8, 16])
+    return head
+
+
+def test_free_shapes_and_names():
+    head = make_free()
+    raws = head.train()(maps())
+    assert [tuple(raw.shape) for raw in raws] == [(2, 1, 4, 6, 7), (2, 1, 2, 3, 7)]
+    decoded, raws = head.eval()(maps())
+    assert decoded.shape == (2, 24 + 6, 8)
+    head.export = True
+    assert torch.equal(head(maps()), decoded)
+    assert "stride" not in head.state_dict() and not hasattr(head, "anchors")
+    assert head.classes[1][4].weight.shape == (3, 4, 1, 1)  # as wide as the narrowest level
+
+
+def test_free_one_row_by_the_formula():
+    decoded, raws = make_free().eval()(maps())
+    level, y, x = 1, 1, 2
+    raw = raws[level][1, 0, y, x].detach().double()
+    expected = [
+        (x + 0.5 + raw[0]) * 16,
+        (y + 0.5 + raw[1]) * 16,
+        raw[2].exp() * 16,
+        raw[3].exp() * 16,
+        1.0,
+        *raw[4:].sigmoid(),
+    ]
+    assert decoded[1, 24 + y * 3 + x].tolist() == pytest.approx([float(v) for v in expected], rel=1e-5)
+
+
+def test_free_starts_with_boxes_of_five_cells_and_a_probability_of_a_hundredth():
+    head = make_free(nc=80)
+    for boxes, classes in zip(head.boxes, head.classes):
+        assert boxes[4].bias.exp().tolist() == pytest.approx([1, 1, 5, 5], rel=1e-5)
+        assert torch.allclose(classes[4].bias.sigmoid(), torch.full((80,), 0.01))
+
+
+def test_free_decodes_in_float32_and_no_side_is_infinite():
+    head = make_free().eval()
+    with torch.no_grad():
+        head.boxes[0][4].bias[2:] = 1000.0
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded, raws = head(maps())
+    assert raws[0].dtype == torch.bfloat16 and decoded.dtype == torch.float32
+    assert decoded.isfinite().all()
+    assert float(decoded[0, 0, 2].detach()) == pytest.approx(math.exp(6) * 8, rel=1e-3)

@@ -27,6 +27,9 @@ def check_anchor_fit(data: CheckedData) -> Section:
     section = Section(f"Anchors at {data.imgsz} px")
     split = "train" if "train" in data.splits else next(iter(data.splits))
     images = data.splits[split]
+    if data.anchors is None:
+        section.facts["head"] = "has no anchors"
+        return section
     if not len(images.all_labels):
         section.facts[split] = "no boxes"
         return section

@@ -96,7 +96,7 @@ class CheckedData:
     Attributes:
         config: the dataset YAML.
         imgsz: long side of the images in training, in pixels.
-        anchors: the head whose anchors are checked.
+        anchors: the head whose anchors are checked; None for a head without any.
         workers: processes that read images; None: as many as fit.
         network: looks for labels that are probably wrong; None for no such search.
         splits: the usable images of each split, with their labels.
@@ -106,7 +106,7 @@ class CheckedData:
 
     config: DatasetConfig
     imgsz: int
-    anchors: AnchoredLayer
+    anchors: AnchoredLayer | None
     workers: int | None
     network: TrainedNetwork | None
     splits: dict[str, ImageSet]
@@ -118,7 +118,7 @@ class CheckedData:
         cls,
         config: DatasetConfig,
         imgsz: int,
-        anchors: AnchoredLayer,
+        anchors: AnchoredLayer | None,
         workers: int | None = None,
         network: TrainedNetwork | None = None,
     ) -> CheckedData:

@@ -13,6 +13,9 @@ from utils.errors import UserError
 from utils.files import ROOT
 
 NAMES = {0: "square", 1: "star", 2: "disc"}
+CARRIED = sorted(
+    path.stem for path in (ROOT / "models").glob("yolov5n-*.yaml") if not path.stem.endswith("-free")
+)
 
 
 def test_rows_are_paired_from_the_output_back_to_the_adapters():
@@ -21,7 +24,7 @@ def test_rows_are_paired_from_the_output_back_to_the_adapters():
     assert match.adapters == {4: [4], 8: [8]}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "models").glob("yolov5n-*.yaml")))
+@pytest.mark.parametrize("name", CARRIED)
 def test_each_shipped_yaml_has_yolov5ns_neck_and_head(name):
     with torch.device("meta"):
         model, source = DetectionModel(f"{name}.yaml", nc=3), DetectionModel("yolov5n.yaml")
@@ -174,3 +177,35 @@ def test_a_chain_of_rows_is_an_adapter_and_a_joined_one_is_not():
     match = match_necks(build(cfg), build(SOURCE))
     assert match.adapters[5] == [4, 5] and match.joints == {5: 3, 9: 2}
     assert UP in cfg["head"]
+
+
+def without_anchors(cfg):
+    """The same neck under the head without anchors."""
+    free = copy.deepcopy({key: value for key, value in cfg.items() if key != "anchors"})
+    free["head"][-1] = [free["head"][-1][0], 1, "DetectFree", ["nc"]]
+    return free
+
+
+def test_a_head_of_another_kind_takes_the_neck_alone(tmp_path):
+    model = build(without_anchors(CARRY), seed=1)
+    before = copy.deepcopy(model.detect.state_dict())
+    report = load_neck(model, write_source(tmp_path), {0: "disc", 1: "star"})
+    assert report.fitted == 14 * 5 and {int(name.split(".")[1]) for name in report.left} == {14}
+    assert all(torch.equal(value, before[key]) for key, value in model.detect.state_dict().items())
+    source = load_checkpoint(tmp_path / "source.pt").model
+    assert torch.equal(model.model[13].cv1.conv.weight, source.model[11].cv1.conv.weight)
+
+
+def test_a_head_without_anchors_is_taken_with_the_classes_that_it_knows(tmp_path):
+    source = build(without_anchors(SOURCE), seed=2)
+    source.names = {0: "disc", 1: "star"}
+    save_checkpoint(tmp_path / "free.pt", source, meta={})
+    model = build(without_anchors(CARRY) | {"nc": 3}, seed=1)
+    before = copy.deepcopy(model.detect.classes[0][4].weight)
+    report = load_neck(model, tmp_path / "free.pt", NAMES)
+    assert report.left == [] and report.unknown == ["square"]
+    own, other = model.detect, source.detect
+    assert torch.equal(own.boxes[1][4].weight, other.boxes[1][4].weight)
+    assert torch.equal(own.classes[1][2].bn.running_var, other.classes[1][2].bn.running_var)
+    after = own.classes[0][4].weight
+    assert torch.equal(after[1:], other.classes[0][4].weight[[1, 0]]) and torch.equal(after[0], before[0])

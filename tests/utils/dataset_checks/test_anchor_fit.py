@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.utils.dataset_checks.sets import HEAD, checked, noise, write_data, write_split
@@ -28,6 +30,12 @@ def test_boxes_that_no_anchor_matches(tmp_path):
     assert found.kind == "anchor-fit" and found.score == pytest.approx(0.5)
     assert section.facts["recall after train.py's own search"] == 1.0 and "x" in found.remedy
     assert (HEAD.anchors == before).all()
+
+
+def test_a_head_without_anchors_has_none_to_check(tmp_path):
+    data = replace(boxes(tmp_path, [(10, 12)]), anchors=None)
+    section = check_anchor_fit(data)
+    assert section.facts == {"head": "has no anchors"} and not section.findings
 
 
 def test_without_boxes(tmp_path):
