@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from utils.files import atomic_text, atomic_write
@@ -89,6 +90,7 @@ class EvolveReport:
         figure = Figure(figsize=(10, 4), layout="constrained")
         axis = figure.subplots()
         axis.set(xlabel="trial", ylabel="fitness")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(color="0.92", linewidth=0.8)
         for state, ink in ((TrialState.PRUNED, "0.7"), (TrialState.COMPLETE, INK)):
             points = [(t.number, _fitness(t) or 0.0) for t in self.shown if t.state == state]
