@@ -40,6 +40,7 @@ from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
+from utils.training.aligned_loss import AlignedLoss
 from utils.training.compute_mode import ComputeMode, convolutions, unmeasured_mode
 from utils.training.ema import ModelEMA
 from utils.training.hyp import load_hyp, scale_gains
@@ -111,9 +112,10 @@ def make_trainer(opt: argparse.Namespace) -> Trainer:
     mode.prepare(model)
     hyp = load_hyp("hyp.scratch-low.yaml")
     gains = scale_gains(hyp, nl=model.detect.nl, nc=model.nc, imgsz=opt.imgsz)
+    anchors = hasattr(model.detect, "anchors")
     return Trainer(
         model=model,
-        loss=DetectionLoss(model.detect, gains),
+        loss=DetectionLoss(model.detect, gains) if anchors else AlignedLoss(model.detect, hyp),
         optimizer=build_optimizer(model, "SGD", hyp, opt.batch_size),
         schedule=LRSchedule(hyp, 100, opt.batches + WARM_UP, opt.batch_size),
         device=CPU,
