@@ -265,15 +265,13 @@ def check_head(opt: TrainOptions, model: DetectionModel, hyp: dict[str, float]) 
     Raises:
         UserError: the sentence names the option.
     """
-    given = (
-        "anchors in the hyperparameters"
-        if "anchors" in hyp
-        else "--label-smoothing" * bool(opt.label_smoothing)
-    )
-    if given and not hasattr(model.detect, "anchors"):
-        name = type(model.detect).__name__
-        why = "has no anchors" if "anchors" in hyp else "learns the quality of its boxes"
-        raise UserError(f"{model.source}: its head, {name}, {why}; leave {given} out")
+    if hasattr(model.detect, "anchors"):
+        return
+    head = f"{model.source}: its head, {type(model.detect).__name__},"
+    if "anchors" in hyp:
+        raise UserError(f"{head} has no anchors; leave anchors in the hyperparameters out")
+    if opt.label_smoothing:
+        raise UserError(f"{head} learns the quality of its boxes; leave --label-smoothing out")
 
 
 def load_teacher(start: Start, model: DetectionModel, hyp: dict[str, float]) -> DetectionModel | None:
@@ -379,7 +377,7 @@ def build_trainer(
         LOGGER.info("%s", frozen)
     trainer = Trainer(
         model=model,
-        loss=build_loss(model, opt, settings, counts=mean_counts if world_size() > 1 else None),
+        loss=build_loss(model, hyp, settings.imgsz, opt.label_smoothing, counts_of_batch()),
         optimizer=build_optimizer(model, opt.optimizer, hyp, settings.batch_size, opt.backbone_lr),
         schedule=LRSchedule(hyp, opt.epochs, batches, settings.batch_size, opt.cos_lr, warm_up=start.warm_up),
         device=device,
@@ -404,14 +402,23 @@ def build_trainer(
 
 
 def build_loss(
-    model: DetectionModel, opt: TrainOptions, settings: RunSettings, counts: MeanCounts | None = None
+    model: DetectionModel,
+    hyp: dict[str, float],
+    imgsz: int,
+    label_smoothing: float = 0.0,
+    counts: MeanCounts | None = None,
 ) -> DetectionLoss | AlignedLoss:
     """Build the loss of the network's head; with `counts`, for a share of each batch."""
     detect = model.detect
     if not hasattr(detect, "anchors"):
-        return AlignedLoss(detect, settings.hyp, mean_counts=counts)
-    gains = scale_gains(settings.hyp, nl=detect.nl, nc=detect.nc, imgsz=settings.imgsz)
-    return DetectionLoss(detect, gains, label_smoothing=opt.label_smoothing, mean_counts=counts)
+        return AlignedLoss(detect, hyp, mean_counts=counts)
+    gains = scale_gains(hyp, nl=detect.nl, nc=detect.nc, imgsz=imgsz)
+    return DetectionLoss(detect, gains, label_smoothing=label_smoothing, mean_counts=counts)
+
+
+def counts_of_batch() -> MeanCounts | None:
+    """Return what averages counts over the processes that share a batch; None with one process."""
+    return mean_counts if world_size() > 1 else None
 
 
 def build_distillation(
@@ -428,7 +435,7 @@ def build_distillation(
         *(opt.teacher, alike, model.detect.nl),
         *("an unknown number of" if cost is None else f"{n * cost:.2f}" for n, cost in zip((1, 3), costs)),
     )
-    loss = build_loss(model, opt, settings, counts=mean_counts if world_size() > 1 else None)
+    loss = build_loss(model, settings.hyp, settings.imgsz, opt.label_smoothing, counts_of_batch())
     loss = cast("DetectionLoss", loss)  # of the only head that has a teacher
     return Distillation(optimised(teacher, trainer.device), model, loss)
 
@@ -444,7 +451,7 @@ def build_validator(
         single_cls=opt.single_cls,
         batch_size=settings.batch_size * 2,
         model=model,
-        loss=build_loss(model, opt, settings),
+        loss=build_loss(model, settings.hyp, settings.imgsz, opt.label_smoothing),
         device=trainer.device,
         amp=trainer.mode.dtype,
         open_network=ModelBackend,

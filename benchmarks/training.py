@@ -32,6 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import train
 from models.yolo import DetectionModel
 from utils.cli import Parser, guard
 from utils.dataset.config import load_dataset
@@ -40,11 +41,9 @@ from utils.dataset.images import load_images
 from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import autocast, describe, seeded, tune_allocator, versions
 from utils.errors import UserError
-from utils.training.aligned_loss import AlignedLoss
 from utils.training.compute_mode import ComputeMode, convolutions, unmeasured_mode
 from utils.training.ema import ModelEMA
-from utils.training.hyp import load_hyp, scale_gains
-from utils.training.loss import DetectionLoss
+from utils.training.hyp import load_hyp
 from utils.training.measured_mode import HOPELESS, Measured, Measurement, Workload, choose_mode
 from utils.training.optim import LRSchedule, build_optimizer
 from utils.training.trainer import BatchReport, Trainer
@@ -111,11 +110,9 @@ def make_trainer(opt: argparse.Namespace) -> Trainer:
     mode = choose_mode(model, Workload(opt.imgsz, opt.batch_size, LONG))
     mode.prepare(model)
     hyp = load_hyp("hyp.scratch-low.yaml")
-    gains = scale_gains(hyp, nl=model.detect.nl, nc=model.nc, imgsz=opt.imgsz)
-    anchors = hasattr(model.detect, "anchors")
     return Trainer(
         model=model,
-        loss=DetectionLoss(model.detect, gains) if anchors else AlignedLoss(model.detect, hyp),
+        loss=train.build_loss(model, hyp, opt.imgsz),
         optimizer=build_optimizer(model, "SGD", hyp, opt.batch_size),
         schedule=LRSchedule(hyp, 100, opt.batches + WARM_UP, opt.batch_size),
         device=CPU,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +15,19 @@ from models.registry import register_block
 from utils.boxes import LARGEST_LOG_SIDE
 
 
-class _Head(nn.Module):
+class DetectionHead(nn.Module):
     """Hold what both heads have in common.
 
     Attributes:
         nc, nl, na, no: classes, levels, boxes of each cell, outputs of each box.
         stride: buffer (nl,), pixels per cell; not in the state_dict.
         export: True: evaluation returns the decoded tensor alone.
+        CLASS_TENSORS: names of the weights with a row for each class.
+        BEFORE_CLASSES: rows of a box in them before its classes.
     """
 
+    CLASS_TENSORS: ClassVar[re.Pattern[str]]
+    BEFORE_CLASSES: ClassVar[int] = 0
     stride: Tensor
 
     def __init__(self, nc: int, levels: int, boxes: int, outputs: int) -> None:
@@ -74,7 +80,7 @@ class _Head(nn.Module):
 
 
 @register_block(channels="sources", joins=True, output=True)
-class Detect(_Head):
+class Detect(DetectionHead):
     """Predict boxes by one 1x1 convolution per level.
 
     Each cell has na anchors, each with x, y, w, h, objectness and nc class logits. The row must be the last.
@@ -93,6 +99,8 @@ class Detect(_Head):
         export: True: evaluation returns the decoded tensor alone.
     """
 
+    CLASS_TENSORS = re.compile(r"m\.\d+\.\w+")
+    BEFORE_CLASSES = 5  # the box and objectness
     anchors: Tensor
 
     def __init__(self, nc: int, anchors: Sequence[Sequence[float]], ch: Sequence[int]) -> None:
@@ -138,7 +146,7 @@ class Detect(_Head):
 
 
 @register_block(channels="sources", joins=True, output=True)
-class DetectFree(_Head):
+class DetectFree(DetectionHead):
     """Predict one box per cell, without anchors and without objectness.
 
     Each level has a light branch for boxes and one for classes (YOLOX, arXiv 2107.08430, section 2.2). A
@@ -155,6 +163,8 @@ class DetectFree(_Head):
         nl, na, nc, no: levels, 1, classes, outputs per cell (4 + nc).
         export: True: evaluation returns the decoded tensor alone.
     """
+
+    CLASS_TENSORS = re.compile(r"classes\.\d+\.4\.\w+")
 
     def __init__(self, nc: int, ch: Sequence[int]) -> None:
         super().__init__(nc, len(ch), 1, nc + 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from string import Template
@@ -46,3 +46,17 @@ def html_facts(facts: Mapping[str, object]) -> str:
     """
     rows = (f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
     return f"<dl>{''.join(rows)}</dl>"
+
+
+def html_tiles(tiles: Iterable[tuple[str, str, str]]) -> str:
+    """Return a row of tiles: what each shows, its value, and a note or nothing.
+
+    >>> html_tiles([("images", "3", "")])
+    '<div class="tiles"><div class="tile"><span>images</span><strong>3</strong></div></div>'
+    """
+    inside = "".join(
+        f'<div class="tile"><span>{escape(what)}</span><strong>{escape(value)}</strong>'
+        + (f"<span>{escape(note)}</span></div>" if note else "</div>")
+        for what, value, note in tiles
+    )
+    return f'<div class="tiles">{inside}</div>'

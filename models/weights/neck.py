@@ -8,7 +8,6 @@ from their backbone. `models/weights/align.py` teaches the adapters to give thos
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 
 from models.build.rows import Row
-from models.heads import Detect, DetectFree
+from models.heads import DetectionHead
 from models.weights.checkpoint import load_checkpoint
 from models.weights.matching import leaves
 from models.yolo import DetectionModel
@@ -26,11 +25,6 @@ LOGGER = logging.getLogger("yolo.models")
 
 _LEAST = 0.5  # of the neck's tensors; fewer fit by chance, and the head may be of another kind
 _FITTING = "models/yolov5n-efficientnet-lite0.yaml, which has yolov5n's"
-_BOX = 5  # outputs of an anchor before its classes: the box and objectness
-_CLASSES = re.compile(
-    r"m\.\d+\.\w+|classes\.\d+\.4\.\w+"
-)  # the tensors of a head that hold a row for each class
-_Output = Detect | DetectFree
 
 
 @dataclass
@@ -131,16 +125,18 @@ def _pair_tensors(model: DetectionModel, match: NeckMatch) -> tuple[dict[str, st
     return pairs, left
 
 
-def _take_output(own: _Output, other: _Output, names: Mapping[int, str], others: Mapping[int, str]) -> None:
+def _take_output(
+    own: DetectionHead, other: DetectionHead, names: Mapping[int, str], others: Mapping[int, str]
+) -> None:
     """Copy a head of the same kind, anchors included, and the classes that are known."""
     known = {name: index for index, name in others.items()}
     shared = [(index, known[name]) for index, name in names.items() if name in known]
-    before = _BOX if isinstance(own, Detect) else 0  # outputs of a layer before its classes
+    before = own.BEFORE_CLASSES
     to = [*range(before), *(before + index for index, _ in shared)]
     fro = [*range(before), *(before + index for _, index in shared)]
     theirs = other.state_dict()
     for key, target in own.state_dict().items():
-        if _CLASSES.fullmatch(key):
+        if own.CLASS_TENSORS.fullmatch(key):
             values = theirs[key].view(other.na, before + other.nc, -1)
             target.view(own.na, before + own.nc, -1)[:, to] = values[:, fro]
         else:
@@ -177,7 +173,7 @@ def _are_alike(model: DetectionModel, own: Row, source: DetectionModel, other: R
         return False
     ours, theirs = model.model[own.index], source.model[other.index]
     if own.spec.output:
-        return isinstance(ours, _Output) and isinstance(theirs, _Output) and ours.na == theirs.na
+        return isinstance(ours, DetectionHead) and isinstance(theirs, DetectionHead) and ours.na == theirs.na
     return own.args == other.args and repr(ours) == repr(theirs)  # the second shows activations and eps
 
 

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from utils.comparison.table import NET_COLUMNS, Column, Group, NetRow, is_best
-from utils.pages import html_facts, html_figure, html_image, html_page
+from utils.pages import html_facts, html_figure, html_image, html_page, html_tiles
 
 # Figure, heading of its best net, unit.
 _TILES = (
@@ -80,11 +80,8 @@ def _lead(page: Page) -> str:
         if rows:
             row = max(rows, key=lambda row: column.best * row.values[key])
             figure = f"{column.text({key: row.values[key]})} {unit}"
-            tiles.append(
-                f'<div class="tile"><span>{escape(what)}</span><strong>{escape(row.label)}</strong>'
-                f"<span>{escape(figure)}</span></div>"
-            )
-    return f'<div class="tiles">{"".join(tiles)}</div>'
+            tiles.append((what, row.label, figure))
+    return html_tiles(tiles)
 
 
 def _group(group: Group) -> str:

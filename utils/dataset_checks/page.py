@@ -13,7 +13,7 @@ from utils.dataset_checks.findings import Finding, Mark, Section
 from utils.dataset_checks.report import place_of
 from utils.errors import UserError
 from utils.images import load_image
-from utils.pages import html_facts, html_figure, html_page
+from utils.pages import html_facts, html_figure, html_page, html_tiles
 from utils.results.drawing import drawn_jpeg
 
 SHOWN_ROWS = 50
@@ -40,12 +40,8 @@ def findings_page(title: str, sections: Sequence[Section], facts: Mapping[str, o
 
 def _overview(sections: Sequence[Section]) -> str:
     """Return the number of findings of each kind, in tiles."""
-    tiles = [
-        f'<div class="tile"><span>{escape(kind)}</span><strong>{len(found)}</strong></div>'
-        for section in sections
-        for kind, found in section.kinds().items()
-    ]
-    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else '<p class="sub">Nothing was found.</p>'
+    tiles = [(kind, str(len(found)), "") for section in sections for kind, found in section.kinds().items()]
+    return html_tiles(tiles) if tiles else '<p class="sub">Nothing was found.</p>'
 
 
 def _section(section: Section) -> str:

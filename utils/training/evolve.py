@@ -305,7 +305,10 @@ class Search:
     def _process(self, place: RunFolder) -> Iterator[subprocess.Popen[bytes]]:
         """Start a trial's process, and end it with the block."""
         words = [
-            word for name, spec in specs(TrainOptions).items() for word in self._words(name, spec.default)
+            word
+            for name, spec in specs(TrainOptions).items()
+            if name not in _OWN and getattr(self.opt, name) != spec.default
+            for word in spec.words(getattr(self.opt, name))
         ]
         own = ["--hyp", str(place.hyp), "--project", str(self.folder), "--name", place.path.name]
         command = [sys.executable, str(self.script), *words, *own, "--exist-ok", "--noplots"]
@@ -321,11 +324,6 @@ class Search:
                 yield process
             finally:
                 _stop(process)
-
-    def _words(self, name: str, default: object) -> list[str]:
-        """Return the words of an option that all trials have; none for a default."""
-        value = getattr(self.opt, name)
-        return [] if name in _OWN or value == default else specs(TrainOptions)[name].words(value)
 
     def _follow(self, process: subprocess.Popen[bytes], trial: Trial, place: RunFolder) -> bool:
         """Report each epoch's fitness until the process ends; return whether the trial is pruned."""

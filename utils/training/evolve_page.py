@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from utils.files import atomic_text, atomic_write
-from utils.pages import html_facts, html_image, html_page
+from utils.pages import html_facts, html_image, html_page, html_tiles
 
 MIN_FOR_IMPORTANCE = 10  # complete trials; with fewer the shares say nothing
 INK = "#0b6b4f"
@@ -117,12 +117,7 @@ class EvolveReport:
             ("recipe of --hyp", f"trial {first.number}" if first else "under way", given),
             ("trials", str(len(states)), counts),
         ]
-        inside = "".join(
-            f'<div class="tile"><span>{escape(what)}</span><strong>{escape(name)}</strong>'
-            f"<span>{escape(figure)}</span></div>"
-            for what, name, figure in tiles
-        )
-        return f'<div class="tiles">{inside}</div><p class="sub">{escape(_NOTE)}</p>'
+        return f'{html_tiles(tiles)}<p class="sub">{escape(_NOTE)}</p>'
 
     def _table(self) -> str:
         """Return the sortable table of all trials."""

@@ -17,6 +17,7 @@ import yaml
 from optuna.trial import TrialState, create_trial
 
 import train
+from tests.test_train import options as train_options
 from tests.tiny_set import write_model, write_set
 from utils.errors import UserError
 from utils.files import ROOT, save_yaml
@@ -38,20 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def options(folder: Path, project: Path, **changes: object) -> dict[str, object]:
-    base: dict[str, object] = {
-        "cfg": str(folder / "tiny.yaml"),
-        "data": str(folder / "shapes.yaml"),
-        "hyp": str(folder / "hyp.yaml"),
-        "imgsz": 64,
-        "epochs": 2,
-        "batch_size": 4,
-        "workers": 0,
-        "project": str(project),
-        "device": "cpu",
-        "amp": "off",
-        "noplots": True,
-    }
-    return base | changes
+    own: dict[str, object] = {"hyp": str(folder / "hyp.yaml"), "imgsz": 64, "batch_size": 4, "amp": "off"}
+    return train_options(folder, project, **own | changes)
 
 
 def words(**given: object) -> list[str]:
