@@ -258,7 +258,7 @@ def export(opt: ExportOptions) -> list[ExportResult]:
 
 def _job(model: DetectionModel, example: Tensor, opt: ExportOptions) -> Job:
     """Return the fused copy of the network to export, with what its file will say."""
-    exported = copy.deepcopy(model).fuse()
+    exported = copy.deepcopy(model).optimise()
     exported.detect.export = True
     metadata = Metadata(
         names=dict(model.names),

@@ -134,7 +134,7 @@ class ModelBackend(Backend):
 def optimised(model: DetectionModel, device: torch.device, *, fuse: bool = True) -> DetectionModel:
     """Make a network fast for detection, in place: on the device, fused, channels_last, evaluation mode."""
     if fuse:
-        model.fuse()
+        model.optimise()
     return model.to(device).to(memory_format=torch.channels_last).eval()
 
 

@@ -711,6 +711,27 @@ class SameConv2d(nn.Conv2d):
         left, right = same_padding(width, self.kernel_size[1], self.stride[1])
         return super().forward(F.pad(x, (left, right, above, below)))
 
+    def with_padded_kernel(self) -> nn.Conv2d:
+        """Return a plain convolution that gives the same on sides which the stride divides.
+
+        The odd pixel of the padding becomes a row and a column of zeros in the kernel, so no map is copied.
+        """
+        high, wide = (k - s for k, s in zip(self.kernel_size, self.stride))  # pixels of padding
+        plain = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            (self.kernel_size[0] + high % 2, self.kernel_size[1] + wide % 2),
+            (self.stride[0], self.stride[1]),
+            ((high + 1) // 2, (wide + 1) // 2),
+            groups=self.groups,
+            bias=self.bias is not None,
+            device="meta",
+        )
+        weight = F.pad(self.weight.detach(), (wide % 2, 0, high % 2, 0))
+        plain.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        plain.bias = self.bias
+        return plain.train(self.training)
+
 
 class SameDepthwiseConv2d(SameConv2d, StridedDepthwiseConv2d):
     """Apply a depthwise convolution with "SAME" padding and the faster gradient."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.build.fusion import fuse_adjacent
 from models.build.rows import Row, check_keys, read_rows
 from models.build.shapes import build_layer, infer_shapes
+from models.common import SameConv2d
 from models.heads import Detect
 from models.layers.activations import default_activation
 from models.layers.timm_torchvision_rows import named_config
@@ -253,6 +254,15 @@ class DetectionModel(nn.Module):
             side = int(max(row.stride for row in self.rows)) * 2
             fuse_adjacent(self, weight.new_zeros(1, self.ch, side, side))
             self.is_fused = True
+        return self
+
+    def optimise(self) -> DetectionModel:
+        """Fuse, and pad kernels instead of maps, in place: for detection and export."""
+        self.fuse()
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, SameConv2d):
+                    setattr(parent, name, child.with_padded_kernel())
         return self
 
 

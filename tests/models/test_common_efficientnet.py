@@ -125,6 +125,17 @@ def test_a_strided_block_at_even_and_odd_sizes(size, k):
     assert type(stem(3, 8)[0]) is SameConv2d
 
 
+@pytest.mark.parametrize("cls", [SameConv2d, SameDepthwiseConv2d])
+@pytest.mark.parametrize(("k", "s"), [(3, 2), (5, 2), (4, 2), (5, 3), (3, 1), (7, 4), ((3, 5), (2, 1))])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_padded_kernel_gives_what_a_padded_map_gives(cls, k, s, bias):
+    conv = cls(4, 4, k, s, groups=4 if cls is SameDepthwiseConv2d else 1, bias=bias).double()
+    plain = conv.with_padded_kernel()
+    assert type(plain) is nn.Conv2d
+    x = torch.rand(2, 4, 24, 36, dtype=torch.float64)
+    assert torch.allclose(plain(x), conv(x), rtol=0, atol=1e-12)
+
+
 class Pair(nn.Module):
     """Two strided layers of both kernels."""
 

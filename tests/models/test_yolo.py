@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from models.common import SameConv2d
 from models.yolo import MOST_PARAMETERS, DetectionModel, run
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml, save_yaml
@@ -41,6 +42,18 @@ def test_figures_to_the_digit(name):
     if entries:
         assert len(model.state_dict()) == entries
     assert count(model.fuse()) == fused
+
+
+def test_an_optimised_network_pads_no_maps():
+    torch.manual_seed(0)
+    model = DetectionModel("yolov5-efficientnet-lite0.yaml", nc=2).eval()
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        wanted, _ = model(x)
+        found, _ = model.optimise()(x)
+    assert not any(isinstance(module, SameConv2d) for module in model.modules())
+    assert [m.kernel_size for m in model.model[4].modules() if isinstance(m, nn.Conv2d)][1] == (6, 6)
+    assert torch.allclose(found, wanted, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(("nc", "parameters"), [(1, 7_022_326), (5, 7_033_114), (80, 7_235_389)])

@@ -12,8 +12,9 @@ import torch
 import export
 from models.formats.onnx import onnx_obstacle
 from models.schema import PROJECT, SCHEMA_DECODED
-from models.weights.checkpoint import load_checkpoint
-from tests.tiny_checkpoint import write_checkpoint
+from models.weights.checkpoint import load_checkpoint, save_checkpoint
+from models.yolo import DetectionModel
+from tests.tiny_checkpoint import TINY, write_checkpoint
 
 
 @pytest.fixture
@@ -57,6 +58,16 @@ def test_onnx_has_the_promised_names_and_axes(weights, dynamic, simplify):
     assert json.loads(properties["dynamic"]) is dynamic
     assert "mean" in properties["normalisation"]
     assert graph.opset_import[0].version == 17
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_padding_of_tensorflow_is_no_layer_of_the_file(tmp_path, dynamic):
+    blocks = [[-1, 1, "MBConvBlock", [8, k, 2, 2]] for k in (3, 5)]
+    model = DetectionModel({**TINY, "backbone": [[-1, 1, "stem", [8, "ReLU6"]], *blocks]})
+    weights = tmp_path / "best.pt"
+    save_checkpoint(weights, model, meta={})
+    (result,) = export.run(weights=str(weights), include=["onnx"], imgsz=[64], dynamic=dynamic)
+    assert not [node.name for node in onnx.load(result.path).graph.node if node.op_type == "Pad"]
 
 
 @pytest.mark.parametrize("options", [{}, {"dynamic": True}, {"opset": 12}])
