@@ -26,13 +26,15 @@ from models.layers.timm_torchvision_rows import is_named
 from models.plugins import load_plugins
 from models.weights.align import align_adapters
 from models.weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.weights.imitation import imitate_maps
 from models.weights.initial_model import check_config, start_model, starting_weights
 from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.cli import from_keywords, guard, setup_logging
 from utils.dataset.config import load_dataset
-from utils.dataset.images import list_images
-from utils.dataset.loader import Loader
+from utils.dataset.detection_dataset import BatchOptions
+from utils.dataset.images import list_images, load_unlabelled
+from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import (
     describe,
     is_main,
@@ -51,7 +53,7 @@ from utils.profiling import gflops
 from utils.training.aligned_loss import AlignedLoss
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import no_memory
-from utils.training.compute_mode import ComputeMode
+from utils.training.compute_mode import ComputeMode, unmeasured_mode
 from utils.training.distillation import Distillation, check_same_teacher, check_teacher
 from utils.training.distributed import (
     from_main,
@@ -69,7 +71,7 @@ from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loggers import RunLoggers
 from utils.training.loss import DetectionLoss, MeanCounts
 from utils.training.optim import LRSchedule, build_optimizer
-from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
+from utils.training.options import FIRST_RECIPE, FROM, TrainOptions, given_options, parse_opt, with_recipe
 from utils.training.run_folder import (
     CheckpointSaver,
     RunFolder,
@@ -93,6 +95,8 @@ from utils.training_run.validation import TrainResult, Validator, validate_best
 LOGGER = logging.getLogger("yolo.train")
 
 __all__ = ["TrainResult", "parse_opt", "run"]
+
+ALIGNED_BATCH = 16  # images of a step of --align-epochs
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,7 @@ def train_from(start: Start, device: torch.device) -> TrainResult:
     teacher = load_teacher(start, network, hyp)
     data = prepare_data(opt)
     if opt.align and is_main() and start.checkpoint is None:
-        align_network(opt, network, data, device)
+        align_network(opt, network, data, hyp, device)
     model = place_network(network, opt, device)
     frozen = FrozenLayers(model, opt.freeze)
     settings = settle(
@@ -296,9 +300,13 @@ def load_teacher(start: Start, model: DetectionModel, hyp: dict[str, float]) -> 
 
 
 def align_network(
-    opt: TrainOptions, network: DetectionModel, data: TrainingData, device: torch.device
+    opt: TrainOptions,
+    network: DetectionModel,
+    data: TrainingData,
+    hyp: dict[str, float],
+    device: torch.device,
 ) -> None:
-    """Align the adapters of --neck-weights, which the other processes take over from the main one."""
+    """Teach the new network the maps of --neck-weights; other processes take it over from the main one."""
     if isinstance(opt.align, str):
         paths, _ = list_images([find_file(opt.align, folder=True)], Path())
     else:
@@ -306,6 +314,18 @@ def align_network(
     imgsz = fit_side(opt.imgsz, int(network.stride.max()), least=2)
     weights = find_file(opt.neck_weights)
     LOGGER.info("%s", align_adapters(network, weights, paths, imgsz, device=device, seed=opt.seed))
+    if not opt.align_epochs:
+        return
+    images = load_unlabelled(paths, workers=opt.workers) if isinstance(opt.align, str) else data.train
+    options = BatchOptions(imgsz, ALIGNED_BATCH, hyp=hyp, seed=opt.seed)
+    with closing(
+        build_loader(images, options, workers=workers_beside(device, opt.workers), shuffle=True)
+    ) as loader:
+        amp = unmeasured_mode(device, "auto" if opt.amp.startswith(FROM) else opt.amp).dtype
+        LOGGER.info(
+            "%s",
+            imitate_maps(network, weights, loader, opt.align_epochs, device=device, dtype=amp, seed=opt.seed),
+        )
 
 
 def place_network(model: DetectionModel, opt: TrainOptions, device: torch.device) -> DetectionModel:

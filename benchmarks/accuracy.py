@@ -214,9 +214,9 @@ class Bench:
         LOGGER.info("%s: mAP50-95 %.3f in %.0f s", cell, figures["map"], figures["seconds"])
 
     def asked(self, cell: Cell) -> dict[str, Any]:
-        """Return train.py's options of a cell; a teacher or weights that are a row are that row's best.pt."""
+        """Return train.py's options of a cell; files that are a row's name are that row's best.pt."""
         asked = dict(cell.row.train)
-        for name in ("teacher", "weights"):
+        for name in ("teacher", "weights", "neck_weights"):
             if asked.get(name) in self.grid.rows:
                 row = self.grid.rows[str(asked[name])]
                 other = Cell(row, cell.data, row.sizes[0], self.opt.epochs or row.epochs, cell.seed)

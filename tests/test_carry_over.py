@@ -74,8 +74,9 @@ def test_a_folder_of_photographs_takes_the_place_of_the_training_images(
 ) -> None:
     log.set_level("INFO", "yolo")
     photographs = folder / "images" / "val"
-    train.run(**given(folder, tmp_path, align=str(photographs), epochs=1))
+    train.run(**given(folder, tmp_path, align=str(photographs), align_epochs=2, epochs=1))
     assert "adapters aligned on 8 images" in log.text
+    assert "backbone and adapters taught the maps in 2 epochs of augmented images" in log.text
 
 
 def test_two_processes_start_from_the_same_adapters(folder: Path, tmp_path: Path) -> None:
@@ -105,6 +106,8 @@ def test_two_processes_start_from_the_same_adapters(folder: Path, tmp_path: Path
         ({"cfg": ""}, "--neck-weights fills the neck of --cfg"),
         ({"neck_weights": "nowhere.pt"}, "nowhere.pt: no such file"),
         ({"align": "nowhere"}, "nowhere: no such file"),
+        ({"align": False, "align_epochs": 3}, "--align-epochs goes on after --align"),
+        ({"align_epochs": -1}, "--align-epochs"),
         ({"cfg": "yolov5-mobilenetv2.yaml"}, "tensors of the neck and head fit, and head row"),
     ],
 )

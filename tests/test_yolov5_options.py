@@ -100,6 +100,7 @@ SCRIPTS = {
             "--teacher",
             "--neck-weights",
             "--align",
+            "--align-epochs",
             "--amp",
             "--logger",
             "--plugins",

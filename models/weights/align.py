@@ -142,6 +142,7 @@ def _affordable(
     return [paths[i] for i in picked.tolist()]
 
 
+@torch.no_grad()
 def _collect(
     model: DetectionModel,
     source: DetectionModel,
@@ -185,15 +186,20 @@ def _batches(paths: Sequence[str], imgsz: int, device: torch.device) -> Iterator
             images = []
 
 
-@torch.no_grad()
 def row_maps(model: DetectionModel, images: Tensor, wanted: set[int]) -> dict[int, Tensor]:
-    """Return the results of some rows for images (N, 3, H, W) in 0..1."""
+    """Return the results of some rows for images (N, 3, H, W) in 0..1.
+
+    Only the rows that these need are run.
+    """
+    needed = set(wanted)
+    for row in reversed(model.rows):
+        if row.index in needed:
+            needed.update(row.sources)
     maps: dict[int, Tensor] = {-1: model._prepare(images)}
     for row, layer in zip(model.rows, model.model):
-        if row.index > max(wanted):
-            break
-        inputs = [maps[s] for s in row.sources]
-        maps[row.index] = layer(inputs if row.spec.joins else inputs[0])
+        if row.index in needed:
+            inputs = [maps[s] for s in row.sources]
+            maps[row.index] = layer(inputs if row.spec.joins else inputs[0])
     return {index: maps[index] for index in wanted}
 
 

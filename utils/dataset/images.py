@@ -72,6 +72,21 @@ def load_images(
     return images
 
 
+def load_unlabelled(paths: list[str], *, workers: int | None = None) -> ImageSet:
+    """Return the verified images of paths, for work that reads no labels.
+
+    Labels beside them may be of any classes: nothing is said of them, and the result may hold them.
+
+    Raises:
+        UserError: no image can be used.
+    """
+    packed, report = scan(paths, None, workers=workers, title="images without labels")
+    usable = packed.take(np.flatnonzero(packed.status != CORRUPT))
+    if not len(usable):
+        raise UserError(f"none of the {report.total} images is usable ({report.messages[-1]})")
+    return ImageSet(usable, report)
+
+
 def list_images(sources: list[Path], root: Path) -> tuple[list[str], list[str]]:
     """Return the images of folders and lists, and notes on what was left out.
 

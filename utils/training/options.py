@@ -143,6 +143,9 @@ class TrainOptions(TrainingOptions):
         metavar="FOLDER",
         help="first teach the adapters its maps, on the training images or a folder's",
     )
+    align_epochs: int = option(
+        0, help="after --align, epochs in which the backbone learns the maps too (12 is a good number)"
+    )
     resume: bool | str = option(
         False, nargs="?", const=True, help="continue from the newest or the given last.pt"
     )
@@ -176,6 +179,9 @@ class TrainOptions(TrainingOptions):
             raise UserError("--neck-weights fills the neck of --cfg; give --cfg, and no --weights")
         if self.align and not self.neck_weights:
             raise UserError("--align needs the network to align with; give --neck-weights FILE too")
+        self.at_least(align_epochs=0)
+        if self.align_epochs and not self.align:
+            raise UserError("--align-epochs goes on after --align; give --align too")
         if self.sync_bn and world_size() == 1:
             raise UserError(
                 "--sync-bn needs several processes; start with 'torchrun --nproc_per_node N train.py ...'"

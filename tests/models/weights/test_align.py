@@ -42,6 +42,7 @@ def carried(folder, cfg=CARRY):
     return model
 
 
+@torch.no_grad()
 def unexplained(model, source, images):
     """What the report states, computed from the maps themselves."""
     batch = torch.cat([letterbox_tensor(cv2.imread(path), 64) for path in images])

@@ -66,7 +66,7 @@ def test_training_options_and_defaults_are_train_s_own():
     assert all(passed[name] == own[name] for name in same)
     left = {"resume", "project", "name", "exist_ok", "nosave", "noval", "sync_bn", "local_rank"}
     left |= {"evolve", "recipe", "logger"}  # a recipe is passed on by its options
-    left |= {"neck_weights", "align"}  # they fit one network, whose best.pt compare.py takes
+    left |= {"neck_weights", "align", "align_epochs"}  # they fit one network, whose best.pt compare.py takes
     assert set(own) - set(passed) == left
 
 
