@@ -306,7 +306,10 @@ def align_network(
     hyp: dict[str, float],
     device: torch.device,
 ) -> None:
-    """Teach the new network the maps of --neck-weights; other processes take it over from the main one."""
+    """Teach the new network the maps of --neck-weights.
+
+    Other processes take its weights over from the main one.
+    """
     if isinstance(opt.align, str):
         paths, _ = list_images([find_file(opt.align, folder=True)], Path())
     else:

@@ -60,7 +60,7 @@ def imitate_maps(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> ImitationReport:
-    """Train a model's backbone and adapters on the maps of its neck's own network, in place.
+    """Train a backbone and its adapters on another network's maps, in place.
 
     Args:
         model: with the neck of `weights`, its adapters aligned (`models.weights.align`). It is moved to
@@ -109,9 +109,9 @@ def _learning(model: DetectionModel, match: NeckMatch) -> list[nn.Parameter]:
 
 
 class _Errors:
-    """Compute the squared error of maps over the wanted maps' variance, and its mean over an epoch.
+    """Compute the squared error of maps as a share of their variance.
 
-    The variance of each is a running average, so that a batch of plain images weighs little.
+    It is also averaged over an epoch. The variance of each is a running average, so that a batch of plain images weighs little.
     """
 
     def __init__(self, model: DetectionModel, match: NeckMatch) -> None:
