@@ -30,7 +30,7 @@ from models.formats.base import Backend
 from models.plugins import load_plugins
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.weights.releases import fetch_missing
-from utils.cli import RunOptions, from_keywords, given, guard, option, parse
+from utils.cli import from_keywords, given, guard, option, parse
 from utils.dataset.config import dataset_yaml, read_names
 from utils.detector import Detector
 from utils.device import cores_are_scarce, limit_threads, select_device, tune_allocator
@@ -46,6 +46,7 @@ from utils.results.progress import Pace
 from utils.results.writer import ResultWriter, SaveOptions
 from utils.sources.frame import Frame
 from utils.sources.open_source import Opened, open_source
+from utils.tiles import TILE_BATCH, TileOptions, Tiling, make_detector
 from utils.training.run_folder import with_newest_run
 
 LOGGER = logging.getLogger("yolo.detect")
@@ -98,7 +99,7 @@ class DetectResult:
 
 
 @dataclass(frozen=True)
-class DetectOptions(RunOptions):
+class DetectOptions(TileOptions):
     """Detect objects in images and videos."""
 
     weights: list[str] = option(
@@ -159,6 +160,11 @@ class DetectOptions(RunOptions):
             if not 0 <= value <= 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must lie between 0 and 1")
         self.at_least(max_det=1, vid_stride=1, line_thickness=1)
+        self.check_tiles()
+        if self.visualize and self.tile is not False:
+            raise UserError(
+                "--visualize with --tile: an image then has maps for each tile; use one of the two"
+            )
         if self.stream_timeout is not None and self.stream_timeout <= 0:
             raise UserError(f"--stream-timeout {self.stream_timeout}: must be above 0 seconds")
         for name in ("save_conf", "save_format"):
@@ -191,6 +197,7 @@ def run(**options: Any) -> DetectResult:
     backend = load_backend(opt.weights, device, half=opt.half, dnn=opt.dnn, names=_fallback_names(opt.data))
     _check_backend(opt, backend)
     imgsz = fit_size(opt.imgsz, backend.stride, only=backend.fixed_size)
+    tiling = opt.tiling(imgsz, backend.stride, backend.fixed_batch or TILE_BATCH, backend.rect_ok)
     source = open_source(
         opt.source,
         imgsz=imgsz,
@@ -198,6 +205,7 @@ def run(**options: Any) -> DetectResult:
         auto=backend.rect_ok,
         vid_stride=opt.vid_stride,
         stream_timeout=opt.stream_timeout,
+        native=tiling is not None,
     )
     backend.warmup((1, 3, *imgsz))  # before there is a folder: a network may fail at it
     save_dir = increment_dir(opt.project, opt.name, opt.exist_ok)
@@ -208,7 +216,7 @@ def run(**options: Any) -> DetectResult:
     alone = cores_are_scarce(device) and not opt.dnn
     try:
         with single_threaded_opencv() if alone else contextlib.nullcontext():
-            _detect_all(opt, backend, source, result)
+            _detect_all(opt, backend, source, result, tiling)
     except BaseException:
         with contextlib.suppress(OSError):  # takes the folder only while it is empty
             save_dir.rmdir()
@@ -220,12 +228,14 @@ def run(**options: Any) -> DetectResult:
     return result
 
 
-def _detect_all(opt: DetectOptions, backend: Backend, source: Opened, result: DetectResult) -> None:
+def _detect_all(
+    opt: DetectOptions, backend: Backend, source: Opened, result: DetectResult, tiling: Tiling | None
+) -> None:
     """Detect in all batches, and fill in `result`.
 
     Ctrl-C ends a live source; with another source it is raised.
     """
-    detector = Detector(backend, _nms_options(opt), augment=opt.augment)
+    detector = make_detector(backend, _nms_options(opt), tiling, augment=opt.augment)
     pace = Pace()
     batches: Iterator[list[Frame]]
     with (

@@ -20,8 +20,9 @@ from models.backends import check_channels, load_backend
 from models.plugins import load_plugins
 from models.weights.checkpoint import load_checkpoint
 from models.weights.releases import fetch_missing
-from utils.cli import WORKERS_HELP, RunOptions, from_keywords, given, guard, option, parse
+from utils.cli import WORKERS_HELP, from_keywords, given, guard, option, parse
 from utils.dataset.config import DatasetConfig, check_classes, load_dataset
+from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_images
 from utils.dataset.loader import build_loader, workers_beside
 from utils.device import describe, limit_threads, select_device, tune_allocator
@@ -43,6 +44,7 @@ from utils.image_size import fit_side
 from utils.nms import NmsOptions
 from utils.profiling import summary
 from utils.results.result_files import StemBook, label_lines
+from utils.tiles import TileOptions
 from utils.training.run_folder import with_newest_run
 
 __all__ = ["ValResult", "evaluate", "run"]
@@ -58,7 +60,7 @@ _UNSAVED = {
 
 
 @dataclass(frozen=True)
-class ValOptions(RunOptions):
+class ValOptions(TileOptions):
     """Measure a detector on a labelled data set.
 
     Some options follow from others: `save_hybrid` saves as `save_txt` does, COCO's own YAML asks for
@@ -74,7 +76,7 @@ class ValOptions(RunOptions):
         help="a .pt or exported file, or an official name such as yolov5s.pt; several .pt: an ensemble "
         "(default: the newest best.pt below runs/train)",
     )
-    batch_size: int = option(32, help="images per batch")
+    batch_size: int = option(32, help="images per batch; with --tile: tiles per batch")
     imgsz: int = option(
         640,
         flags=("--img", "--img-size"),
@@ -117,6 +119,9 @@ class ValOptions(RunOptions):
                     "leave it out, or use --task val"
                 )
         self.at_least(batch_size=1, imgsz=1, max_det=1)
+        self.check_tiles()
+        if self.task == "study" and self.tile is not False:
+            raise UserError("--task study with --tile: it measures whole images at each size; use --task val")
 
 
 def parse_opt(argv: Sequence[str] | None = None) -> ValOptions:
@@ -195,10 +200,13 @@ class _Validation:
     def measure(self, imgsz: int, saver: _Saver | None = None, plots: bool = False) -> ValResult:
         """Validate at one image size."""
         opt, backend = self.opt, self.backend
-        batches = backend.batch_options(imgsz, opt.batch_size, rect=opt.task != "speed")
-        loader = build_loader(self.images, batches, workers=workers_beside(backend.device, opt.workers))
+        rect = opt.task != "speed"
+        size = backend.fixed_size or (imgsz, imgsz)
+        batches = backend.batch_options(imgsz, opt.batch_size, rect=rect)
+        tiling = opt.tiling(size, backend.stride, batches.batch_size, rect and backend.rect_ok)
+        loaded = batches if tiling is None else BatchOptions(imgsz, 1, native=True)
+        loader = build_loader(self.images, loaded, workers=workers_beside(backend.device, opt.workers))
         try:
-            size = backend.fixed_size or (imgsz, imgsz)
             backend.warmup((1 if backend.pytorch else batches.batch_size, 3, *size))
             return evaluate(
                 backend,
@@ -210,6 +218,7 @@ class _Validation:
                     augment=opt.augment,
                     hybrid=opt.save_hybrid,
                     plots_dir=saver.folder if saver and plots else None,
+                    tiling=tiling,
                 ),
                 on_image=saver,
             )

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 
 from models.backends import check_channels
 from models.formats.base import Backend
-from utils.detector import Detector
 from utils.device import amp_dtype, autocast
 from utils.downloads import fetch, file_name, is_url
 from utils.errors import UserError, shown
-from utils.image_size import read_size
+from utils.image_size import read_size, whole_strides
 from utils.images import load_image, pillow_to_bgr
-from utils.letterbox import common_shape, letterbox, rgb_planes
+from utils.letterbox import UNSCALED, Placement, common_shape, letterbox, rgb_planes
 from utils.nms import NmsOptions
 from utils.results.detections import Detections
+from utils.tiles import TILE_OVERLAP, Tiling, check_tiles, make_detector
 
 MAX_DOWNLOAD = 1 << 28  # bytes of one image
 _Read = TypeVar("_Read")
@@ -53,6 +53,10 @@ class HubModel(nn.Module):
         max_det: most detections per image.
         agnostic: boxes of different classes suppress each other.
         multi_label: a box may be several classes.
+        tile: longer side in pixels of overlapping tiles, for small objects in large images (`utils.tiles`);
+            True: the network's size; False: no tiles.
+        overlap: least share of a tile that the next one shows too.
+        tiles_only: leave the whole image out beside its tiles.
         amp: run in the device's reduced precision (float16 or bfloat16); checkpoints only.
         names, stride: of the network; `model` is the DetectionModel itself, None for exported files.
         pt: whether a checkpoint runs, not an exported file. fp16: whether images go in as float16.
@@ -66,6 +70,9 @@ class HubModel(nn.Module):
     max_det: int = 1000
     agnostic: bool = False
     multi_label: bool = False
+    tile: bool | int = False
+    overlap: float = TILE_OVERLAP
+    tiles_only: bool = False
     amp: bool = False
 
     def __init__(self, backend: Backend) -> None:
@@ -136,6 +143,11 @@ class HubModel(nn.Module):
             if isinstance(ims, Tensor) and ims.ndim == 4:
                 if size is not None:
                     raise UserError(f"size {size}: a tensor (N, 3, h, w) is not resized; leave size out")
+                if self.tile:
+                    raise UserError(
+                        "a tensor (N, 3, h, w) goes straight through the network and is not cut into tiles; "
+                        "pass images, or set model.tile = False"
+                    )
                 return self.backend.predict(self._checked(ims), augment=augment)
             return self._detect(list(ims) if isinstance(ims, list | tuple) else [ims], size, augment)
 
@@ -164,6 +176,25 @@ class HubModel(nn.Module):
         max_det = self._value("max_det", index, "a whole number")
         return NmsOptions(conf, iou, classes, bool(self.agnostic), bool(self.multi_label), max_det)
 
+    def _tiling(self, size: int | tuple[int, int] | None) -> Tiling | None:
+        """Return how the attributes ask to cut images; None: not at all."""
+        tile = self._value("tile", _tile_side, "True, False or a whole number of pixels")
+        if tile is False:
+            return None
+        overlap = self._value("overlap", float, "a number")
+        check_tiles(tile, overlap, "model.")
+        fixed = self.backend.fixed_size
+        wanted = self._fixed(fixed, size) if fixed else read_size(640 if size is None else size, "size")
+        return Tiling.of(
+            tile,
+            (whole_strides(wanted[0], self.stride), whole_strides(wanted[1], self.stride)),
+            self.stride,
+            overlap=overlap,
+            whole=not self.tiles_only,
+            batch=self.backend.fixed_batch or BATCH,
+            rect=self.backend.rect_ok,
+        )
+
     # Any: what a caller has set the attribute to.
     def _value(self, name: str, read: Callable[[Any], _Read], expected: str) -> _Read:
         """Return an attribute as `read` takes it; refuse what it cannot take."""
@@ -178,6 +209,10 @@ class HubModel(nn.Module):
         fixed = self.backend.fixed_size
         if fixed is None:
             return common_shape(sizes, read_size(640 if size is None else size, "size"), self.stride)
+        return self._fixed(fixed, size)
+
+    def _fixed(self, fixed: tuple[int, int], size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """Return the one (h, w) that the file takes; refuse another `size`."""
         if size is not None and (tuple(size) if isinstance(size, list | tuple) else (size,)) not in (
             fixed,
             (max(fixed),),
@@ -193,21 +228,34 @@ class HubModel(nn.Module):
             raise UserError("no image given; pass a path, an array, or a list of them")
         ch = self.backend.ch
         check_channels(self.backend.path, ch, f", so pass a tensor (N, {ch}, height, width)")
-        detector = Detector(self.backend, self._wanted(), augment=augment)
+        tiling = self._tiling(size)
+        detector = make_detector(self.backend, self._wanted(), tiling, augment=augment)
         start = time.perf_counter()
         images, files = zip(*(read_any(item, number) for number, item in enumerate(items)))
-        shape = self._shape([image.shape[:2] for image in images], size)
+        shape = (0, 0) if tiling else self._shape([image.shape[:2] for image in images], size)
         pred: list[Tensor] = []
         for first in range(0, len(images), BATCH):
             part = images[first : first + BATCH]
-            fitted = [letterbox(image, shape, auto=False) for image in part]
-            inputs = [rgb_planes(boxed, bgr=False) for boxed, _, _ in fitted]
-            placements = [(image.shape[:2], (ratio, pad)) for image, (_, ratio, pad) in zip(part, fitted)]
+            inputs, placements = zip(*(_fitted(image, None if tiling else shape) for image in part))
             found = detector(inputs, placements, spent=time.perf_counter() - start)
             pred += [boxes.to(self.backend.device) for boxes in found.boxes]
             start = time.perf_counter()
         seen = (len(images), *found.shape[1:])
         return Detections(images, pred, files, self.names, list(detector.speed.values()), seen)
+
+
+def _fitted(image: np.ndarray, shape: tuple[int, int] | None) -> tuple[np.ndarray, Placement]:
+    """Return an RGB image letterboxed to `shape`, or as it is, and its placement."""
+    if shape is None:
+        return image.transpose(2, 0, 1), (image.shape[:2], UNSCALED)
+    boxed, ratio, pad = letterbox(image, shape, auto=False)
+    return rgb_planes(boxed, bgr=False), (image.shape[:2], (ratio, pad))
+
+
+# Any: what a caller has set the attribute to.
+def _tile_side(value: Any) -> bool | int:
+    """Return a tile's side, True or False as it is; None is False."""
+    return value if isinstance(value, bool) else False if value is None else index(value)
 
 
 # Any: what a caller has set the attribute to.

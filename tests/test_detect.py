@@ -19,6 +19,7 @@ import torch
 
 import detect
 import export
+from models.backends import load_backend
 from models.formats.base import Backend
 from models.formats.metadata import Metadata
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -27,6 +28,9 @@ from tests.mjpeg_server import Camera
 from utils.cli import guard
 from utils.errors import UserError
 from utils.files import save_yaml
+from utils.letterbox import UNSCALED
+from utils.nms import NmsOptions
+from utils.tiles import TiledDetector, Tiling
 
 TINY = {
     "nc": 2,
@@ -590,3 +594,58 @@ def test_an_error_of_the_writing_thread_reaches_the_user(tmp_path, backend, monk
     with pytest.raises(OSError) as error:  # guard() makes a sentence of it
         run(tmp_path, video(tmp_path / "clip.mp4", 30), save_txt=True, exist_ok=True)
     assert "labels" in str(error.value.filename)
+
+
+def test_tiles_find_what_the_whole_image_finds_and_more_and_say_the_image_s_size(
+    checkpoint, tmp_path, caplog
+):
+    source = str(tmp_path / "large.png")
+    picture = np.random.default_rng(0).integers(0, 255, (150, 260, 3), np.uint8)
+    cv2.imwrite(source, picture)
+    common = {"weights": str(checkpoint), "source": source, "imgsz": 64, "conf_thres": 0.0, "nosave": True}
+    common |= {"project": str(tmp_path / "runs"), "device": "cpu", "max_det": 5000}
+    with caplog.at_level("INFO", logger="yolo"):
+        tiled = detect.run(**common, tile=True, overlap=0.25)
+    assert "large.png: 260x150, " in caplog.text and tiled.images == 1
+    assert set(tiled.speed) == {"preprocess", "inference", "nms"}
+    model = load_backend(str(checkpoint))
+    detector = TiledDetector(
+        model, NmsOptions(0.0, max_det=5000), Tiling.of(True, (64, 64), 16, overlap=0.25)
+    )
+    planes = picture[..., ::-1].transpose(2, 0, 1)
+    expected = detector([planes], [((150, 260), UNSCALED)]).boxes[0]
+    expected[:, :4] = expected[:, :4].round()
+    assert len(expected) > 50 and np.array_equal(tiled.detections[0].boxes, expected.numpy())
+    small = detect.run(**common | {"imgsz": 288}, tile=True)
+    plain = detect.run(**common | {"imgsz": 288})
+    assert np.array_equal(small.detections[0].boxes, plain.detections[0].boxes), "it fits into one tile"
+
+
+def test_tiles_of_a_file_of_fixed_size_and_batch(backend, tmp_path):
+    backend.fixed_size, backend.fixed_batch = (64, 96), 4
+    detect.run(
+        weights="x.pt", source=image(tmp_path / "a.png", 150, 200), tile=True, project=str(tmp_path / "r")
+    )
+    assert set(backend.shapes) == {(3, 64, 96)} and len(backend.shapes) == 1 + 3  # 9 tiles, the whole image
+
+
+def test_videos_are_cut_into_tiles(backend, tmp_path):
+    backend.names = {0: "cat", 1: "dog"}
+    result = detect.run(
+        weights="x.pt", source=video(tmp_path / "v.mp4"), imgsz=64, tile=64, project=str(tmp_path / "r")
+    )
+    assert result.images == 6 and frames_in(result.save_dir / "v.mp4")[0] == 6
+    assert result.found > 6 * 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"overlap": 0.3}, "--overlap: says how far tiles overlap; add --tile"),
+        ({"tile": True, "visualize": True}, "--visualize with --tile: .*; use one of the two"),
+        ({"tile": 5}, "--tile 5: must be at least 32 pixels"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        detect.run(source="x.jpg", weights="x.pt", **options)

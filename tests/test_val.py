@@ -236,3 +236,18 @@ def test_some_options_follow_from_others():
     assert (speed.conf_thres, speed.iou_thres, speed.save_json) == (0.25, 0.45, False)
     assert dataclasses.replace(coco, task="speed", save_json=False).iou_thres == 0.45
     assert val.ValOptions(weights="a.pt").weights == ["a.pt"]
+
+
+def test_tiles_are_measured_with_the_labels_of_the_whole_image(project, tmp_path):
+    common = options(project, tmp_path, imgsz=32, conf_thres=0.001, save_txt=True)
+    result = val.run(**common, tile=True)
+    assert (result.seen, result.instances) == (5, 8) and (result.save_dir / "val_batch0_pred.jpg").is_file()
+    hybrid = val.run(**common, tile=True, tiles_only=True, save_hybrid=True)
+    assert hybrid.metrics.map50 == pytest.approx(0.995), "labels among the predictions are found"
+    fits = options(project, tmp_path, imgsz=128, task="speed")
+    assert val.run(**fits, tile=True).metrics.map == pytest.approx(val.run(**fits).metrics.map, abs=1e-3)
+
+
+def test_a_study_of_tiles_is_refused():
+    with pytest.raises(UserError, match="--task study with --tile: .*; use --task val"):
+        val.run(weights="x.pt", task="study", tile=True)

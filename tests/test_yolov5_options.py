@@ -43,6 +43,7 @@ FEW_CORES = "8 of them, but none on a CPU of one or two cores, where they slow t
 SETS_NO_NAMES = "a file without names is no reason to call its classes by COCO's"
 NOT_ASKED = "None tells whether it was given, so that what cannot be honoured is refused"
 ON_CPU = "figures of a machine that everybody has"
+TILES = {"--tile", "--overlap", "--tiles-only"}
 
 SCRIPTS = {
     "train": Script(
@@ -133,7 +134,7 @@ SCRIPTS = {
             "--dnn": SWITCH,
         },
         differs={"--weights": ([], NEWEST), "--workers": (None, FEW_CORES)},
-        added={"--coco-eval", "--plugins"},
+        added={"--coco-eval", "--plugins"} | TILES,
     ),
     "detect": Script(
         DetectOptions,
@@ -169,7 +170,7 @@ SCRIPTS = {
             "--vid-stride": 1,
         },
         differs={"--weights": ([], NEWEST), "--data": (None, SETS_NO_NAMES)},
-        added={"--save-json", "--stream-timeout", "--plugins"},
+        added={"--save-json", "--stream-timeout", "--plugins"} | TILES,
     ),
     "export": Script(
         ExportOptions,

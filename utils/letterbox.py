@@ -20,6 +20,8 @@ RatioPad: TypeAlias = tuple[tuple[float, float], tuple[float, float]]
 """Ratios (height, width) that an image was scaled by, and the pixels (left, top) put before it."""
 Placement: TypeAlias = tuple[tuple[int, int], RatioPad]
 """An image's own (height, width), and how it lies in the letterboxed one."""
+UNSCALED: RatioPad = (1.0, 1.0), (0.0, 0.0)
+"""An image that is neither scaled nor padded."""
 
 
 def _letterbox_geometry(

@@ -59,7 +59,7 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool, keep_class: 
     return torch.cat((boxes, conf[:, None], cls[best, None].to(boxes.dtype)), 1)
 
 
-def _suppress(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
+def suppress_overlaps(found: Tensor, iou_thres: float, agnostic: bool, max_det: int) -> Tensor:
     """Return the first `max_det` candidates (n, 6), sorted by confidence, that greedy NMS keeps.
 
     Whether a box stays depends on better-scored boxes only, so the first `max_det` survivors of a prefix are
@@ -148,7 +148,7 @@ def non_max_suppression(
             rows = torch.cat((rows, extra))
         found = _candidates(rows, conf_thres, multi_label, keep_class)
         if len(found):
-            found = _suppress(found, iou_thres, agnostic, max_det)
+            found = suppress_overlaps(found, iou_thres, agnostic, max_det)
         output.append(found.to(home))
     return output
 

@@ -241,3 +241,38 @@ def test_address_of_an_image(folder, model):
         server.shutdown()
     assert torch.equal(results.xyxy[0], model(folder / "tall.png", size=128).xyxy[0])
     assert results.files == ["tall.png"]
+
+
+def test_tiles_are_set_by_attributes_and_are_those_of_detect(folder, tmp_path, model):
+    model.tile, model.overlap, model.max_det = 64, 0.5, 300
+    results = model(folder / "wide.png", size=64)
+    found = detect.run(
+        weights=str(folder / "tiny.pt"),
+        source=str(folder / "wide.png"),
+        imgsz=64,
+        conf_thres=0.3,
+        max_det=300,
+        tile=True,
+        overlap=0.5,
+        device="cpu",
+        nosave=True,
+        project=str(tmp_path),
+    )
+    expected = found.detections[0].boxes
+    assert len(expected) > 20 and results.s == (1, 3, 64, 64)
+    np.testing.assert_allclose(results.xyxy[0][:, 4:].numpy(), expected[:, 4:], atol=1e-6)
+    assert np.abs(results.xyxy[0][:, :4].numpy() - expected[:, :4]).max() <= 0.501
+    model.tiles_only = True
+    several = model([folder / "wide.png", folder / "tall.png"], size=64)
+    assert len(several.xyxy) == 2 and several.s == (2, 3, 64, 64)
+    for name, value, message in (
+        ("overlap", 1, "model.overlap 1.0: must lie between 0 and 0.9"),
+        ("tile", 1.5, "model.tile is 1.5 where True, False or a whole number of pixels is expected"),
+        ("tile", 3, "model.tile 3: must be at least 32 pixels"),
+    ):
+        setattr(model, name, value)
+        with pytest.raises(UserError, match=message):
+            model(folder / "wide.png")
+        setattr(model, name, {"tile": 64, "overlap": 0.5}[name])
+    with pytest.raises(UserError, match="goes straight through the network and is not cut into tiles"):
+        model(torch.zeros(1, 3, 64, 64))

@@ -21,7 +21,7 @@ from utils.dataset.augmentations import (
     random_perspective,
 )
 from utils.dataset.batch_sampler import Key, rect_batches
-from utils.dataset.image_cache import open_reader
+from utils.dataset.image_cache import NativeReader, open_reader
 from utils.dataset.image_set import ImageSet
 from utils.letterbox import Placement, letterbox, rgb_planes
 
@@ -59,9 +59,10 @@ class BatchOptions:
             square of `imgsz`, or the rectangles of `rect`.
         cache: None, 'ram' or 'disk' (see `utils.dataset.image_cache`).
         seed: seed of all augmentation, and of the order.
+        native: images keep their own size, one in a batch, for `utils.tiles`; `imgsz` has no effect.
 
     Raises:
-        ValueError: both `rect` and `frame`.
+        ValueError: both `rect` and `frame`, or `native` with what scales images or needs one shape.
     """
 
     imgsz: int
@@ -73,10 +74,15 @@ class BatchOptions:
     frame: tuple[int, int] | None = None
     cache: str | None = None
     seed: int = 0
+    native: bool = False
 
     def __post_init__(self) -> None:
         if self.rect and self.frame:
             raise ValueError(f"rect and frame {self.frame} exclude each other")
+        if self.native and (
+            self.rect or self.frame or self.hyp is not None or self.cache or self.batch_size > 1
+        ):
+            raise ValueError("native images are one in a batch, without rect, frame, hyp and cache")
 
 
 class DetectionDataset(Dataset[Item]):
@@ -109,7 +115,11 @@ class DetectionDataset(Dataset[Item]):
         self.population = torch.arange(len(images))
         if self.mosaic:
             self.population.share_memory_()
-        self._reader = open_reader(images, options.imgsz, augment=self.augment, cache=options.cache)
+        self._reader = (
+            NativeReader(images, options.imgsz, augment=False)
+            if options.native
+            else open_reader(images, options.imgsz, augment=self.augment, cache=options.cache)
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -166,7 +176,7 @@ class DetectionDataset(Dataset[Item]):
         """Return image `index` letterboxed to its batch's shape, with its objects in pixels."""
         image, native = self._reader.read(index)
         scaled = image.shape[:2]
-        target = self.rect.shape(index) if self.rect else self.frame
+        target = self.rect.shape(index) if self.rect else native if self.options.native else self.frame
         image, ratio, pad = letterbox(image, target, auto=False, scaleup=self.augment)
         height, width = scaled[0] * ratio[0], scaled[1] * ratio[1]
         ratios = height / native[0], width / native[1]

@@ -74,6 +74,19 @@ class ImageReader:
         return -(-width * self.imgsz // long_side) * -(-height * self.imgsz // long_side) * 3
 
 
+class NativeReader(ImageReader):
+    """Read images at their own scale."""
+
+    def read(self, index: int) -> Read:
+        """Return image `index` and its (height, width).
+
+        Raises:
+            UserError: the file cannot be read any more.
+        """
+        image = load_image(self.images.path(index))
+        return image, (image.shape[0], image.shape[1])
+
+
 class RamReader(ImageReader):
     """Keep every image in one block of memory that all workers share.
 

@@ -274,7 +274,10 @@ def build_loader(
     )
     if sampler.even:
         _warn_of_tiny_boxes(images, options.imgsz)
-    pixels = int(dataset.rect.shapes.prod(1).max()) if dataset.rect else dataset.frame[0] * dataset.frame[1]
+    pixels = dataset.frame[0] * dataset.frame[1]
+    if dataset.rect or options.native:
+        shapes = dataset.rect.shapes if dataset.rect else images.sizes.astype(np.int64)
+        pixels = int(shapes.prod(1).max())
     batch_bytes = pixels * 3 * options.batch_size
     processes = count_workers(workers, len(sampler), batch_bytes, world_size)
     return Loader(dataset, sampler, workers=processes)

@@ -23,6 +23,7 @@ from utils.evaluation.metrics import ConfusionMatrix, DetectionStats, Metrics
 from utils.evaluation.plots import plot_images
 from utils.letterbox import Placement, scale_boxes
 from utils.nms import NmsOptions
+from utils.tiles import Tiling, make_detector
 
 LOGGER = logging.getLogger("yolo.val")
 
@@ -100,6 +101,8 @@ class EvalOptions:
         hybrid: add the labels to the predictions before NMS (for labelling, not for measuring).
         plots_dir: where curves, confusion matrix and the first batches are drawn; None draws nothing.
         progress: show a progress bar.
+        tiling: how images are cut into tiles; the loader gives them as they are (`BatchOptions.native`).
+            None: they are letterboxed already.
     """
 
     nms: NmsOptions = METRIC_NMS
@@ -108,6 +111,7 @@ class EvalOptions:
     hybrid: bool = False
     plots_dir: Path | None = None
     progress: bool = True
+    tiling: Tiling | None = None
 
 
 class Evaluated(Detecting, Protocol):
@@ -141,7 +145,7 @@ def evaluate(
             validation, all on one of them.
     """
     wanted = replace(options.nms, agnostic=options.single_cls, multi_label=True)
-    detector = Detector(backend, backend.nearest(wanted), augment=options.augment)
+    detector = make_detector(backend, backend.nearest(wanted), options.tiling, augment=options.augment)
     stats, confusion = DetectionStats(), ConfusionMatrix(len(names))
     with torch.no_grad():
         for image in gather(_detect_all(detector, loader, names, options, on_batch)):
@@ -177,7 +181,7 @@ def _detect_all(
             on_batch(targets)
         if options.single_cls:
             _merge_classes(found)
-        yield from _native_results(found, targets, paths, shapes)
+        yield from _native_results(found, images, targets, paths, shapes)
         if options.plots_dir is not None and number < PLOTTED_BATCHES:
             for kind, drawn in (("labels", targets), ("pred", found.letterboxed)):
                 file = options.plots_dir / f"val_batch{number}_{kind}.jpg"
@@ -197,10 +201,10 @@ def _pixel_targets(targets: Tensor, batch: Tensor) -> list[Tensor]:
 
 
 def _native_results(
-    found: Found, targets: Tensor, paths: list[str], shapes: list[Placement]
+    found: Found, images: Tensor, targets: Tensor, paths: list[str], shapes: list[Placement]
 ) -> Iterator[ImageResult]:
     """Yield each image with its detections and labels, in pixels of the file."""
-    height, width = size = found.shape[-2], found.shape[-1]
+    height, width = size = images.shape[-2], images.shape[-1]
     boxes = xywh2xyxy(targets[:, 2:6]) * targets.new_tensor([width, height, width, height])
     for i, (detections, path, (native, ratio_pad)) in enumerate(zip(found.boxes, paths, shapes)):
         mine = targets[:, 0] == i

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
-from utils.letterbox import letterbox, rgb_planes
+from utils.letterbox import UNSCALED, letterbox, rgb_planes
 
 FALLBACK_FPS = 30.0  # for a video or a stream that states no frame rate, or an absurd one
 
@@ -37,7 +37,7 @@ class Frame:
         name: the file name that results take theirs from; by default that of `path`.
         time: when a live frame arrived, in seconds of the monotonic clock; None for everything else.
         dropped: frames of a stream that came while the model was busy.
-        input: the image letterboxed, RGB uint8 (3,h,w).
+        input: the image letterboxed, or as it is for tiles; RGB uint8 (3,h,w).
         ratio_pad: the way back for `scale_boxes`.
         seconds: time that the letterbox took.
     """
@@ -77,6 +77,13 @@ class Source(Protocol):
 
     def batches(self) -> Iterator[list[Frame]]:
         """Yield frames with all but `input`, `ratio_pad` and `seconds`, which the letterbox fills in."""
+
+
+def as_it_is(batch: list[Frame]) -> list[Frame]:
+    """Give every frame the image itself as `input`, without a copy, for tiles."""
+    for frame in batch:
+        frame.input, frame.ratio_pad = frame.image[..., ::-1].transpose(2, 0, 1), UNSCALED
+    return batch
 
 
 class Letterboxer:

@@ -19,7 +19,7 @@ from utils.downloads import fetch, file_name, is_url, split_url
 from utils.errors import UserError
 from utils.files import IMAGE_SUFFIXES, ROOT, VIDEO_SUFFIXES, expand_user, path_remedy, read_path_list
 from utils.images import load_image
-from utils.sources.frame import Frame, Letterboxer, Source
+from utils.sources.frame import Frame, Letterboxer, Source, as_it_is
 from utils.sources.screen import Screen
 from utils.sources.stdin import ImagePipe
 from utils.sources.streams import Streams, is_stream, read_streams
@@ -108,7 +108,7 @@ class Files:
 class Opened:
     """A source with its letterbox; files are decoded ahead in a thread."""
 
-    def __init__(self, source: Source, prepare: Letterboxer) -> None:
+    def __init__(self, source: Source, prepare: Callable[[list[Frame]], list[Frame]]) -> None:
         self.source = source
         self.prepare = prepare
 
@@ -135,6 +135,7 @@ def open_source(
     auto: bool,
     vid_stride: int = 1,
     stream_timeout: float | None = None,
+    native: bool = False,
 ) -> Opened:
     """Open any source that detect.py knows.
 
@@ -144,6 +145,7 @@ def open_source(
         imgsz: size (h, w) to letterbox into; `auto` pads only to the next multiple of `stride`.
         vid_stride: every how many frames of a video or stream one is used.
         stream_timeout: seconds without a frame after which a stream is given up; None: never.
+        native: give the images as they are instead, for `utils.tiles`.
 
     Raises:
         UserError: no such source, nothing in it, or what it needs is not here.
@@ -153,7 +155,7 @@ def open_source(
     text = str(source).strip()
     for matches, make in _KINDS:
         if matches(text):
-            return Opened(make(text, options), Letterboxer(size, stride, auto))
+            return Opened(make(text, options), as_it_is if native else Letterboxer(size, stride, auto))
     raise UserError(
         f"{text or 'empty source'}: no such image, video, folder, glob or list; {path_remedy(text)}"
     )

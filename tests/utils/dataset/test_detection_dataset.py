@@ -110,3 +110,14 @@ def test_mosaic_shows_four_images_and_rect_turns_it_off(images):
     rect = [len(b[1]) for b in build_loader(images, BatchOptions(64, 10, hyp=hyp, rect=True), workers=0)]
     assert rect == [len(images.all_labels)]
     assert targets[0] > 1.2 * rect[0]
+
+
+def test_native_images_keep_their_size_and_labels(images):
+    loader = build_loader(images, BatchOptions(32, 1, native=True), workers=0)
+    for index, (batch, targets, _, placements) in enumerate(loader):
+        assert batch.shape == (1, 3, *SIZES[index][::-1])
+        assert placements == [(SIZES[index][::-1], ((1.0, 1.0), (0, 0)))]
+        np.testing.assert_allclose(targets[:, 1:], images.labels(index), atol=1e-4)
+    assert index == len(SIZES) - 1
+    with pytest.raises(ValueError, match="one in a batch"):
+        BatchOptions(32, 2, native=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.sources.frame import FALLBACK_FPS, Frame, Letterboxer, usable_rate
+from utils.sources.frame import FALLBACK_FPS, Frame, Letterboxer, as_it_is, usable_rate
 
 
 def test_a_rate_that_is_none_becomes_the_usual_one():
@@ -23,3 +23,10 @@ def test_frames_of_one_shape_keep_their_rectangle_and_others_share_a_square():
     batch = fit([Frame("a", wide), Frame("b", tall)])
     assert [frame.input.shape for frame in batch] == [(3, 64, 64), (3, 64, 64)]
     assert all(frame.seconds > 0 for frame in batch)
+
+
+def test_a_frame_for_tiles_is_the_image_itself():
+    frame = Frame("a", np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    (given,) = as_it_is([frame])
+    assert given.input.shape == (3, 2, 4) and given.input[:, 0, 1].tolist() == [5, 4, 3], "RGB"
+    assert np.shares_memory(given.input, frame.image)
