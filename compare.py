@@ -48,6 +48,7 @@ from utils.image_size import fit_side
 from utils.images import load_image
 from utils.letterbox import letterbox_tensor
 from utils.nms import NmsOptions
+from utils.package import command
 from utils.profiling import summary
 from utils.training.options import TrainingOptions, with_recipe
 from utils.training.run_folder import RunFolder
@@ -138,7 +139,7 @@ def compare_nets(setup: Setup) -> CompareResult:
         try:
             rows.append(make_row(setup, net))
         except KeyboardInterrupt:
-            LOGGER.info("stopped; 'python compare.py --resume %s' continues", setup.folder)
+            LOGGER.info("stopped; '%s --resume %s' continues", command("compare.py"), setup.folder)
             raise
     tell_apart(rows)
     done, failed = [row for row in rows if not row.failed], [row for row in rows if row.failed]

@@ -35,7 +35,7 @@ from utils.dataset.config import dataset_yaml, read_names
 from utils.detector import Detector
 from utils.device import cores_are_scarce, limit_threads, select_device, tune_allocator
 from utils.errors import UserError
-from utils.files import ROOT, increment_dir, load_yaml
+from utils.files import ROOT, RUNS_DIR, increment_dir, load_yaml
 from utils.image_size import fit_size
 from utils.images import single_threaded_opencv
 from utils.nms import NmsOptions
@@ -149,7 +149,7 @@ class DetectOptions(TileOptions):
         metavar="SECONDS",
         help="give a stream up after so many seconds without a frame; default: try for ever",
     )
-    project: str = option(str(ROOT / "runs" / "detect"), help="folder of the runs")
+    project: str = option(str(RUNS_DIR / "detect"), help="folder of the runs")
 
     def check(self) -> None:
         """Refuse values and combinations that cannot work."""

@@ -19,7 +19,7 @@ _HERE = Path(__file__).resolve().parent
 
 def _own_packages():
     """Refuse to continue where a package of the caller has the name of ours."""
-    for name in ("models", "utils"):
+    for name in () if __package__ else ("models", "utils"):  # the installed package has them inside itself
         module = sys.modules.get(name)
         places = [Path(place).resolve() for place in getattr(module, "__path__", [])]
         if module is not None and _HERE / name not in places:

@@ -39,7 +39,7 @@ from utils.evaluation.coco import (
 from utils.evaluation.evaluate import EvalOptions, ImageResult, ValResult, evaluate, log_table
 from utils.evaluation.metrics import save_metrics
 from utils.evaluation.plots import plot_study
-from utils.files import ROOT, atomic_text, atomic_write, increment_dir
+from utils.files import RUNS_DIR, atomic_text, atomic_write, increment_dir
 from utils.image_size import fit_side
 from utils.nms import NmsOptions
 from utils.profiling import summary
@@ -100,7 +100,7 @@ class ValOptions(TileOptions):
     save_conf: bool = option(False, help="add the confidence to --save-txt")
     save_json: bool = option(False, help="save <weights>_predictions.json in COCO's format")
     coco_eval: bool = option(False, help="also give the COCO-exact figures, for any data set")
-    project: str = option(str(ROOT / "runs" / "val"), help="folder of the runs")
+    project: str = option(str(RUNS_DIR / "val"), help="folder of the runs")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,7 +37,7 @@ from utils.dataset_checks.page import findings_page
 from utils.dataset_checks.report import findings_json, findings_text
 from utils.dataset_checks.suspects import check_suspects
 from utils.device import describe, select_device, tune_allocator
-from utils.files import ROOT, atomic_text, find_file, increment_dir
+from utils.files import RUNS_DIR, atomic_text, find_file, increment_dir
 from utils.image_size import fit_side
 from utils.training.run_folder import RunFolder
 
@@ -69,7 +69,7 @@ class CheckOptions(RunOptions):
     batch_size: int = option(16, help="images per batch, with --weights")
     device: str = option("", type=str, help="cpu, 0, cuda:1; empty: CUDA if there is any")
     workers: int | None = option(None, help=WORKERS_HELP)
-    project: str = option(str(ROOT / "runs" / "check"), help="folder of the runs")
+    project: str = option(str(RUNS_DIR / "check"), help="folder of the runs")
 
     def check(self) -> None:
         """Refuse values that cannot work."""

@@ -23,13 +23,14 @@ from models.layers.activations import ACTIVATIONS, Activation, make_activation
 from models.layers.depthwise import StridedDepthwiseConv2d, convolution
 from models.layers.expansion import ConvNormAct, conv_norm
 from models.registry import Arguments, register_block
+from utils.package import MODULE_PREFIX
 
 if not TYPE_CHECKING:  # for a type checker this module would have every name
 
     def __getattr__(name: str) -> object:
         """Load the wrappers of a network that YOLOv5 has here when they are asked for."""
         if name in ("AutoShape", "DetectMultiBackend", "HubModel"):
-            return getattr(import_module("models.experimental"), name)
+            return getattr(import_module(f"{MODULE_PREFIX}models.experimental"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,9 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 # Our own blocks register first. Otherwise a plug-in that imports them would register them as its own.
 import models.common
@@ -17,8 +19,36 @@ import models.heads
 import models.layers.timm_torchvision_rows  # noqa: F401
 from models.registry import REGISTRY, registering_for
 from utils.errors import UserError, first_line
+from utils.files import ROOT
+from utils.package import INSTALLED, packaged
 
 _loaded: dict[Path, str] = {}
+
+
+class PluginLoader(SourceFileLoader):
+    """Read a plug-in for the installed package, whose modules are not at the top.
+
+    `from models.registry import register_block` in the plug-in then means our registry. That concerns this
+    file only: other modules of the process keep their own `models` and `utils`.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Return the rewritten code; none is read from a bytecode file, or written to one."""
+        source = importlib.util.decode_source(self.get_data(self.path))
+        code: CodeType = compile(packaged(source, is_ours), self.path, "exec", dont_inherit=True)
+        return code
+
+
+def is_ours(module: str) -> bool:
+    """Return whether `models` or `utils` here has a module of this name.
+
+    >>> is_ours("models.registry"), is_ours("utils.general"), is_ours("models.mine"), is_ours("numpy")
+    (True, True, False, False)
+    """
+    top, *rest = module.split(".")
+    places = [Path(folder, top, *rest) for folder in (ROOT, ROOT / "compat")]
+    found = (place.with_suffix(".py").is_file() or (place / "__init__.py").is_file() for place in places)
+    return top in ("models", "utils") and any(found)
 
 
 def load_plugins(paths: str | Path | Iterable[str | Path]) -> list[str]:
@@ -47,7 +77,8 @@ def _load_plugin(path: Path) -> str:
     if path in _loaded:
         return str(path)
     module_name = f"yolo_plugin_{path.stem}_{len(_loaded)}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    loader = PluginLoader(module_name, str(path)) if INSTALLED else None
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
     assert spec is not None and spec.loader is not None  # None only for a name that does not end in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module

@@ -1,8 +1,6 @@
-"""Name the project, and the versions of what its files say of themselves."""
+"""Hold the versions of what a checkpoint or an exported file says of itself."""
 
 from __future__ import annotations
-
-PROJECT = "light-yolo"
 
 SCHEMA = 2  # the latest that is read; raised when a reader of today could misread a file of tomorrow
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # a script's import path starts at its folder; ours starts at the project
+if __name__ == "__main__" and not __package__:  # a script's import path starts at its folder, not at ours
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 
+from lightyolo.command import COMMANDS as COMMANDS_OF_PACKAGE
 from models.registry import lookup
 from models.yolo import DetectionModel
 from utils.errors import UserError
@@ -31,6 +32,7 @@ PAGES = [README, CHINESE, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 SPAN = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+COMMAND = {name: f"{module.replace('.', '/')}.py" for name, (module, _) in COMMANDS_OF_PACKAGE.items()}
 SCRIPT = re.compile(r"(?:\./)?((?:[\w-]+/)*[\w-]+\.py)")
 # What a document may name before it is there. Empty when the code is where the documents say.
 COMING: frozenset[str] = frozenset()
@@ -80,13 +82,18 @@ def calls(page: Path) -> list[Command]:
     """The Python scripts that a document calls, in order; `python -c` and `-m` are scripts of that name."""
     found = []
     for number, line in command_lines(page):
-        if not re.search(r"\b(python3?|torchrun)\s", line):
+        if not re.search(r"\b(python3?|torchrun|lightyolo)\s", line):
             continue
         for part in re.split(r"\s(?:&&|\|)\s|;\s", line) if " -c " not in line else [line]:
             words = shlex.split(part, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
                 words.pop(0)
-            if not words or words[0] not in ("python", "python3", "torchrun"):
+            if not words or words[0] not in ("python", "python3", "torchrun", "lightyolo"):
+                continue
+            if "lightyolo" in words:  # the installed package's command
+                script, *arguments = words[words.index("lightyolo") + 1 :]
+                given = () if arguments == ["..."] else tuple(arguments)
+                found.append(Command(page.name, number, COMMAND[script], given))
                 continue
             at = next((i for i, word in enumerate(words) if SCRIPT.fullmatch(word)), None)
             if words[1:2] in (["-c"], ["-m"]):

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("train", "val", "detect", "export", "compare", "hubconf")
 MODULES = sorted(
     str(path.relative_to(ROOT))
-    for folder in ("models", "utils", "data", "compat")
+    for folder in ("models", "utils", "data", "compat", "lightyolo")
     for path in (ROOT / folder).rglob("*.py")
     if "__pycache__" not in path.parts
 ) + [f"{script}.py" for script in SCRIPTS]
@@ -42,6 +42,7 @@ WIDE = {"models/common.py", "compat/utils/general.py"}
 # Modules without a test file of their own, and where they are tested.
 TESTED_ELSEWHERE: dict[str, str] = {
     "models/schema.py": "tests/models/weights/test_checkpoint.py",
+    "lightyolo/__main__.py": "tests/test_wheel.py",
     "utils/results/writer.py": "tests/test_detect.py",
     "compat/models/experimental.py": "tests/compat/test_models.py",
     "compat/utils/augmentations.py": "tests/compat/test_utils.py",

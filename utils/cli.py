@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, TextIO, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from utils.errors import UserError, shown
-from utils.files import ROOT
+from utils.files import RUNS_DIR
 
 LOGGER = logging.getLogger("yolo")
 
@@ -40,6 +40,11 @@ WORKERS_HELP = "processes that load images (without it 8 of them, or none on a C
 
 class Parser(argparse.ArgumentParser):
     """Parse arguments; an error is one sentence and exit code 1, as every user error."""
+
+    # Any: what argparse takes.
+    def __init__(self, prog: str | None = None, **options: Any) -> None:
+        # argparse's own default leaves `train` out of `python -m lightyolo train` from Python 3.14 on.
+        super().__init__(prog or os.path.basename(sys.argv[0]), **options)
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the command line, and exit with 1."""
@@ -275,7 +280,7 @@ class Options:
 class RunOptions(Options):
     """Hold the options of each script that runs a model and writes a folder."""
 
-    project: str = option(str(ROOT / "runs"), help="folder of the runs")
+    project: str = option(str(RUNS_DIR), help="folder of the runs")
     name: str = option("exp", type=str, help="folder of this run")
     exist_ok: bool = option(False, help="write into the folder although it exists")
     half: bool = option(False, help="float16 inference (CUDA)")

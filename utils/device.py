@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from utils.errors import UserError
+from utils.package import PROJECT, VERSION
 
 LOGGER = logging.getLogger("yolo.device")
 
@@ -256,12 +257,13 @@ def describe(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries that can change a result."""
+    """Return the versions of this project and of the libraries that can change a result."""
     import cv2
     import numpy
     import torchvision
 
     return {
+        PROJECT: VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,

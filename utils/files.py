@@ -28,6 +28,7 @@ from yaml.resolver import Resolver
 from yaml.scanner import Scanner
 
 from utils.errors import UserError, first_line, shown
+from utils.package import INSTALLED
 
 if yaml.__with_libyaml__:
     from yaml._yaml import CParser
@@ -38,6 +39,9 @@ with contextlib.suppress(ImportError):  # optional: pip install pillow-heif
     register_heif_opener()
 
 ROOT = Path(__file__).resolve().parents[1]
+WORK = Path() if INSTALLED else ROOT
+"""Where files are made for the user: the working folder; in a checkout the project's."""
+RUNS_DIR = WORK / "runs"
 
 YamlMapping = dict[str, Any]  # Any: a user's YAML holds values of any kind until they are checked
 JsonObject = dict[str, Any]  # Any: the same of JSON, and its objects mix numbers, text and lists
@@ -65,10 +69,13 @@ _TEMPORARY_NAME = 40  # characters of a file's name that the temporary one besid
 def datasets_dir() -> Path:
     """Return the folder that data sets are fetched to.
 
-    It is $YOLOV5_DATASETS_DIR, else `datasets` beside the project's folder.
+    It is $YOLOV5_DATASETS_DIR, else `datasets`: beside the checkout, or for the installed package in the
+    working folder.
     """
     given = os.environ.get("YOLOV5_DATASETS_DIR")
-    return expand_user(given) if given else ROOT.parent / "datasets"
+    if given:
+        return expand_user(given)
+    return (Path.cwd() if INSTALLED else ROOT.parent) / "datasets"
 
 
 def expand_user(path: str | Path) -> Path:

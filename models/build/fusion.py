@@ -17,6 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 
+from utils.package import MODULE_PREFIX
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -121,7 +123,9 @@ def _is_plain(module: nn.Module) -> bool:
     """
     kind = type(module)
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
-    return owner.__module__.startswith(("torch.nn.", "models.")) or kind.__name__ == "Conv2dSame"
+    return (
+        owner.__module__.startswith(("torch.nn.", f"{MODULE_PREFIX}models.")) or kind.__name__ == "Conv2dSame"
+    )
 
 
 def _holds_its_weights(module: nn.Module) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from models.formats.base import Backend, OpenOptions
 from models.formats.exporter import Decoded, Job
 from models.formats.metadata import RawMetadata, parse_metadata
-from models.schema import PROJECT
 from utils.errors import UserError
+from utils.package import PROJECT
 
 DIGEST = "sha256"  # the entry that holds the check sum of what the runtime reads
 

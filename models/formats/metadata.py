@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from models.formats.nms_options import Suppression
-from models.schema import PROJECT, SCHEMA, SCHEMA_DECODED, TASK
+from models.schema import SCHEMA, SCHEMA_DECODED, TASK
 from utils.errors import UserError, first_line, shown
+from utils.package import PROJECT, VERSION
 
 LOGGER = logging.getLogger("yolo.backends")
 
@@ -62,6 +63,7 @@ class Metadata:
         """Return what an exported file carries, as values that JSON and YAML keep."""
         values: dict[str, object] = {
             "author": PROJECT,
+            "version": VERSION,
             "task": TASK,
             "schema": SCHEMA_DECODED if self.nms is None else SCHEMA,
             "stride": self.stride,

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from models.build.rows import KEYS
 from models.registry import lookup
-from models.schema import PROJECT, SCHEMA, TASK
+from models.schema import SCHEMA, TASK
 from models.weights.official import (
     OFFICIAL_LICENCE,
     OfficialFile,
@@ -43,6 +43,7 @@ from models.yolo import DetectionModel
 from utils.device import seeded
 from utils.errors import UserError
 from utils.files import YamlMapping, atomic_write, find_file
+from utils.package import PROJECT
 
 _SMALL = 10_000_000  # parameters: of a smaller model it is said which tensors do not fit
 

@@ -15,7 +15,8 @@ from utils.cli import from_keywords, option, specs, typed
 from utils.comparison.table import checkpoint_name, data_path
 from utils.device import world_size
 from utils.errors import UserError
-from utils.files import ROOT, load_yaml, save_yaml
+from utils.files import ROOT, RUNS_DIR, load_yaml, save_yaml
+from utils.package import command
 from utils.training.hyp import load_hyp
 from utils.training.options import TrainingOptions, with_recipe
 
@@ -63,7 +64,7 @@ class CompareOptions(TrainingOptions):
     resume: bool | str = option(
         False, nargs="?", const=True, help="continue the newest or the given run folder"
     )
-    project: str = option(str(ROOT / "runs" / "compare"), help="folder of runs")
+    project: str = option(str(RUNS_DIR / "compare"), help="folder of runs")
     name: str = option("exp", type=str, help="folder in it")
     exist_ok: bool = option(False, help="continue project/name if it exists")
     samples: int = option(4, help="val images that the page shows with each net's detections")
@@ -107,7 +108,7 @@ class ComparePlan:
 
     def command_line(self) -> str:
         """Return the command line of these options, with paths relative to this folder."""
-        words = ["python", "compare.py"]
+        words = command("compare.py").split()
         for name, spec in specs(CompareOptions).items():
             value = getattr(self.opt, name)
             value = (self.hyp_file or "HYP.yaml") if name == "hyp" else value
@@ -230,7 +231,7 @@ def find_run(resume: bool | str | Path) -> Path:
         if not (folder / RUN_FILE).is_file():
             raise UserError(f"--resume {folder}: holds no {RUN_FILE}; give the folder of a compare.py run")
         return folder
-    places = (Path.cwd(), ROOT / "runs")
+    places = (Path.cwd(), RUNS_DIR)
     found = [path for place in places for path in place.rglob(RUN_FILE)]
     if not found:
         looked = " or ".join(map(str, places))

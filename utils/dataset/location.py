@@ -10,7 +10,7 @@ from pathlib import Path
 from utils.dataset.archives import fetch_archives
 from utils.downloads import is_url
 from utils.errors import UserError, shown
-from utils.files import ROOT, datasets_dir, expand_user, path_remedy, spellings
+from utils.files import ROOT, WORK, datasets_dir, expand_user, path_remedy, spellings
 from utils.locks import exclusive
 
 LOGGER = logging.getLogger("yolo.datasets")
@@ -137,13 +137,13 @@ def _candidate_roots(yaml_path: Path, given: str) -> list[Path]:
     path = expand_user(given)
     if path.is_absolute():
         return [path]
-    places = [yaml_path.absolute().parent / path, Path.cwd() / path, ROOT / path]
+    places = [yaml_path.absolute().parent / path, Path.cwd() / path, WORK.absolute() / path]
     if given:
         places.append(_fetched_folder(given))
     places = list(dict.fromkeys(Path(os.path.normpath(p)) for p in places))
     if os.environ.get("YOLOV5_DATASETS_DIR") and path.parts[:2] == ("..", "datasets"):
         # The user set it: it replaces the folder beside the project, which such a path means by default.
-        default = Path(os.path.normpath(ROOT / path))
+        default = Path(os.path.normpath(WORK.absolute() / path))
         first = Path(os.path.normpath(_fetched_folder(given)))
         places = list(dict.fromkeys([first, *(p for p in places if p != default)]))
     return places

@@ -13,7 +13,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,8 +27,9 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from utils.cli import specs
 from utils.errors import UserError, first_line
 from utils.evaluation.metrics import Metrics, fitness
-from utils.files import ROOT, save_yaml
+from utils.files import RUNS_DIR, save_yaml
 from utils.locks import exclusive, is_held
+from utils.package import start
 from utils.training.evolve_page import EvolveReport
 from utils.training.hyp import load_hyp
 from utils.training.loggers import read_results
@@ -129,7 +129,7 @@ def evolve(opt: TrainOptions, name: str, script: Path) -> BestTrial:
         UserError: another study is in the folder, or the recipe of --hyp cannot be trained.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    project = ROOT / "runs" / "evolve" if opt.project == str(RUNS) else Path(opt.project)
+    project = RUNS_DIR / "evolve" if opt.project == str(RUNS) else Path(opt.project)
     search = Search(opt, load_hyp(opt.hyp), project / name, script)
     while search.run_next():
         pass
@@ -311,7 +311,7 @@ class Search:
             for word in spec.words(getattr(self.opt, name))
         ]
         own = ["--hyp", str(place.hyp), "--project", str(self.folder), "--name", place.path.name]
-        command = [sys.executable, str(self.script), *words, *own, "--exist-ok", "--noplots"]
+        command = [*start(self.script), *words, *own, "--exist-ok", "--noplots"]
         with (place.path / "train.log").open("wb") as log:
             process = subprocess.Popen(
                 command,

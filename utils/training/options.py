@@ -11,7 +11,8 @@ from pathlib import Path
 from utils.cli import WORKERS_HELP, Options, from_keywords, given, option, typed
 from utils.device import AMP_MODES, world_size
 from utils.errors import UserError, shown
-from utils.files import ROOT, find_file, load_yaml
+from utils.files import ROOT, RUNS_DIR, find_file, load_yaml
+from utils.package import INSTALLED, PACKAGE
 from utils.training.optim import BACKBONE, OPTIMIZERS
 
 MAX_SEED = 2**64 - 1  # what torch's generators take
@@ -156,7 +157,7 @@ class TrainOptions(TrainingOptions):
         metavar="N",
         help="search for hyperparameters from those of --hyp: N trials (300 without N); again to continue",
     )
-    project: str = option(str(ROOT / "runs" / "train"), help="folder of runs")
+    project: str = option(str(RUNS_DIR / "train"), help="folder of runs")
     name: str = option("exp", type=str, help="folder in it; 'cfg' is the stem of --cfg")
     exist_ok: bool = option(False, help="write into project/name even if it exists")
     nosave: bool = option(False, help="save only after the last epoch")
@@ -183,8 +184,9 @@ class TrainOptions(TrainingOptions):
         if self.align_epochs and not self.align:
             raise UserError("--align-epochs goes on after --align; give --align too")
         if self.sync_bn and world_size() == 1:
+            script = f"-m {PACKAGE} train" if INSTALLED else "train.py"
             raise UserError(
-                "--sync-bn needs several processes; start with 'torchrun --nproc_per_node N train.py ...'"
+                f"--sync-bn needs several processes; start with 'torchrun --nproc_per_node N {script} ...'"
             )
         if world_size() > 1 and (self.batch_size < 1 or self.batch_size % world_size()):
             raise UserError(

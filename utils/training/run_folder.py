@@ -18,7 +18,8 @@ from utils.cli import from_keywords, specs, typed
 from utils.dataset.config import DatasetConfig, class_difference
 from utils.device import is_main, world_size
 from utils.errors import UserError, first_line, shown
-from utils.files import ROOT, YamlMapping, increment_dir, load_yaml, save_yaml
+from utils.files import RUNS_DIR, YamlMapping, increment_dir, load_yaml, save_yaml
+from utils.package import command
 from utils.training.compute_mode import ComputeMode
 from utils.training.distillation import teacher_hash
 from utils.training.early_stopping import EarlyStopping
@@ -28,7 +29,7 @@ from utils.training.trainer import Trainer
 
 LOGGER = logging.getLogger("yolo.train")
 
-RUNS = ROOT / "runs" / "train"
+RUNS = RUNS_DIR / "train"
 """train.py's default --project, where the newest file of a run is looked for."""
 
 CHOICE = "amp_choice"
@@ -224,10 +225,11 @@ class CheckpointSaver:
             self._save(self.folder.last, state, epoch - 1, resumable=True)
             how = "is not complete; it starts again from the weights of this moment"
         LOGGER.info(
-            "stopped: epoch %d/%d %s with 'python train.py --resume %s'",
+            "stopped: epoch %d/%d %s with '%s --resume %s'",
             epoch + 1,
             state.trainer.schedule.epochs,
             how,
+            command("train.py"),
             self.folder.last,
         )
 
@@ -302,8 +304,8 @@ def newest_best() -> TrainedRun:
     best = _newest("best.pt")
     if best is None:
         raise UserError(
-            f"no --weights are given and there is no best.pt below {RUNS}; train first (python train.py) or "
-            "give --weights FILE"
+            f"no --weights are given and there is no best.pt below {RUNS}; train first "
+            f"({command('train.py')}) or give --weights FILE"
         )
     saved = RunFolder.of(best).read_options()
     data, imgsz = saved.get("data"), saved.get("imgsz")

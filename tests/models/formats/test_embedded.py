@@ -18,9 +18,9 @@ from models.formats.embedded import (
 )
 from models.formats.exporter import Job
 from models.formats.metadata import Metadata
-from models.schema import PROJECT
 from tests.models.formats.small import PLAIN, SIZE, save_small
 from utils.errors import UserError
+from utils.package import PROJECT
 
 
 def test_a_range_leaves_out_the_extremes_of_single_images_and_ends_at_its_bounds():

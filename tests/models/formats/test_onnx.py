@@ -11,10 +11,11 @@ import torch
 
 import export
 from models.formats.onnx import onnx_obstacle
-from models.schema import PROJECT, SCHEMA_DECODED
+from models.schema import SCHEMA_DECODED
 from models.weights.checkpoint import load_checkpoint, save_checkpoint
 from models.yolo import DetectionModel
 from tests.tiny_checkpoint import TINY, write_checkpoint
+from utils.package import PROJECT
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from models.backends import load_backend
 from models.export_checks.accept import EXPORT_TOLERANCE
 from models.formats import openvino as openvino_format
 from models.formats.onnx_nms import openvino_core
-from models.schema import PROJECT, SCHEMA
+from models.schema import SCHEMA
 from tests.models.formats.small import DEPTHWISE, expected, photographs, save_small
 from tests.tiny_set import write_set
 from utils.errors import UserError
 from utils.files import ROOT, path_size
+from utils.package import PROJECT
 
 pytest.importorskip("openvino", reason="openvino is optional")
 

@@ -22,7 +22,7 @@ def test_path_is_looked_for_beside_the_yaml_then_here_then_in_the_datasets_folde
 
 
 def test_path_relative_to_the_project(tmp_path, monkeypatch):
-    monkeypatch.setattr(location, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(location, "WORK", tmp_path / "project")
     make_dataset(tmp_path / "sets" / "s", ["0 .5 .5 .2 .2\n"])
     (tmp_path / "project").mkdir()
     monkeypatch.chdir("/")

@@ -14,6 +14,7 @@ from utils.dataset.convert.yolo_labels import write_dataset
 from utils.downloads import fetch, file_name, unpack
 from utils.errors import UserError
 from utils.files import ROOT, load_yaml
+from utils.package import command
 
 LOGGER = logging.getLogger("yolo.datasets")
 
@@ -56,8 +57,9 @@ def fetch_voc(folder: Path) -> None:
             _fetch_and_unpack(archive, work, work)
     except UserError as error:
         raise UserError(
-            f"{error}; or unpack the three VOC archives by hand and run data/convert.py voc, so that "
-            f"{folder}/images/train2007, val2007, train2012, val2012 and test2007 exist"
+            f"{error}; or unpack the three VOC archives by hand and run "
+            f"'{command('data/convert.py')} voc', so that {folder}/images/train2007, val2007, "
+            "train2012, val2012 and test2007 exist"
         ) from None
     shutil.rmtree(out, ignore_errors=True)
     names = tuple(load_yaml(_VOC_YAML)["names"].values())
