@@ -255,6 +255,7 @@ def measure_net(setup: Setup, net: Net, folder: NetFolder) -> NetRow:
         workers=opt.workers,
         single_cls=opt.single_cls,
         plugins=opt.plugins,
+        noplots=opt.noplots,
         project=str(folder.path),
         name="val",
         exist_ok=True,

@@ -39,6 +39,7 @@ from utils.evaluation.coco import (
 from utils.evaluation.evaluate import EvalOptions, ImageResult, ValResult, evaluate, log_table
 from utils.evaluation.metrics import save_metrics
 from utils.evaluation.plots import plot_study
+from utils.evaluation.run_page import measurement, write_run_page
 from utils.files import RUNS_DIR, atomic_text, atomic_write, increment_dir
 from utils.image_size import fit_side
 from utils.nms import NmsOptions
@@ -100,6 +101,7 @@ class ValOptions(TileOptions):
     save_conf: bool = option(False, help="add the confidence to --save-txt")
     save_json: bool = option(False, help="save <weights>_predictions.json in COCO's format")
     coco_eval: bool = option(False, help="also give the COCO-exact figures, for any data set")
+    noplots: bool = option(False, help="draw nothing, and write no report.html")
     project: str = option(str(RUNS_DIR / "val"), help="folder of the runs")
 
     def __post_init__(self) -> None:
@@ -184,7 +186,7 @@ class _Validation:
         saver = _Saver(opt, self.config, save_dir)
         imgsz = fit_side(opt.imgsz, self.backend.stride, only=self.backend.fixed_size)
         try:
-            result = self.measure(imgsz, saver, plots=opt.task != "speed")
+            result = self.measure(imgsz, saver, plots=opt.task != "speed" and not opt.noplots)
         except BaseException:
             with contextlib.suppress(OSError):  # takes the folders only while they are empty
                 (save_dir / "labels").rmdir()
@@ -248,6 +250,21 @@ class _Validation:
             coco=result.coco.stats if result.coco else None,
         )
         LOGGER.info("results saved to %s", result.save_dir)
+        if result.mistakes is not None:
+            self._write_page(result, imgsz)
+
+    def _write_page(self, result: ValResult, imgsz: int) -> None:
+        """Write report.html."""
+        opt, names = self.opt, [Path(weights).name for weights in self.weights]
+        assert result.save_dir is not None  # set by `run`
+        facts: dict[str, object] = {
+            "weights": ", ".join(map(str, self.weights)),
+            "data": f"{self.split} images of {self.config.path}",
+            "NMS": f"confidence {opt.conf_thres:g}, IoU {opt.iou_thres:g}, at most {opt.max_det} boxes",
+            **measurement(result, imgsz, self.device),
+        }
+        title = f"{' and '.join(names)} on {self.config.path.name}"
+        write_run_page(result.save_dir, title, result, self.config, facts)
 
 
 @dataclass

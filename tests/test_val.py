@@ -84,6 +84,15 @@ def test_run_writes_what_was_asked_for(project, tmp_path):
     assert val.run(**options(project, tmp_path)).save_dir.name == "exp2"
 
 
+def test_the_page_is_written_unless_nothing_is_drawn(project, tmp_path):
+    folder = val.run(**options(project, tmp_path)).save_dir
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    assert "tiny.pt on set.yaml" in html and "8 objects" in html and "data:image/png" in html
+    for silent in ({"noplots": True}, {"task": "speed"}):
+        folder = val.run(**options(project, tmp_path, **silent)).save_dir
+        assert [path.name for path in folder.iterdir()] == ["metrics.json"]
+
+
 def test_coco_and_our_own_figures_agree(project, tmp_path):
     """Both measures rank the same boxes; with YOLOv5's interpolation they differ by about a point at most."""
     result = val.run(**options(project, tmp_path, coco_eval=True, save_hybrid=True))

@@ -134,7 +134,7 @@ SCRIPTS = {
             "--dnn": SWITCH,
         },
         differs={"--weights": ([], NEWEST), "--workers": (None, FEW_CORES)},
-        added={"--coco-eval", "--plugins"} | TILES,
+        added={"--coco-eval", "--noplots", "--plugins"} | TILES,
     ),
     "detect": Script(
         DetectOptions,

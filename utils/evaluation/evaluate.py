@@ -20,6 +20,7 @@ from utils.detector import Detecting, Detector, Found
 from utils.evaluation.coco import CocoResult
 from utils.evaluation.curves import plot_confusion, plot_curves
 from utils.evaluation.metrics import ConfusionMatrix, DetectionStats, Metrics
+from utils.evaluation.mistakes import Mistakes
 from utils.evaluation.plots import plot_images
 from utils.letterbox import Placement, scale_boxes
 from utils.nms import NmsOptions
@@ -46,7 +47,8 @@ class ValResult:
     """Hold what a validation found.
 
     `speed` holds the ms per image of `preprocess`, `inference` and `nms`. `maps` (nc,) is the mAP50-95 of the
-    classes, the mean for a class without labels. `seen` counts all images.
+    classes, the mean for a class without labels. `seen` counts all images. `mistakes` is None where nothing
+    is drawn.
     """
 
     metrics: Metrics
@@ -57,6 +59,7 @@ class ValResult:
     speed: dict[str, float]
     coco: CocoResult | None = None
     save_dir: Path | None = None
+    mistakes: Mistakes | None = None
 
 
 def log_table(result: ValResult, config: DatasetConfig, verbose: bool) -> None:
@@ -99,7 +102,8 @@ class EvalOptions:
         single_cls: every detection counts as class 0, and NMS lets all classes suppress each other.
         augment: test-time augmentation; checkpoints only.
         hybrid: add the labels to the predictions before NMS (for labelling, not for measuring).
-        plots_dir: where curves, confusion matrix and the first batches are drawn; None draws nothing.
+        plots_dir: where curves, confusion matrix and the first batches are drawn; None draws nothing, and
+            keeps no mistakes.
         progress: show a progress bar.
         tiling: how images are cut into tiles; the loader gives them as they are (`BatchOptions.native`).
             None: they are letterboxed already.
@@ -147,10 +151,13 @@ def evaluate(
     wanted = replace(options.nms, agnostic=options.single_cls, multi_label=True)
     detector = make_detector(backend, backend.nearest(wanted), options.tiling, augment=options.augment)
     stats, confusion = DetectionStats(), ConfusionMatrix(len(names))
+    mistakes = Mistakes() if options.plots_dir is not None else None
     with torch.no_grad():
         for image in gather(_detect_all(detector, loader, names, options, on_batch)):
             stats.add(image.detections, image.labels)
-            confusion.add(image.detections, image.labels)
+            pairing = confusion.add(image.detections, image.labels)
+            if mistakes is not None:
+                mistakes.add(image.path, pairing)
             if on_image is not None:
                 on_image(image)
     metrics = stats.compute(dict(names))
@@ -162,6 +169,7 @@ def evaluate(
         instances=stats.instances,
         maps=metrics.maps(len(names)),
         speed=detector.speed,
+        mistakes=mistakes,
     )
 
 

@@ -251,6 +251,22 @@ class DetectionStats:
         )
 
 
+@dataclass(frozen=True)
+class Pairing:
+    """Hold which detections of one image belong to which labels, whatever their classes.
+
+    Attributes:
+        detections: (n, 6) xyxy, confidence, class; those above the confidence of the confusion matrix.
+        labels: (m, 5) class, xyxy.
+        hits, matched: (k,) indices of the detections and of the labels that form pairs.
+    """
+
+    detections: np.ndarray
+    labels: np.ndarray
+    hits: np.ndarray
+    matched: np.ndarray
+
+
 class ConfusionMatrix:
     """Count pairs (nc + 1, nc + 1): rows predicted, columns true, last background.
 
@@ -271,28 +287,34 @@ class ConfusionMatrix:
         self.nc, self.conf, self.iou_thres = nc, conf, iou_thres
         self.matrix = np.zeros((nc + 1, nc + 1), dtype=np.int64)
 
-    def add(self, detections: Tensor, labels: Tensor) -> None:
-        """Count one image: detections (n, 6) xyxy, confidence, class; labels (m, 5) class, xyxy."""
-        detections = detections[detections[:, 4] > self.conf]
-        predicted = detections[:, 5].long().cpu().numpy()
-        true = labels[:, 0].long().cpu().numpy()
-        hits, matched = self._match(detections, labels)
+    def add(self, detections: Tensor, labels: Tensor) -> Pairing:
+        """Count one image: detections (n, 6) xyxy, confidence, class; labels (m, 5) class, xyxy.
+
+        Returns:
+            the pairs that were counted.
+        """
+        pairing = self._pair(detections[detections[:, 4] > self.conf], labels)
+        hits, matched = pairing.hits, pairing.matched
+        predicted = pairing.detections[:, 5].astype(np.int64)
+        true = pairing.labels[:, 0].astype(np.int64)
         missed, false = np.delete(true, matched), np.delete(predicted, hits)
         rows = np.concatenate((predicted[hits], false, np.full(len(missed), self.nc)))
         columns = np.concatenate((true[matched], np.full(len(false), self.nc), missed))
         self.matrix += np.bincount(rows * (self.nc + 1) + columns, minlength=self.matrix.size).reshape(
             self.matrix.shape
         )
+        return pairing
 
-    def _match(self, detections: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the detections and of the labels that form pairs."""
+    def _pair(self, detections: Tensor, labels: Tensor) -> Pairing:
+        """Return the pairs of detections and labels."""
+        found, true = detections.float().cpu().numpy(), labels.float().cpu().numpy()
         if len(detections) == 0 or len(labels) == 0:
-            return np.zeros(0, dtype=int), np.zeros(0, dtype=int)
+            return Pairing(found, true, np.zeros(0, dtype=int), np.zeros(0, dtype=int))
         best_iou, best_label = (x.cpu().numpy() for x in box_iou(labels[:, 1:], detections[:, :4]).max(0))
         order = np.argsort(-best_iou, kind="stable")
         order = order[best_iou[order] > self.iou_thres]
         matched, first = np.unique(best_label[order], return_index=True)
-        return order[first], matched
+        return Pairing(found, true, order[first], matched)
 
 
 def save_metrics(

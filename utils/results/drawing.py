@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TypeAlias
@@ -72,6 +72,7 @@ def draw_detections(
     line_thickness: int = 3,
     hide_labels: bool = False,
     hide_conf: bool = False,
+    paint: Callable[[int], Colour] = colour,
 ) -> np.ndarray:
     """Return a copy of a BGR uint8 image (H,W,3) with detections drawn on it.
 
@@ -79,6 +80,7 @@ def draw_detections(
     most confident box is drawn last, over the others. `line_thickness` is in pixels and sets the text size
     too. A label is always inside the image: above the box, else inside its top edge, moved left or made
     smaller where it would not fit. A name whose letters no installed font has becomes `class<index>`.
+    `paint` gives the colour of a class.
     """
     canvas = np.ascontiguousarray(image).copy()
     rows = np.asarray(det, dtype=np.float64).reshape(-1, 6)
@@ -87,14 +89,21 @@ def draw_detections(
         number = "" if hide_conf else f" {confidence:.2f}"
         label = "" if hide_labels else class_label(names, int(class_index), number)
         box = (round(x1), round(y1), round(x2), round(y2))
-        draw_box(canvas, box, label, colour(int(class_index)), line_thickness)
+        draw_box(canvas, box, label, paint(int(class_index)), line_thickness)
     return canvas
 
 
 def drawn_jpeg(
-    image: np.ndarray, det: np.ndarray, names: Mapping[int, str] | Sequence[str], hide_conf: bool = False
+    image: np.ndarray,
+    det: np.ndarray,
+    names: Mapping[int, str] | Sequence[str],
+    hide_conf: bool = False,
+    paint: Callable[[int], Colour] = colour,
 ) -> bytes:
-    """Draw boxes (n, 6) on a BGR image, and return a small JPEG."""
+    """Draw boxes (n, 6) on a BGR image, and return a small JPEG.
+
+    `paint` gives the colour of a class.
+    """
     side = max(image.shape[:2])
     scale = float(np.clip(side, *PICTURE_PIXELS)) / side
     if scale != 1:
@@ -102,7 +111,7 @@ def drawn_jpeg(
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=method)
     det = np.array(det, dtype=np.float64)
     det[:, :4] *= scale
-    drawn = draw_detections(image, det, names, line_thickness=2, hide_conf=hide_conf)
+    drawn = draw_detections(image, det, names, line_thickness=2, hide_conf=hide_conf, paint=paint)
     return cv2.imencode(".jpg", drawn, [cv2.IMWRITE_JPEG_QUALITY, _PICTURE_QUALITY])[1].tobytes()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from utils.device import is_main
 from utils.evaluation.evaluate import EvalOptions, Evaluated, ValResult, evaluate, log_table
 from utils.evaluation.metrics import Metrics, save_metrics
 from utils.evaluation.plots import plot_results
+from utils.evaluation.run_page import measurement, write_run_page
 from utils.profiling import count_parameters, gflops
 from utils.training.distributed import broadcast_state, from_main, in_order, mean_over_ranks, shared_file
 from utils.training.loss import LossFunction
@@ -148,6 +149,7 @@ def validate_best(
         started: time of the run's start, in seconds.
     """
     seconds = time.time() - started
+    trained = f"{epochs} epochs, {len(data.train)} images, {seconds / 3600:.3f} hours"
 
     def files() -> tuple[RunFolder, Path | None]:
         assert recorder is not None  # the main process has one
@@ -166,6 +168,8 @@ def validate_best(
     log_table(found, data.config, verbose=True)
     if not opt.noplots:
         plot_results(folder.results)
+        measured = measurement(found, settings.imgsz, validator.device)
+        _write_page(folder, best or folder.last, found, data, measured | {"training": trained})
     model = validator.model
     save_metrics(  # last: a resumed run takes a folder that has it as finished
         folder.metrics,
@@ -184,3 +188,12 @@ def validate_best(
     recorder.loggers.log_pictures(epochs - 1)
     LOGGER.info("results saved to %s", folder.path)
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
+
+
+def _write_page(
+    folder: RunFolder, weights: Path, found: ValResult, data: TrainingData, facts: Mapping[str, object]
+) -> None:
+    """Write report.html of the final validation."""
+    known = {"weights": weights, "data": f"val images of {data.config.path}", **facts}
+    title = f"{folder.path.name}: {weights.name} on {data.config.path.name}"
+    write_run_page(folder.path, title, found, data.config, known)

@@ -29,6 +29,9 @@ def test_a_run_ended_in_its_final_validation_is_finished_by_resume(
     assert result.best == broken / "weights" / "best.pt" and result.metrics.map == whole.metrics.map
     reports = [json.loads((path / "metrics.json").read_text()) for path in (whole.save_dir, broken)]
     assert all(a == b for (k, a), b in zip(reports[0].items(), reports[1].values()) if not TIMED.match(k))
+    html = (broken / "report.html").read_text(encoding="utf-8")
+    assert "broken: best.pt on shapes.yaml" in html and "2 epochs, 24 images" in html
+    assert html.index("How it learnt") < html.index("Classes") and (whole.save_dir / "report.html").is_file()
     files = [{p.name for p in run.iterdir() if "tfevents" not in p.name} for run in (broken, whole.save_dir)]
     assert files[0] == files[1]
     with pytest.raises(UserError, match="has finished its 2 epochs"):
