@@ -15,6 +15,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from operator import index
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +84,13 @@ class HubModel(nn.Module):
         self.stride = backend.stride
         self.pt = backend.pytorch
         self.eval()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return what pickle takes: the module that the class is in, not `__module__` above."""
+        kind = type(self)
+        renamed = kind.__module__ == HubModel.__module__
+        home = vars(kind)["__init__"].__module__ if renamed else kind.__module__
+        return _bare, (home, kind.__qualname__), self.__dict__
 
     @property
     def fp16(self) -> bool:
@@ -242,6 +250,12 @@ class HubModel(nn.Module):
             start = time.perf_counter()
         seen = (len(images), *found.shape[1:])
         return Detections(images, pred, files, self.names, list(detector.speed.values()), seen)
+
+
+def _bare(home: str, name: str) -> HubModel:
+    """Return a model without its state, for pickle."""
+    kind: type[HubModel] = getattr(import_module(home), name)
+    return kind.__new__(kind)
 
 
 def _fitted(image: np.ndarray, shape: tuple[int, int] | None) -> tuple[np.ndarray, Placement]:

@@ -118,6 +118,8 @@ def test_an_editable_install_is_refused() -> None:
 USERS = '''
 """The project of somebody who has a `models` and a `utils`."""
 import multiprocessing
+import pickle
+import sys
 from pathlib import Path
 
 import models, utils
@@ -133,9 +135,11 @@ if __name__ == "__main__":
     assert measured.seen == 4 and measured.save_dir == Path("runs/val/exp"), measured.save_dir
     assert lightyolo.detect.run(**given, source="images/val").save_dir == Path("runs/detect/exp")
     (file,) = lightyolo.export.run(**given, include=["torchscript"])
-    assert lightyolo.load(file.path, _verbose=False)("images/val/0.png", size=96).names[0] == "square"
+    assert lightyolo.load(file.path, _verbose=False).names[0] == "square"
+    model = lightyolo.load(weights, _verbose=False, plugins=["my_blocks.py"])
+    found = [each("images/val/0.png", size=96).xyxy[0] for each in (model, pickle.loads(pickle.dumps(model)))]
+    assert (found[0] == found[1]).all()
     for name, module in (("models", models), ("utils", utils)):
-        import sys
         assert sys.modules[name] is module and module.__file__ == str(Path(name).absolute() / "__init__.py")
     from models import losses
     assert losses.MINE

@@ -111,7 +111,8 @@ def _learning(model: DetectionModel, match: NeckMatch) -> list[nn.Parameter]:
 class _Errors:
     """Compute the squared error of maps as a share of their variance.
 
-    It is also averaged over an epoch. The variance of each is a running average, so that a batch of plain images weighs little.
+    It is also averaged over an epoch. The variance of each is a running average, so that a batch of plain
+    images weighs little.
     """
 
     def __init__(self, model: DetectionModel, match: NeckMatch) -> None:
