@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hatch_build import files_of_package, is_ours, requirements
+from hatch_build import FOLDERS, files_of_package, is_ours, requirements
 from tests.test_plugins import BLOCKS
 from tests.tiny_set import TINY_MODEL, write_set
 from utils.files import ROOT, load_yaml, save_yaml
@@ -69,6 +69,12 @@ def test_the_wheel_takes_one_name_and_has_every_file(wheel: Path) -> None:
         for name in inside
         if name.startswith(("tests", "benchmarks", "runs")) or "cache" in Path(name).parts
     ]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only git knows which files are the project's")
+def test_no_file_of_the_project_is_left_out() -> None:
+    tracked = subprocess.check_output(["git", "ls-files", *FOLDERS], cwd=ROOT, text=True).splitlines()
+    assert len(tracked) > 200 and set(tracked) <= {file.as_posix() for file in files_of_package()}
 
 
 def test_no_module_of_the_wheel_imports_from_the_top(wheel: Path) -> None:
