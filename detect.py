@@ -43,6 +43,7 @@ from utils.results.display import can_open_windows, show_image
 from utils.results.drawing import class_name
 from utils.results.feature_maps import FeatureRecorder
 from utils.results.progress import Pace
+from utils.results.tracks import Tracking, read_line
 from utils.results.writer import ResultWriter, SaveOptions
 from utils.sources.frame import Frame
 from utils.sources.open_source import Opened, open_source
@@ -63,11 +64,13 @@ class Detection:
         frame: number of the frame of a video or stream, from 1; 0 for an image.
         boxes: (n, 6) float32, each x1, y1, x2, y2 in whole pixels of the file, confidence and class. The most
             confident box is first.
+        ids: (n,) the objects' numbers, -1 for none yet; None without `track`.
     """
 
     path: str
     frame: int
     boxes: np.ndarray
+    ids: np.ndarray | None = None
 
 
 @dataclass
@@ -82,6 +85,7 @@ class DetectResult:
         found: number of boxes.
         drops: number of frames that came while the model was busy, by the stream's number from 1.
         stopped: whether Ctrl-C ended a live source.
+        counts: for each video what crossed the line of `count_line` (`file`, `line`, `in`, `out`, `classes`).
     """
 
     save_dir: Path
@@ -91,6 +95,7 @@ class DetectResult:
     found: int = 0
     drops: dict[int, int] = field(default_factory=dict)
     stopped: bool = False
+    counts: list[dict[str, object]] = field(default_factory=list)
 
     @property
     def dropped(self) -> int:
@@ -149,6 +154,10 @@ class DetectOptions(TileOptions):
         metavar="SECONDS",
         help="give a stream up after so many seconds without a frame; default: try for ever",
     )
+    track: bool = option(False, help="number the objects of videos and streams (pip install trackers)")
+    count_line: str | None = option(
+        None, metavar="x1,y1,x2,y2", help="with --track: count what crosses this line, in pixels of the video"
+    )
     project: str = option(str(RUNS_DIR / "detect"), help="folder of the runs")
 
     def check(self) -> None:
@@ -167,6 +176,10 @@ class DetectOptions(TileOptions):
             )
         if self.stream_timeout is not None and self.stream_timeout <= 0:
             raise UserError(f"--stream-timeout {self.stream_timeout}: must be above 0 seconds")
+        if self.count_line is not None:
+            read_line(self.count_line)
+            if not self.track:
+                raise UserError("--count-line: counts objects that are followed; add --track")
         for name in ("save_conf", "save_format"):
             if getattr(self, name) and not self.save_txt:
                 raise UserError(f"--{name.replace('_', '-')}: says how label files look; add --save-txt")
@@ -238,7 +251,9 @@ def _detect_all(
     detector = make_detector(backend, _nms_options(opt), tiling, augment=opt.augment)
     pace = Pace()
     batches: Iterator[list[Frame]]
+    line = None if opt.count_line is None else read_line(opt.count_line)
     with (
+        Tracking(result.save_dir, backend.names, line) if opt.track else contextlib.nullcontext() as tracking,
         ResultWriter(result.save_dir, backend.names, _save_options(opt)) as writer,
         contextlib.closing(source.batches()) as batches,
         FeatureRecorder(backend.model.model) if opt.visualize else contextlib.nullcontext() as recorder,
@@ -249,11 +264,12 @@ def _detect_all(
             found, ms = _detect_batch(detector, batch)
             pace.count(len(batch))
             for index, (frame, boxes) in enumerate(zip(batch, found)):
-                _keep(result, frame, boxes)
-                drawn = writer.draw(frame, boxes) if opt.view_img else None
+                tracks = None if tracking is None else tracking.update(frame, boxes)
+                _keep(result, frame, boxes, None if tracks is None else tracks.ids)
+                drawn = writer.draw(frame, boxes, tracks) if opt.view_img else None
                 if drawn is not None:
                     show_image(frame.path, drawn)
-                writer.save(frame, boxes, drawn)
+                writer.save(frame, boxes, drawn, tracks)
                 if recorder is not None:
                     stem = writer.stem(frame)
                     folder = f"{stem}_{frame.index}" if frame.is_video else stem
@@ -265,6 +281,7 @@ def _detect_all(
     if opt.view_img:
         cv2.destroyAllWindows()
     result.speed = detector.speed
+    result.counts = [] if tracking is None else tracking.counts()
 
 
 def _save_options(opt: DetectOptions) -> SaveOptions:
@@ -282,8 +299,8 @@ def _save_options(opt: DetectOptions) -> SaveOptions:
     )
 
 
-def _keep(result: DetectResult, frame: Frame, boxes: np.ndarray) -> None:
-    result.detections.append(Detection(frame.path, frame.index, boxes))
+def _keep(result: DetectResult, frame: Frame, boxes: np.ndarray, ids: np.ndarray | None) -> None:
+    result.detections.append(Detection(frame.path, frame.index, boxes, ids))
     result.images += 1
     result.found += len(boxes)
     result.drops[frame.position] = frame.dropped
@@ -360,6 +377,8 @@ def _report(opt: DetectOptions, result: DetectResult) -> None:
     speed = ", ".join(f"{ms:.1f} ms {stage}" for stage, ms in result.speed.items())
     dropped = f", {result.dropped} live frames dropped" if result.dropped else ""
     LOGGER.info("%d detections in %d images%s; per image: %s", result.found, result.images, dropped, speed)
+    for count in result.counts:
+        LOGGER.info("%s: %d in, %d out across %s", count["file"], count["in"], count["out"], opt.count_line)
     if any(result.save_dir.iterdir()):
         LOGGER.info("results saved to %s", result.save_dir)
     if opt.save_txt:

@@ -649,3 +649,49 @@ def test_videos_are_cut_into_tiles(backend, tmp_path):
 def test_tiles_that_cannot_be_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         detect.run(source="x.jpg", weights="x.pt", **options)
+
+
+class Mover(TwoBoxes):
+    """Finds two boxes that move to the right by 3 letterbox pixels a frame."""
+
+    def _run(self, images, augment):
+        rows = torch.tensor([self.rows] * len(images))
+        rows[..., 0] += 3 * len(self.shapes)
+        self.shapes.append(tuple(images.shape[1:]))
+        return rows
+
+
+def test_tracks_are_drawn_written_and_counted(monkeypatch, tmp_path):
+    pytest.importorskip("trackers")
+    moving = Mover({0: "cat", 1: "dog"})
+    monkeypatch.setattr(detect, "load_backend", lambda *args, **options: moving)
+    source = video(tmp_path / "v.mp4", frames=8)
+    common = {"weights": "x.pt", "source": source, "imgsz": 64, "project": str(tmp_path / "r")}
+    common |= {"save_txt": True, "save_conf": True, "save_csv": True, "save_json": True}
+    result = detect.run(**common, track=True, count_line="147,0,147,100")
+    assert frames_in(result.save_dir / "v.mp4")[0] == result.images == 8
+    ids = np.array([found.ids for found in result.detections])
+    assert ids[0].tolist() == [-1, -1] and ids[1:].tolist() == [[0, 1]] * 7
+    (count,) = result.counts
+    assert (count["in"], count["out"]) == (1, 0) and count["classes"] == {"dog": {"in": 1, "out": 0}}
+    assert json.loads((result.save_dir / "counts.json").read_text())[0]["in"] == 1
+    rows = [line.split() for line in (result.save_dir / "labels" / "v_8.txt").read_text().splitlines()]
+    assert [(row[0], row[6]) for row in rows] == [("1", "0"), ("0", "1")]
+    assert (result.save_dir / "predictions.csv").read_text().splitlines()[::16] == [
+        "Image Name,Prediction,Confidence,Track",
+        "v.mp4,cat,0.5000,1",
+    ]
+    written = json.loads((result.save_dir / "predictions.json").read_text())
+    assert [row["track_id"] for row in written] == [-1, -1, *[0, 1] * 7]
+    plain = detect.run(**common)
+    assert plain.detections[0].ids is None and plain.counts == []
+    assert "track_id" not in json.loads((plain.save_dir / "predictions.json").read_text())[0]
+
+
+def test_what_cannot_be_tracked_is_refused(backend, tmp_path):
+    with pytest.raises(UserError, match="--count-line: counts objects that are followed; add --track"):
+        detect.run(source="x.mp4", weights="x.pt", count_line="0,0,1,1")
+    pytest.importorskip("trackers")
+    with pytest.raises(UserError, match="a.png: is a single image"):
+        detect.run(source=image(tmp_path / "a.png"), weights="x.pt", track=True, project=str(tmp_path / "r"))
+    assert not list((tmp_path / "r").glob("exp*"))

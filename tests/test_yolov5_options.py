@@ -170,7 +170,7 @@ SCRIPTS = {
             "--vid-stride": 1,
         },
         differs={"--weights": ([], NEWEST), "--data": (None, SETS_NO_NAMES)},
-        added={"--save-json", "--stream-timeout", "--plugins"} | TILES,
+        added={"--save-json", "--stream-timeout", "--plugins", "--track", "--count-line"} | TILES,
     ),
     "export": Script(
         ExportOptions,

@@ -73,6 +73,7 @@ def draw_detections(
     hide_labels: bool = False,
     hide_conf: bool = False,
     paint: Callable[[int], Colour] = colour,
+    ids: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return a copy of a BGR uint8 image (H,W,3) with detections drawn on it.
 
@@ -80,17 +81,28 @@ def draw_detections(
     most confident box is drawn last, over the others. `line_thickness` is in pixels and sets the text size
     too. A label is always inside the image: above the box, else inside its top edge, moved left or made
     smaller where it would not fit. A name whose letters no installed font has becomes `class<index>`.
-    `paint` gives the colour of a class.
+    `paint` gives the colour of a class. `ids` are the objects' numbers (n,), written after the name; negative
+    ones are not.
     """
     canvas = np.ascontiguousarray(image).copy()
     rows = np.asarray(det, dtype=np.float64).reshape(-1, 6)
+    rows = np.column_stack((rows, np.full(len(rows), -1) if ids is None else ids))
     rows = rows[np.isfinite(rows).all(axis=1)]
-    for x1, y1, x2, y2, confidence, class_index in rows[np.argsort(rows[:, 4], kind="stable")]:
+    for x1, y1, x2, y2, confidence, class_index, identity in rows[np.argsort(rows[:, 4], kind="stable")]:
         number = "" if hide_conf else f" {confidence:.2f}"
+        number = f" #{int(identity)}{number}" if identity >= 0 else number
         label = "" if hide_labels else class_label(names, int(class_index), number)
         box = (round(x1), round(y1), round(x2), round(y2))
         draw_box(canvas, box, label, paint(int(class_index)), line_thickness)
     return canvas
+
+
+def draw_line(image: np.ndarray, line: Sequence[float], label: str, line_thickness: int = 3) -> None:
+    """Draw a line x1, y1, x2, y2 and a label at its start, in place."""
+    x1, y1, x2, y2 = (round(value) for value in line)
+    cv2.line(image, (x1, y1), (x2, y2), (255, 255, 255), line_thickness + 2, cv2.LINE_AA)
+    cv2.line(image, (x1, y1), (x2, y2), (0, 0, 0), line_thickness, cv2.LINE_AA)
+    draw_box(image, (x1, y1, x1, y1), label, (0, 0, 0), line_thickness)
 
 
 def drawn_jpeg(

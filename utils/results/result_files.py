@@ -108,10 +108,18 @@ def crop_box(image: np.ndarray, xyxy: np.ndarray, gain: float = 1.02, pad: float
     return image[y1:y2, x1:x2]
 
 
-def label_lines(det: np.ndarray, shape: tuple[int, int], *, corners: bool = False, conf: bool = False) -> str:
+def label_lines(
+    det: np.ndarray,
+    shape: tuple[int, int],
+    *,
+    corners: bool = False,
+    conf: bool = False,
+    ids: np.ndarray | None = None,
+) -> str:
     r"""Return detections (n,6) in pixels of an image (h, w) as label text.
 
-    A row is `class xc yc w h [conf]`, or with `corners` `class x1 y1 x2 y2 [conf]`; both are normalised.
+    A row is `class xc yc w h [conf] [id]`, or with `corners` `class x1 y1 x2 y2 [conf] [id]`; both are
+    normalised. `ids` are the objects' numbers (n,).
 
     Example:
         >>> label_lines(np.array([[20, 10, 60, 30, 0.9, 2]]), (50, 100), conf=True)
@@ -121,9 +129,10 @@ def label_lines(det: np.ndarray, shape: tuple[int, int], *, corners: bool = Fals
     boxes = det[:, :4] if corners else xyxy2xywh(det[:, :4])
     boxes = boxes / np.array([width, height, width, height])
     lines = []
-    for row, box in zip(det, boxes):
+    for number, (row, box) in enumerate(zip(det, boxes)):
         values = [int(row[5]), *box, *([row[4]] if conf else [])]
-        lines.append(" ".join(f"{value:g}" for value in values) + "\n")
+        end = "" if ids is None else f" {ids[number]}"
+        lines.append(" ".join(f"{value:g}" for value in values) + f"{end}\n")
     return "".join(lines)
 
 

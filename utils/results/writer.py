@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
-from utils.results.drawing import class_name, draw_detections
+from utils.results.drawing import class_name, draw_detections, draw_line
 from utils.results.result_files import (
     FreePaths,
     JsonRows,
@@ -21,6 +21,7 @@ from utils.results.result_files import (
     label_lines,
     write_image,
 )
+from utils.results.tracks import Tracks
 from utils.results.video_writer import VideoFileWriter
 from utils.sources.frame import Frame
 from utils.threads import Background
@@ -87,46 +88,57 @@ class ResultWriter:
             self._open_stems[key] = self._stems.claim(name, frame.is_video)
         return self._open_stems[key]
 
-    def draw(self, frame: Frame, det: np.ndarray) -> np.ndarray:
-        """Return the frame's image with detections (n,6) drawn on it."""
-        return draw_detections(
+    def draw(self, frame: Frame, det: np.ndarray, tracks: Tracks | None = None) -> np.ndarray:
+        """Return the frame's image with detections (n,6), numbers and line drawn on it."""
+        drawn = draw_detections(
             frame.image,
             det,
             self.names,
             line_thickness=self.options.line_thickness,
             hide_labels=self.options.hide_labels,
             hide_conf=self.options.hide_conf,
+            ids=None if tracks is None else tracks.ids,
         )
+        if tracks is not None and tracks.line is not None:
+            label = f"in {tracks.entered} out {tracks.left}"
+            draw_line(drawn, tracks.line, label, self.options.line_thickness)
+        return drawn
 
-    def save(self, frame: Frame, det: np.ndarray, drawn: np.ndarray | None = None) -> None:
+    def save(
+        self, frame: Frame, det: np.ndarray, drawn: np.ndarray | None = None, tracks: Tracks | None = None
+    ) -> None:
         """Queue what the options ask for.
 
-        `drawn` is the image with its boxes, if there is one already.
+        `drawn` is the image with its boxes, if there is one already; `tracks` their numbers.
         """
         stem = self.stem(frame)
 
         def job() -> None:
             try:
-                self._write(frame, det, stem, drawn)
+                self._write(frame, det, stem, drawn, tracks)
             except OSError as error:  # a full disk does not say which
                 error.filename = error.filename or str(self.save_dir)
                 raise
 
         self._background.submit(job)
 
-    def _write(self, frame: Frame, det: np.ndarray, stem: str, drawn: np.ndarray | None) -> None:
+    def _write(
+        self, frame: Frame, det: np.ndarray, stem: str, drawn: np.ndarray | None, tracks: Tracks | None
+    ) -> None:
         options = self.options
+        ids = None if tracks is None else tracks.ids
         if options.txt and len(det):
-            text = label_lines(det, frame.image.shape[:2], corners=options.corners, conf=options.conf)
+            size = frame.image.shape[:2]
+            text = label_lines(det, size, corners=options.corners, conf=options.conf, ids=ids)
             _append(self.save_dir / "labels" / f"{_frame_stem(frame, stem)}.txt", text)
         if options.csv and len(det):
-            self._write_csv(stem if frame.is_live else stem + Path(frame.name).suffix, det)
+            self._write_csv(stem if frame.is_live else stem + Path(frame.name).suffix, det, ids)
         if options.json:
-            self._write_json(frame, det, stem)
+            self._write_json(frame, det, stem, ids)
         if options.crop:
             self._write_crops(frame.image, det, stem)
         if options.images:
-            drawn = self.draw(frame, det) if drawn is None else drawn
+            drawn = self.draw(frame, det, tracks) if drawn is None else drawn
             if frame.is_video:
                 self._write_frame(frame, drawn, stem)
             else:
@@ -134,23 +146,24 @@ class ResultWriter:
                 suffix = suffix if suffix.lower() in _WRITABLE_SUFFIXES else ".jpg"
                 write_image(self.save_dir / f"{stem}{suffix}", drawn)
 
-    def _write_csv(self, name: str, det: np.ndarray) -> None:
+    def _write_csv(self, name: str, det: np.ndarray, ids: np.ndarray | None) -> None:
         path = self.save_dir / "predictions.csv"
         new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(_CSV_HEADER)
-            for row in det:
-                writer.writerow((name, class_name(self.names, int(row[5])), f"{row[4]:.4f}"))
+                writer.writerow(_CSV_HEADER if ids is None else (*_CSV_HEADER, "Track"))
+            for number, row in enumerate(det):
+                track = () if ids is None else (ids[number],)
+                writer.writerow((name, class_name(self.names, int(row[5])), f"{row[4]:.4f}", *track))
 
-    def _write_json(self, frame: Frame, det: np.ndarray, stem: str) -> None:
+    def _write_json(self, frame: Frame, det: np.ndarray, stem: str, ids: np.ndarray | None) -> None:
         if self._rows is None:
             self._rows = JsonRows(self.save_dir / "predictions.json")
         image = _frame_stem(frame, stem)
-        for x1, y1, x2, y2, confidence, index in det.astype(float).tolist():
-            row = {
+        for number, (x1, y1, x2, y2, confidence, index) in enumerate(det.astype(float).tolist()):
+            row: dict[str, object] = {
                 "image_id": int(image) if image.isdecimal() else image,
                 "category_id": int(index),
                 "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
@@ -159,6 +172,8 @@ class ResultWriter:
                 "frame": frame.index,
                 "category": class_name(self.names, int(index)),
             }
+            if ids is not None:
+                row["track_id"] = int(ids[number])
             self._rows.add(row)
 
     def _write_crops(self, image: np.ndarray, det: np.ndarray, stem: str) -> None:

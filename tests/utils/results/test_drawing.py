@@ -9,7 +9,15 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 from utils.results import drawing
-from utils.results.drawing import PALETTE, class_name, colour, draw_box, draw_detections, text_colour
+from utils.results.drawing import (
+    PALETTE,
+    class_name,
+    colour,
+    draw_box,
+    draw_detections,
+    draw_line,
+    text_colour,
+)
 
 BOX = np.array([[5, 60, 150, 90, 0.5, 0]])
 
@@ -172,3 +180,20 @@ def test_a_font_must_have_the_figures_too(installed):
     assert np.array_equal(drawn("猫"), drawn("class0"))
     plain = cv2.absdiff(drawn("猫", hide_conf=True), drawn("class0", hide_conf=True))
     assert plain.any()
+
+
+def test_numbers_are_drawn_and_negative_ones_are_not():
+    image, det = np.zeros((80, 200, 3), np.uint8), np.array([[40, 40, 120, 70, 0.9, 0]])
+    plain, numbered, not_yet = (
+        draw_detections(image, det, {0: "cat"}, hide_conf=True, ids=ids) for ids in (None, [12], [-1])
+    )
+    assert np.array_equal(plain, not_yet) and (numbered[:40] != plain[:40]).any()
+    wide = draw_detections(image, det, {0: "cat #12"}, hide_conf=True)
+    assert np.array_equal(numbered, wide)
+
+
+def test_a_line_is_drawn_with_its_label():
+    image = np.zeros((80, 200, 3), np.uint8)
+    draw_line(image, (10, 70, 190, 70), "in 1 out 2", 3)
+    assert image[66:75, 150].max() > 200 and image[70, 150].max() == 0 and image[30, 150].max() == 0
+    assert image[40:68, 10:90].max() > 0
