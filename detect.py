@@ -105,7 +105,10 @@ class DetectResult:
 
 @dataclass(frozen=True)
 class DetectOptions(TileOptions):
-    """Detect objects in images and videos."""
+    """Detect objects in images and videos.
+
+    With `track`, boxes of different classes suppress each other, as with `agnostic_nms`.
+    """
 
     weights: list[str] = option(
         [],
@@ -159,6 +162,11 @@ class DetectOptions(TileOptions):
         None, metavar="x1,y1,x2,y2", help="with --track: count what crosses this line, in pixels of the video"
     )
     project: str = option(str(RUNS_DIR / "detect"), help="folder of the runs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Between two boxes of different classes on one object, its number would jump.
+        self._follow(agnostic_nms=self.agnostic_nms or self.track)
 
     def check(self) -> None:
         """Refuse values and combinations that cannot work."""

@@ -688,6 +688,10 @@ def test_tracks_are_drawn_written_and_counted(monkeypatch, tmp_path):
     assert "track_id" not in json.loads((plain.save_dir / "predictions.json").read_text())[0]
 
 
+def test_a_tracked_object_has_one_box():
+    assert detect.DetectOptions(track=True).agnostic_nms and not detect.DetectOptions().agnostic_nms
+
+
 def test_what_cannot_be_tracked_is_refused(backend, tmp_path):
     with pytest.raises(UserError, match="--count-line: counts objects that are followed; add --track"):
         detect.run(source="x.mp4", weights="x.pt", count_line="0,0,1,1")
