@@ -38,7 +38,8 @@ from utils.device import select_device
 from utils.errors import UserError, first_line
 from utils.files import ROOT, find_file, path_size, replace_path
 from utils.image_size import fit_size
-from utils.training.run_folder import with_newest_run
+from utils.results.model_card import ExportedFile, ModelCard, read_metrics
+from utils.training.run_folder import RunFolder, with_newest_run
 
 LOGGER = logging.getLogger("yolo.export")
 
@@ -139,6 +140,7 @@ class ExportOptions(Options):
     nms_inputs: bool = option(
         False, help="with --nms: make the three figures inputs of the graph instead of constants"
     )
+    nocard: bool = option(False, help="leave the MODEL.md of the run as it is")
     verbose: bool = option(False, help="show what the exporters say")
     include: list[str] = option(["torchscript"], help=f"formats: {', '.join(EXPORTERS)}")
     plugins: list[str] = option([], help="Python files that register your own blocks")
@@ -249,11 +251,39 @@ def export(opt: ExportOptions) -> list[ExportResult]:
             failures.append(f"{name} ({error})")
     for result in results:
         LOGGER.info("%s: %s, %.1f MB", result.format, result.path, result.size_mb)
+    if results and not opt.nocard:
+        _write_card(weights, results)
     if failures:
         raise ExportError(
             f"{len(failures)} of {len(opt.formats)} formats failed: {'; '.join(failures)}", results
         )
     return results
+
+
+def _write_card(weights: Path, results: Sequence[ExportResult]) -> None:
+    """Write MODEL.md anew, with the files; only weights that their run has measured have one."""
+    run_folder = RunFolder.of(weights)
+    is_best = weights.name == run_folder.best.name or not run_folder.best.is_file()
+    metrics = read_metrics(run_folder.metrics)
+    if not metrics or not is_best or weights.resolve().parent != run_folder.best.parent:
+        return
+    checkpoint = load_checkpoint(weights)
+    files = [
+        ExportedFile(
+            result.path.name,
+            result.precision + ", with NMS" * (result.detections is not None),
+            f"{result.max_score_diff:.2g} in a score, {result.max_box_diff:.2g} px in a box"
+            + (
+                f"; mAP50-95 {result.accuracy.map:.3f} instead of {result.accuracy.pytorch_map:.3f}"
+                if result.accuracy
+                else ""
+            ),
+        )
+        for result in results
+    ]
+    options = (checkpoint.meta or {}).get("opt", {})
+    model = checkpoint.model
+    ModelCard(weights, dict(model.names), model.licence, options, metrics, files).write()
 
 
 def _job(model: DetectionModel, example: Tensor, opt: ExportOptions) -> Job:

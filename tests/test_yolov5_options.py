@@ -211,7 +211,7 @@ SCRIPTS = {
             "--iou-thres": (None, NOT_ASKED),
             "--conf-thres": (None, NOT_ASKED),
         },
-        added={"--max-det", "--calibration-images", "--nms-inputs", "--plugins"},
+        added={"--max-det", "--calibration-images", "--nms-inputs", "--nocard", "--plugins"},
         renamed={"--topk-all": "--max-det"},
     ),
     "benchmarks": Script(

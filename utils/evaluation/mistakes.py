@@ -88,6 +88,14 @@ class Mistakes:
         if (found != RIGHT).any() or (asked != RIGHT).any():
             self.images.append(ImageMistakes(path, detections, labels, found, asked))
 
+    def recall(self) -> dict[str, dict[str, float]]:
+        """Return the number of objects and their recall for each size that has any."""
+        found = {}
+        for size, (right, _, missed, wrong) in zip(SIZES, self.by_size.tolist()):
+            if objects := right + missed + wrong:
+                found[size] = {"objects": objects, "recall": right / objects}
+        return found
+
     def worst(self, count: int) -> list[ImageMistakes]:
         """Return at most `count` images, the worst first.
 

@@ -8,18 +8,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from utils.dataset.loader import Loader
-from utils.device import is_main
+from utils.device import describe, is_main
 from utils.evaluation.evaluate import EvalOptions, Evaluated, ValResult, evaluate, log_table
 from utils.evaluation.metrics import Metrics, save_metrics
 from utils.evaluation.plots import plot_results
 from utils.evaluation.run_page import measurement, write_run_page
 from utils.profiling import count_parameters, gflops
+from utils.results.model_card import PICTURE, ModelCard, read_metrics, write_card_picture
 from utils.training.distributed import broadcast_state, from_main, in_order, mean_over_ranks, shared_file
 from utils.training.loss import LossFunction
 from utils.training.options import TrainOptions
@@ -184,7 +185,11 @@ def validate_best(
         instances=found.instances,
         seconds=seconds,
         epochs=epochs,
+        hardware=describe(validator.device),
+        sizes=found.mistakes.recall() if found.mistakes else None,
     )
+    if not opt.noplots and not opt.nosave:
+        _write_card(recorder, best or folder.last, data)
     recorder.loggers.log_pictures(epochs - 1)
     LOGGER.info("results saved to %s", folder.path)
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
@@ -197,3 +202,15 @@ def _write_page(
     known = {"weights": weights, "data": f"val images of {data.config.path}", **facts}
     title = f"{folder.path.name}: {weights.name} on {data.config.path.name}"
     write_run_page(folder.path, title, found, data.config, known)
+
+
+def _write_card(recorder: Recorder, weights: Path, data: TrainingData) -> None:
+    """Write MODEL.md and card.png beside the weights."""
+    folder, facts = recorder.folder, recorder.saver.facts
+    options = cast("Mapping[str, object]", facts["opt"])
+    metrics = read_metrics(folder.metrics)
+    figures = f"mAP50-95 {metrics['map']:.3f}, mAP50 {metrics['map50']:.3f}, {metrics['imgsz']} px"
+    drawn = folder.path / "val_batch0_pred.jpg"
+    write_card_picture(drawn, weights.with_name(PICTURE), f"{data.config.path.stem}: {figures}")
+    licence = str(getattr(recorder.state.average.model, "licence", ""))
+    ModelCard(weights, data.config.names, licence, options, metrics).write()

@@ -32,6 +32,9 @@ def test_a_run_ended_in_its_final_validation_is_finished_by_resume(
     html = (broken / "report.html").read_text(encoding="utf-8")
     assert "broken: best.pt on shapes.yaml" in html and "2 epochs, 24 images" in html
     assert html.index("How it learnt") < html.index("Classes") and (whole.save_dir / "report.html").is_file()
+    card = broken / "weights" / "MODEL.md"
+    assert f"{result.metrics.map:.3f}" in card.read_text(encoding="utf-8")
+    assert card.with_name("card.png").is_file()
     files = [{p.name for p in run.iterdir() if "tfevents" not in p.name} for run in (broken, whole.save_dir)]
     assert files[0] == files[1]
     with pytest.raises(UserError, match="has finished its 2 epochs"):
