@@ -1,4 +1,4 @@
-"""Write MODEL.md and card.png beside a trained network: what it is, what it reached, how to run it."""
+"""Write MODEL.md and card.png: what a network is, reached, and how to run it."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class ModelCard:
         return text
 
     def _kept_rows(self, old: str) -> list[str]:
-        """Return the rows of an earlier card whose files are still there and were not exported again."""
+        """Return the rows of earlier exports that are still there and not replaced."""
         new = {export.name for export in self.exports}
         table = old.partition("## Exported files")[2]
         found = re.findall(r"^(\| `([^`/\\]+)` \|.*\|)$", table, re.M)
@@ -225,7 +225,7 @@ def _own_picture(path: Path) -> bool:
 
 
 def _own_text(path: Path) -> str | None:
-    """Return the text of our own card; '' if there is none, None if the file is not ours."""
+    """Return the text of our own card, empty without one; None if not ours."""
     if not path.exists():
         return ""
     try:

@@ -157,20 +157,16 @@ def validate_best(
         return recorder.folder, recorder.saver.own_best()
 
     folder, best = from_main(files)
-    LOGGER.info(
-        "%d epochs in %.3f hours; validating %s",
-        epochs - first_epoch,
-        seconds / 3600,
-        best or folder.last,
-    )
-    found = validator.checkpoint(best or folder.last, None if opt.noplots else folder.path)
+    hours, weights = seconds / 3600, best or folder.last
+    LOGGER.info("%d epochs in %.3f hours; validating %s", epochs - first_epoch, hours, weights)
+    found = validator.checkpoint(weights, None if opt.noplots else folder.path)
     if recorder is None:
         return TrainResult(folder.path, best, folder.last, Metrics(), seconds)
     log_table(found, data.config, verbose=True)
     if not opt.noplots:
         plot_results(folder.results)
         measured = measurement(found, settings.imgsz, validator.device)
-        _write_page(folder, best or folder.last, found, data, measured | {"training": trained})
+        _write_page(folder, weights, found, data, measured | {"training": trained})
     model = validator.model
     save_metrics(  # last: a resumed run takes a folder that has it as finished
         folder.metrics,
@@ -189,7 +185,7 @@ def validate_best(
         sizes=found.mistakes.recall() if found.mistakes else None,
     )
     if not opt.noplots and not opt.nosave:
-        _write_card(recorder, best or folder.last, data)
+        _write_card(recorder, weights, data)
     recorder.loggers.log_pictures(epochs - 1)
     LOGGER.info("results saved to %s", folder.path)
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
