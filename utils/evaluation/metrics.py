@@ -277,8 +277,8 @@ class ConfusionMatrix:
     its labels and its row to its detections above `conf`.
 
     >>> confusion = ConfusionMatrix(nc=1)
-    >>> confusion.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.tensor([[0.0, 0, 0, 10, 10]]))
-    >>> confusion.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.zeros(0, 5))
+    >>> _ = confusion.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.tensor([[0.0, 0, 0, 10, 10]]))
+    >>> _ = confusion.add(torch.tensor([[0, 0, 10, 10, 0.9, 0]]), torch.zeros(0, 5))
     >>> confusion.matrix.tolist()
     [[1, 1], [0, 0]]
     """
