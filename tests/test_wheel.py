@@ -99,7 +99,7 @@ def test_metadata_are_those_of_the_requirements(wheel: Path) -> None:
     assert plain == set(requirements(ROOT / "requirements.txt")) and any(
         p.startswith("torch>=") for p in plain
     )
-    assert set(told.get_all("Provides-Extra", [])) == {"export", "timm", "dev"}
+    assert set(told.get_all("Provides-Extra", [])) == {"export", "track", "timm", "dev"}
     extras = [line.partition(";")[0] for line in needed if line.endswith("extra == 'export'")]
     assert len(extras) == 9 and set(extras) <= set(requirements(ROOT / "tests" / "requirements.txt"))
 
