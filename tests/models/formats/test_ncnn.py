@@ -73,7 +73,7 @@ def test_what_it_cannot_have_is_refused(exported, options, sentence):
 def test_a_folder_that_is_not_whole_is_a_sentence(copied, name):
     content = (copied / name).read_bytes()
     (copied / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged|its metadata cannot be read"):
         load_backend(copied)
     (copied / name).unlink()
     with pytest.raises(UserError, match=rf"{name} is missing\)"):
