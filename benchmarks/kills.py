@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import train
 from models.weights.checkpoint import load_checkpoint
@@ -63,6 +65,7 @@ def start(work: Callable[[], object], die_at_write: int = -1) -> ForkProcess:
 
     def child() -> None:
         be_silent()
+        tqdm.set_lock(threading.RLock())  # forked processes share tqdm's own, and a killed one may hold it
         if die_at_write >= 0:
             _die_at(die_at_write)
         work()
