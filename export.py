@@ -28,7 +28,7 @@ from models.formats.metadata import Metadata
 from models.formats.nms_options import Suppression
 from models.formats.onnx import OPSET, check_opset
 from models.plugins import load_plugins
-from models.weights.checkpoint import load_checkpoint
+from models.weights.checkpoint import Checkpoint, load_checkpoint
 from models.weights.releases import fetch_missing
 from models.yolo import DetectionModel
 from utils.cli import Options, from_keywords, given, guard, option, parse
@@ -226,7 +226,8 @@ def export(opt: ExportOptions) -> list[ExportResult]:
     load_plugins(opt.plugins)
     fetch_missing(opt.weights)
     weights = find_file(opt.weights)
-    model = load_checkpoint(weights, device).model
+    checkpoint = load_checkpoint(weights, device)
+    model = checkpoint.model
     size = fit_size(opt.imgsz, int(max(model.stride)))
     quantiser = None
     if opt.int8:  # first of all: it fetches a data set that is not there yet
@@ -252,7 +253,7 @@ def export(opt: ExportOptions) -> list[ExportResult]:
     for result in results:
         LOGGER.info("%s: %s, %.1f MB", result.format, result.path, result.size_mb)
     if results and not opt.nocard:
-        _write_card(weights, results)
+        _write_card(checkpoint, weights, results)
     if failures:
         raise ExportError(
             f"{len(failures)} of {len(opt.formats)} formats failed: {'; '.join(failures)}", results
@@ -260,14 +261,13 @@ def export(opt: ExportOptions) -> list[ExportResult]:
     return results
 
 
-def _write_card(weights: Path, results: Sequence[ExportResult]) -> None:
+def _write_card(checkpoint: Checkpoint, weights: Path, results: Sequence[ExportResult]) -> None:
     """Write MODEL.md anew, with the files; only weights that their run has measured have one."""
     run_folder = RunFolder.of(weights)
     is_best = weights.name == run_folder.best.name or not run_folder.best.is_file()
     metrics = read_metrics(run_folder.metrics)
     if not metrics or not is_best or weights.resolve().parent != run_folder.best.parent:
         return
-    checkpoint = load_checkpoint(weights)
     files = [
         ExportedFile(
             result.path.name,

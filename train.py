@@ -36,6 +36,7 @@ from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import list_images, load_unlabelled
 from utils.dataset.loader import Loader, build_loader, workers_beside
 from utils.device import (
+    amp_dtype,
     describe,
     is_main,
     limit_threads,
@@ -53,7 +54,7 @@ from utils.profiling import gflops
 from utils.training.aligned_loss import AlignedLoss
 from utils.training.anchors import check_anchors
 from utils.training.autobatch import no_memory
-from utils.training.compute_mode import ComputeMode, unmeasured_mode
+from utils.training.compute_mode import ComputeMode
 from utils.training.distillation import Distillation, check_same_teacher, check_teacher
 from utils.training.distributed import (
     from_main,
@@ -71,7 +72,7 @@ from utils.training.hyp import load_hyp, scale_gains
 from utils.training.loggers import RunLoggers
 from utils.training.loss import DetectionLoss, MeanCounts
 from utils.training.optim import LRSchedule, build_optimizer
-from utils.training.options import FIRST_RECIPE, FROM, TrainOptions, given_options, parse_opt, with_recipe
+from utils.training.options import FIRST_RECIPE, TrainOptions, given_options, parse_opt, with_recipe
 from utils.training.run_folder import (
     CheckpointSaver,
     RunFolder,
@@ -324,7 +325,7 @@ def align_network(
     with closing(
         build_loader(images, options, workers=workers_beside(device, opt.workers), shuffle=True)
     ) as loader:
-        amp = unmeasured_mode(device, "auto" if opt.amp.startswith(FROM) else opt.amp).dtype
+        amp = amp_dtype(opt.own_amp, device)
         LOGGER.info(
             "%s",
             imitate_maps(network, weights, loader, opt.align_epochs, device=device, dtype=amp, seed=opt.seed),

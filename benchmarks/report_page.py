@@ -10,12 +10,15 @@ Times are seconds of the process.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from utils.dataset.config import DatasetConfig
 from utils.device import versions

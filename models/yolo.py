@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.build.fusion import fuse_adjacent
+from models.build.fusion import fuse_adjacent, replace_modules
 from models.build.rows import Row, check_keys, read_rows
 from models.build.shapes import build_layer, infer_shapes
 from models.common import SameConv2d
@@ -259,10 +259,9 @@ class DetectionModel(nn.Module):
     def optimise(self) -> DetectionModel:
         """Fuse, and pad kernels instead of maps, in place: for detection and export."""
         self.fuse()
-        for parent in list(self.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, SameConv2d):
-                    setattr(parent, name, child.with_padded_kernel())
+        replace_modules(
+            self, lambda module: module.with_padded_kernel() if isinstance(module, SameConv2d) else None
+        )
         return self
 
 

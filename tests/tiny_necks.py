@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 
@@ -94,3 +96,12 @@ def write_carry(folder: Path) -> Path:
     """CARRY as a YAML."""
     save_yaml(folder / "carry.yaml", CARRY)
     return folder / "carry.yaml"
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    """Write images of blocks of colour, which a source's backbone tells apart."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        image = cv2.resize(blocks, (96, 64), interpolation=cv2.INTER_LINEAR)
+        cv2.imwrite(str(folder / f"{number:02}.png"), image)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,10 +110,14 @@ class Detector:
             found = [boxes.cpu() for boxes in self.backend.suppress(inferred, self.nms, labels)]
             size = (batch.shape[-2], batch.shape[-1])
             native = [scale_boxes(size, boxes, *placement) for boxes, placement in zip(found, placements)]
-        self.images += len(found)
+        self._count(len(found), seconds)
+        return Found(native, found, tuple(batch.shape), seconds)
+
+    def _count(self, images: int, seconds: Mapping[str, float]) -> None:
+        """Add a batch's images and the seconds of its stages to those of all batches."""
+        self.images += images
         for stage in STAGES:
             self.seconds[stage] += seconds[stage]
-        return Found(native, found, tuple(batch.shape), seconds)
 
     @property
     def speed(self) -> dict[str, float]:

@@ -77,6 +77,14 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[str | float | None]
         for title, number in zip(heads, numeric)
     )
     body = "".join(f"<tr>{''.join(map(_cell, row, range(len(row))))}</tr>" for row in listed)
+    return html_sortable(head, body)
+
+
+def html_sortable(head: str, body: str) -> str:
+    """Return a table that is sorted by a click.
+
+    It is made of the HTML of its heads and of its rows.
+    """
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

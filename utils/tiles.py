@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.cli import RunOptions, option
-from utils.detector import STAGES, Detecting, Detector, Found
+from utils.detector import Detecting, Detector, Found
 from utils.errors import UserError
 from utils.letterbox import Placement, letterbox, scale_boxes
 from utils.nms import MAX_CANDIDATES, NmsOptions, suppress_overlaps
@@ -218,9 +218,7 @@ class TiledDetector(Detector):
             found.append(self._detect(views, planes, truth))
             size = (planes.shape[1], planes.shape[2])
             native.append(scale_boxes(size, found[-1], *placement))
-        self.images += len(found)
-        for stage in STAGES:
-            self.seconds[stage] += views.seconds[stage]
+        self._count(len(found), views.seconds)
         return Found(native, found, (views.images, 3, *self.tiling.size), views.seconds)
 
     def _detect(self, views: Detector, planes: np.ndarray, truth: Tensor | None) -> Tensor:

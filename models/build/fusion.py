@@ -8,7 +8,7 @@ concatenation does not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -163,12 +163,21 @@ def fuse_adjacent(model: nn.Module, *inputs: object) -> int:
     pairs = adjacent_pairs(model, *inputs)
     for conv, norm in pairs:
         fold(conv, norm)
-    rest = {id(norm): _rest_of(norm) or nn.Identity() for _, norm in pairs}
+    rest: dict[nn.Module, nn.Module] = {norm: _rest_of(norm) or nn.Identity() for _, norm in pairs}
+    replace_modules(model, lambda module: rest.get(module))
+    return len(pairs)
+
+
+def replace_modules(model: nn.Module, other: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Put `other(module)` in a module's place, where it is not None.
+
+    It is asked for each module below the model.
+    """
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if id(child) in rest:
-                setattr(parent, name, rest[id(child)])
-    return len(pairs)
+            new = other(child)
+            if new is not None:
+                setattr(parent, name, new)
 
 
 @torch.no_grad()

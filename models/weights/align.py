@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,11 +49,19 @@ class AlignmentReport:
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        shares = ", ".join(f"{share:.3f} at stride {stride}" for stride, share in self.unexplained.items())
         return (
             f"adapters aligned on {self.images} images and their mirror images in {self.seconds:.0f} s; "
-            f"variance left unexplained: {shares}"
+            f"variance left unexplained: {shares_text(self.unexplained)}"
         )
+
+
+def shares_text(unexplained: Mapping[int, float]) -> str:
+    """Return shares of variance by stride, for a line of the log.
+
+    >>> shares_text({8: 0.25, 16: 0.5})
+    '0.250 at stride 8, 0.500 at stride 16'
+    """
+    return ", ".join(f"{share:.3f} at stride {stride}" for stride, share in unexplained.items())
 
 
 @dataclass

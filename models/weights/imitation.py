@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.weights.align import row_maps
+from models.weights.align import row_maps, shares_text
 from models.weights.checkpoint import load_checkpoint
 from models.weights.neck import NeckMatch, match_necks
 from models.yolo import DetectionModel
@@ -43,10 +43,9 @@ class ImitationReport:
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        shares = ", ".join(f"{share:.3f} at stride {stride}" for stride, share in self.unexplained.items())
         return (
             f"backbone and adapters taught the maps in {self.epochs} epochs of augmented images, "
-            f"{self.seconds:.0f} s; variance left unexplained: {shares}"
+            f"{self.seconds:.0f} s; variance left unexplained: {shares_text(self.unexplained)}"
         )
 
 
@@ -96,7 +95,10 @@ def imitate_maps(
                 nn.utils.clip_grad_norm_(parameters, _MOST_NORM)
                 optimizer.step()
                 schedule.step()
-            LOGGER.info("--align-epochs: epoch %d of %d: %s", epoch + 1, epochs, errors)
+            LOGGER.info(
+                "--align-epochs: epoch %d of %d: variance left unexplained %s",
+                *(epoch + 1, epochs, shares_text(errors.shares())),
+            )
     model.train(training)
     return ImitationReport(errors.shares(), epochs, time.perf_counter() - started)
 
@@ -141,7 +143,3 @@ class _Errors:
     def shares(self) -> dict[int, float]:
         """Return {stride: the epoch's mean share of variance left unexplained}."""
         return {self._strides[joint]: total / self._batches for joint, total in self._sums.items()}
-
-    def __str__(self) -> str:
-        shares = ", ".join(f"{share:.3f} at stride {stride}" for stride, share in self.shares().items())
-        return f"variance left unexplained {shares}"

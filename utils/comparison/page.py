@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from utils.comparison.table import NET_COLUMNS, Column, Group, NetRow, is_best
-from utils.pages import html_facts, html_figure, html_image, html_page, html_tiles
+from utils.pages import html_facts, html_figure, html_image, html_page, html_sortable, html_tiles
 
 # Figure, heading of its best net, unit.
 _TILES = (
@@ -91,7 +91,8 @@ def _group(group: Group) -> str:
     differs = ""
     if group.difference:
         differs = f'<p class="differs">Not comparable with conditions 1: {escape(group.difference)}</p>'
-    heads = "".join(_head(i + 2, c.title, "num") for i, c in enumerate(columns))
+    heads = _head(0, "net", "") + _head(1, "start", "")
+    heads += "".join(_head(i + 2, c.title, "num") for i, c in enumerate(columns))
     best = {column.title: group.best(column) for column in columns}
     rows = "\n".join(_row(row, columns, best) for row in group.rows)
     notes = "".join(
@@ -99,8 +100,7 @@ def _group(group: Group) -> str:
     )
     return (
         f'<section><h2>{escape(group.heading)}</h2><p class="sub">{escape(said)}</p>{differs}'
-        f'<div class="scroll"><table class="sortable"><thead><tr>{_head(0, "net", "")}{_head(1, "start", "")}'
-        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>{notes}</section>"
+        f"{html_sortable(heads, rows)}{notes}</section>"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.dataset.config import DatasetConfig
-from utils.dataset.image_set import CORRUPT, ImageSet
+from utils.dataset.image_set import CORRUPT, ImageSet, Packed, ScanReport
 from utils.dataset.labels import find_labels, label_path
 from utils.dataset.verification import cache_path, log_report, scan
 from utils.errors import UserError, shown
@@ -58,12 +58,7 @@ def load_images(
     packed, report = scan(paths, cache, workers=workers, title=title, keypoints=config.keypoints)
     report.messages[:0] = notes
     log_report(report, title)
-    usable = packed.take(np.flatnonzero(packed.status != CORRUPT)) if report.corrupt else packed
-    if not len(usable):
-        raise UserError(
-            f"{config.path}: none of the {report.total} {split} images is usable ({report.messages[-1]})"
-        )
-    images = ImageSet(usable, report)
+    images = _usable(packed, report, f"{config.path}: none of the {report.total} {split} images")
     _check_label_classes(images, config)
     if not len(images.all_labels):
         _report_no_labels(images, config, split, require_labels)
@@ -81,9 +76,14 @@ def load_unlabelled(paths: list[str], *, workers: int | None = None) -> ImageSet
         UserError: no image can be used.
     """
     packed, report = scan(paths, None, workers=workers, title="images without labels")
-    usable = packed.take(np.flatnonzero(packed.status != CORRUPT))
+    return _usable(packed, report, f"none of the {report.total} images")
+
+
+def _usable(packed: Packed, report: ScanReport, none_of_them: str) -> ImageSet:
+    """Return the images that are not dropped; refuse none at all."""
+    usable = packed.take(np.flatnonzero(packed.status != CORRUPT)) if report.corrupt else packed
     if not len(usable):
-        raise UserError(f"none of the {report.total} images is usable ({report.messages[-1]})")
+        raise UserError(f"{none_of_them} is usable ({report.messages[-1]})")
     return ImageSet(usable, report)
 
 

@@ -328,8 +328,8 @@ def save_metrics(
     nc: int,
     seed: int | None,
     **extra: object,
-) -> None:
-    """Write metrics.json, whole or not at all.
+) -> dict[str, object]:
+    """Write metrics.json, whole or not at all, and return its content.
 
     `speed` holds ms per image of each stage; `ms_per_image` is their sum. `parameters` and `gflops` are None
     for a format that does not tell, `gflops` also for a network that cannot be counted.
@@ -347,3 +347,4 @@ def save_metrics(
         **extra,
     }
     atomic_text(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return report

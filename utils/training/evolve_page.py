@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
 from utils.files import atomic_text, atomic_write
-from utils.pages import html_facts, html_image, html_page, html_tiles
+from utils.pages import html_facts, html_image, html_page, html_sortable, html_tiles
 
 MIN_FOR_IMPORTANCE = 10  # complete trials; with fewer the shares say nothing
 INK = "#0b6b4f"
@@ -130,8 +130,7 @@ class EvolveReport:
         return (
             f'<section><h2>Trials</h2><p class="sub">Fitness is 0.1 mAP50 + 0.9 mAP50-95 of best.pt on the '
             "val images; of a pruned trial, the highest until then.</p>"
-            f'<div class="scroll"><table class="sortable"><thead><tr>{cells}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div></section>"
+            f"{html_sortable(cells, rows)}</section>"
         )
 
     def _row(self, trial: FrozenTrial) -> str:

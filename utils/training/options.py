@@ -92,6 +92,11 @@ class TrainingOptions(Options):
     )
     plugins: list[str] = option([], metavar="FILE", help="Python files with blocks of your own")
 
+    @property
+    def own_amp(self) -> str:
+        """Return `amp`, or auto where it names another run, whose choice is asked for."""
+        return "auto" if self.amp.startswith(FROM) else self.amp
+
     def check(self) -> None:
         """Refuse values and combinations that cannot work."""
         self.at_least(epochs=1, imgsz=1, workers=0, patience=0, seed=0)

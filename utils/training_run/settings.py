@@ -64,7 +64,7 @@ def settle(
         UserError: a recorded mode of a CPU is asked for on another device, or does not fit the network.
     """
     imgsz = fit_side(opt.imgsz, stride, least=2)
-    amp = amp_dtype("auto" if opt.amp.startswith(FROM) else opt.amp, device)
+    amp = amp_dtype(opt.own_amp, device)
     batch_size = opt.batch_size
     if batch_size == -1:
         batch_size = choose_batch_size(model, imgsz, device, amp)
@@ -87,7 +87,7 @@ def settle_mode(
     if mode is None and opt.amp == "auto" and not resumed:
         mode = from_main(lambda: choose_mode(model, work))
     elif mode is None:
-        mode = unmeasured_mode(torch.device("cpu"), "auto" if opt.amp.startswith(FROM) else opt.amp)
+        mode = unmeasured_mode(torch.device("cpu"), opt.own_amp)
     elif mode.machine and mode.machine != this_machine():
         LOGGER.warning(
             "--amp: %s was the fastest on %s; this is %s, where results may differ a little",

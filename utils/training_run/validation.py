@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from utils.evaluation.metrics import Metrics, save_metrics
 from utils.evaluation.plots import plot_results
 from utils.evaluation.run_page import measurement, write_run_page
 from utils.profiling import count_parameters, gflops
-from utils.results.model_card import PICTURE, ModelCard, read_metrics, write_card_picture
+from utils.results.model_card import PICTURE, ModelCard, write_card_picture
 from utils.training.distributed import broadcast_state, from_main, in_order, mean_over_ranks, shared_file
 from utils.training.loss import LossFunction
 from utils.training.options import TrainOptions
@@ -168,7 +168,7 @@ def validate_best(
         measured = measurement(found, settings.imgsz, validator.device)
         _write_page(folder, weights, found, data, measured | {"training": trained})
     model = validator.model
-    save_metrics(  # last: a resumed run takes a folder that has it as finished
+    metrics = save_metrics(  # last: a resumed run takes a folder that has it as finished
         folder.metrics,
         found.metrics,
         parameters=count_parameters(model),
@@ -185,7 +185,7 @@ def validate_best(
         sizes=found.mistakes.recall() if found.mistakes else None,
     )
     if not opt.noplots and not opt.nosave:
-        _write_card(recorder, weights, data)
+        _write_card(recorder, weights, data, metrics)
     recorder.loggers.log_pictures(epochs - 1)
     LOGGER.info("results saved to %s", folder.path)
     return TrainResult(folder.path, best, folder.last, found.metrics, seconds)
@@ -200,11 +200,11 @@ def _write_page(
     write_run_page(folder.path, title, found, data.config, known)
 
 
-def _write_card(recorder: Recorder, weights: Path, data: TrainingData) -> None:
+# Any: values of metrics.json.
+def _write_card(recorder: Recorder, weights: Path, data: TrainingData, metrics: Mapping[str, Any]) -> None:
     """Write MODEL.md and card.png beside the weights."""
     folder, facts = recorder.folder, recorder.saver.facts
     options = cast("Mapping[str, object]", facts["opt"])
-    metrics = read_metrics(folder.metrics)
     figures = f"mAP50-95 {metrics['map']:.3f}, mAP50 {metrics['map50']:.3f}, {metrics['imgsz']} px"
     drawn = folder.path / "val_batch0_pred.jpg"
     write_card_picture(drawn, weights.with_name(PICTURE), f"{data.config.path.stem}: {figures}")

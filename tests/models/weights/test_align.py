@@ -3,7 +3,6 @@
 import copy
 
 import cv2
-import numpy as np
 import pytest
 import torch
 
@@ -11,7 +10,7 @@ import models.weights.align as align
 from models.weights.align import align_adapters, row_maps
 from models.weights.checkpoint import load_checkpoint
 from models.weights.neck import load_neck
-from tests.tiny_necks import CARRY, JOINTS, build, write_source
+from tests.tiny_necks import CARRY, JOINTS, build, write_pictures, write_source
 from utils.errors import UserError
 from utils.letterbox import letterbox_tensor
 
@@ -24,11 +23,7 @@ def folder(tmp_path_factory):
     """A source, and images of blocks of colour that its backbone tells apart."""
     folder = tmp_path_factory.mktemp("align")
     write_source(folder)
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        image = cv2.resize(blocks, (96, 64), interpolation=cv2.INTER_LINEAR)
-        cv2.imwrite(str(folder / f"{number:02}.png"), image)
+    write_pictures(folder, 12)
     return folder
 
 

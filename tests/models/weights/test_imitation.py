@@ -2,15 +2,13 @@
 
 import copy
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 from models.weights.align import align_adapters
 from models.weights.imitation import imitate_maps
 from models.weights.neck import load_neck
-from tests.tiny_necks import CARRY, JOINTS, build, write_source
+from tests.tiny_necks import CARRY, JOINTS, build, write_pictures, write_source
 from utils.dataset.detection_dataset import BatchOptions
 from utils.dataset.images import load_unlabelled
 from utils.dataset.loader import build_loader
@@ -24,10 +22,7 @@ LEARNING = {0, 1, 2, 3, *JOINTS}  # the backbone and the adapters
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imitation")
     write_source(folder)
-    rng = np.random.default_rng(0)
-    for number in range(8):
-        blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(blocks, (96, 64)))
+    write_pictures(folder, 8)
     return folder
 
 
